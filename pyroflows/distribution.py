@@ -1,0 +1,410 @@
+"""A flow is a module whose call is a distribution: ``Flow``, and what its call returns.
+
+``FlowDistribution`` is torch's ``TransformedDistribution`` with a fused sample-and-score and the one
+memory from a draw to its log-density. ``Flow`` owns parameters and builds distributions from them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.distributions.kl import kl_divergence, register_kl
+
+from pyroflows.memo import Memo
+from pyroflows.store import keep_in_step
+from pyroflows.transforms.base import Conditioned, FlowTransform
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+
+class StandardNormal(dist.Independent):
+    """``Normal(0, 1)`` over a whole event, its log-density in one sweep."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Nats, of shape ``batch``."""
+        dims = tuple(range(-len(self.event_shape), 0))
+        count = self.event_shape.numel()
+        return -0.5 * value.square().sum(dim=dims) - count * _HALF_LOG_TWO_PI
+
+
+class Base(nn.Module):
+    """The base distribution as a module: its tensors are buffers and move with ``.to()``.
+
+    Args:
+        distribution: any torch or Pyro distribution with plain tensor arguments (``Independent``
+            around it is fine); None for a standard normal.
+        shape: the event shape it must have.
+
+    Raises:
+        ValueError: another event shape, or a distribution whose tensors cannot be found: pass a
+            module whose call returns the distribution instead (it may also have parameters).
+    """
+
+    def __init__(self, distribution: Distribution | None, shape: Size) -> None:
+        super().__init__()
+        self.wraps = 0
+        if distribution is None:
+            self.kind: type[Distribution] = dist.Normal
+            self.register_buffer("loc", torch.zeros(shape))
+            self.register_buffer("scale", torch.ones(shape), persistent=False)
+            self.names = ["loc", "scale"]
+            self.wraps = len(shape)
+            return
+        if distribution.batch_shape or distribution.event_shape != shape:
+            raise ValueError(
+                f"base: expected event shape {tuple(shape)} and no batch shape, got "
+                f"{tuple(distribution.event_shape)} and {tuple(distribution.batch_shape)}"
+            )
+        while isinstance(distribution, torch.distributions.Independent):
+            self.wraps += distribution.reinterpreted_batch_ndims
+            distribution = distribution.base_dist
+        self.kind = type(distribution)
+        self.names = [n for n in distribution.arg_constraints if n in distribution.__dict__]
+        if not self.names:
+            raise ValueError(
+                f"base: cannot find the tensors of a {self.kind.__name__}; pass a torch.nn.Module "
+                "whose call returns the distribution"
+            )
+        for name in self.names:
+            self.register_buffer(name, getattr(distribution, name).detach().clone())
+
+    def forward(self) -> Distribution:
+        """The distribution from the buffers as they are now."""
+        arguments = {name: self._buffers[name] for name in self.names}
+        cached = self.__dict__.get("_cached")
+        if cached is not None and all(cached[0][n] is t for n, t in arguments.items()):
+            return cached[1]
+        made = self.kind(**arguments, validate_args=False)
+        if self.wraps:
+            standard = self.kind is dist.Normal and "scale" in self._non_persistent_buffers_set
+            made = (StandardNormal if standard else dist.Independent)(
+                made, self.wraps, validate_args=False
+            )
+        self.__dict__["_cached"] = (arguments, made)
+        return made
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_cached"}
+
+    def __repr__(self) -> str:
+        shapes = {n: tuple(self._buffers[n].shape) for n in self.names}
+        return f"{self.kind.__name__}({', '.join(f'{n}: {s}' for n, s in shapes.items())})"
+
+
+class FlowDistribution(dist.TransformedDistribution):
+    """What calling a ``Flow`` returns: a Pyro distribution on the flow's parameters as they are.
+
+    Scoring its own draw reuses the log-density computed while drawing, as long as nothing changed
+    in between; the result then has the gradient of the draw's parameters but is not a function of
+    the draw in the graph. ``Flow.detached()`` gives a view that never does so.
+
+    Args:
+        base: base distribution; its batch shape is the distribution's.
+        transform: the flow's transform, conditioned if it is conditional.
+        event_shape: shape of one data point.
+        owner: the module whose parameters decide; None to score own draws like any other value.
+        validate_args: as everywhere in torch.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        base: Distribution,
+        transform: FlowTransform,
+        event_shape: Size,
+        owner: nn.Module | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        # torch's constructor composes and probes all shapes; the flow knows them.
+        self.base_dist = base
+        self.transforms = [transform]
+        self._owner = owner
+        self._memo = Memo()
+        Distribution.__init__(self, base.batch_shape, event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
+        """The same flow with a larger batch, sharing the memory of draws."""
+        batch_shape = Size(batch_shape)
+        new = FlowDistribution(
+            self.base_dist.expand(batch_shape),
+            self.transforms[0],
+            self.event_shape,
+            self._owner,
+            validate_args=False,
+        )
+        new._memo = self._memo
+        new._validate_args = self._validate_args
+        return new
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        """What a data point may be."""
+        return self.transforms[0].codomain
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws are differentiable: the base decides."""
+        return self.base_dist.has_rsample
+
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Differentiable draws ``(*sample, *batch, *event)`` and their log-densities in nats."""
+        z = self.base_dist.rsample(Size(sample_shape))
+        return self._push(z)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Differentiable draws ``(*sample, *batch, *event)``."""
+        return self.rsample_and_log_prob(sample_shape)[0]
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws ``(*sample, *batch, *event)`` without a graph."""
+        return self._push(self.base_dist.sample(Size(sample_shape)))[0]
+
+    def _push(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        x, log_det = self.transforms[0].forward_and_log_det(z)
+        log_prob = self.base_dist.log_prob(z) - log_det
+        if self._owner is not None:
+            # An alias: the log-density's graph may hold x and must not keep its own key alive.
+            x = x.view_as(x)
+            self._memo.put(x, log_prob, self._owner, *self._given())
+        return x, log_prob
+
+    def _given(self) -> tuple[Tensor, ...]:
+        """What the density depends on besides the owner's parameters."""
+        transform = self.transforms[0]
+        return (transform.context,) if isinstance(transform, Conditioned) else ()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats, of shape ``(*sample, *batch)``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        if self._owner is not None:
+            remembered = self._memo.get(value, self._owner, *self._given())
+            if remembered is not None:
+                return remembered
+        event_dim = len(self.event_shape)
+        batch = torch.broadcast_shapes(value.shape[: value.dim() - event_dim], self.batch_shape)
+        value = value.expand(batch + self.event_shape)
+        z, log_det = self.transforms[0].inverse_and_log_det(value)
+        return self.base_dist.log_prob(z) + log_det
+
+    def clear_cache(self) -> None:
+        """Forget the draws."""
+        self._memo.clear()
+
+    def __repr__(self) -> str:
+        return (
+            f"FlowDistribution(batch_shape={tuple(self.batch_shape)}, "
+            f"event_shape={tuple(self.event_shape)})"
+        )
+
+
+def _source(transform: FlowTransform) -> tuple[FlowTransform, Tensor | None]:
+    bound = isinstance(transform, Conditioned)
+    return (transform.transform, transform.context) if bound else (transform, None)
+
+
+@register_kl(FlowDistribution, FlowDistribution)
+def _kl_flow_flow(p: FlowDistribution, q: FlowDistribution) -> Tensor:
+    """A bijection leaves the divergence of the bases unchanged (only then is it closed-form)."""
+    (f, c), (g, d) = _source(p.transforms[0]), _source(q.transforms[0])
+    same_context = c is d or (c is not None and d is not None and torch.equal(c, d))
+    if f is not g or not same_context:
+        raise NotImplementedError(
+            "KL between different flows has no closed form; estimate it: "
+            "x, log_p = p.rsample_and_log_prob((10_000,)); (log_p - q.log_prob(x)).mean()"
+        )
+    return kl_divergence(p.base_dist, q.base_dist)
+
+
+class Flow(nn.Module):
+    """A module whose call is a distribution: ``flow()`` or ``flow(context)``.
+
+    The call is cheap and mutates nothing. Everything Pyro does with a distribution works with it;
+    as a module it trains under ``SVI`` and ``ELBOModule``, as attribute of a ``PyroModule``, under
+    ``pyro.module`` or on its own.
+
+    Args:
+        transform: from base to data.
+        base: base distribution (standard normal by default), or a module whose call returns one.
+        shape: shape of one data point.
+        context: number of context features, or the context's shape; 0 for none.
+
+    Raises:
+        ValueError: the transform or the base does not fit the shape.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> flow = pf.Flow(pf.transforms.LULinear(2), shape=2)
+        >>> flow.log_prob(torch.zeros(3, 2))
+        tensor([-1.8379, -1.8379, -1.8379], grad_fn=...)
+        >>> flow().rsample((5,)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        transform: FlowTransform,
+        base: Distribution | nn.Module | None = None,
+        *,
+        shape: int | Sequence[int],
+        context: int | Sequence[int] = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(transform, FlowTransform):
+            raise ValueError(f"transform: expected a FlowTransform, got {type(transform).__name__}")
+        self.event_shape = Size([shape] if isinstance(shape, int) else shape)
+        if transform.codomain.event_dim != len(self.event_shape):
+            raise ValueError(
+                f"shape: the transform makes events of {transform.codomain.event_dim} dimensions, "
+                f"got shape {tuple(self.event_shape)}"
+            )
+        context = ([context] if context else []) if isinstance(context, int) else context
+        self.context_shape = Size(context)
+        self.transform = transform
+        self.base = (
+            base
+            if isinstance(base, nn.Module)
+            else Base(base, transform.inverse_shape(self.event_shape))
+        )
+        # How a builder made it, for pf.student_of and for saving: plain data only.
+        self.config: dict[str, Any] | None = None
+        self._reuses_draws = True
+
+    @property
+    def fast(self) -> str:
+        """The direction that costs one pass: ``"sample"``, ``"log_prob"``, ``"both"``."""
+        return self.transform.fast
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """What a data point may be."""
+        return self.transform.codomain
+
+    def forward(
+        self, context: Tensor | None = None, *, validate_args: bool | None = None
+    ) -> FlowDistribution:
+        """The distribution at the present parameters; its batch shape is the context's.
+
+        Raises:
+            ValueError: the context is missing, unwanted, or of the wrong width.
+        """
+        base, transform = self.base(), self.transform
+        if context is not None or self.context_shape:
+            batch = self._context_batch(context)
+            base = base.expand(batch) if batch != base.batch_shape else base
+            transform = Conditioned(transform, context, len(self.context_shape))
+        owner = self if self._reuses_draws else None
+        return FlowDistribution(base, transform, self.event_shape, owner, validate_args)
+
+    def _context_batch(self, context: Tensor | None) -> Size:
+        wanted = tuple(self.context_shape)
+        if not wanted:
+            raise ValueError(
+                f"context: this flow takes none, got a tensor of shape {tuple(context.shape)}"
+            )
+        if context is None:
+            raise ValueError(f"context: this flow needs one of shape (*batch, *{wanted}), got None")
+        cut = context.dim() - len(wanted)
+        if cut < 0 or tuple(context.shape[cut:]) != wanted:
+            raise ValueError(
+                f"context: expected shape (*batch, *{wanted}), got {tuple(context.shape)}"
+            )
+        return context.shape[:cut]
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density of ``(*batch, *shape)`` in nats."""
+        return self(context).log_prob(x)
+
+    def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Tensor:
+        """Draws ``(*shape, *context batch, *event)`` without a graph."""
+        return self(context).sample(Size(shape))
+
+    def rsample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Tensor:
+        """Differentiable draws ``(*shape, *context batch, *event)``."""
+        return self(context).rsample(Size(shape))
+
+    def rsample_and_log_prob(
+        self, shape: Sequence[int] = (), context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Differentiable draws and their log-densities in nats, in one go."""
+        return self(context).rsample_and_log_prob(Size(shape))
+
+    def detached(self) -> Flow:
+        """A view with the same values, detached parameters and no memory of draws.
+
+        Its ``log_prob(x)`` is a function of ``x`` alone, also for its own draws: what path-gradient
+        estimators and samplers need. It follows later in-place changes of the parameters.
+        """
+        view = _detached(self)
+        view._reuses_draws = False
+        return view
+
+    def named_modules(
+        self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As in torch; when Pyro walks the flow, it is brought in step with the store first."""
+        keep_in_step(self, prefix)
+        yield from super().named_modules(memo, prefix, remove_duplicate)
+
+    def __getstate__(self) -> dict:
+        for tensor in (*self.parameters(), *self.buffers()):
+            tensor.__dict__.pop("unconstrained", None)  # Pyro's weak reference cannot be pickled
+        return {k: v for k, v in self.__dict__.items() if k != "_linked"}
+
+    def __repr__(self) -> str:
+        context = f", context={tuple(self.context_shape)}" if self.context_shape else ""
+        inner = "\n".join("  " + line for line in repr(self.transform).splitlines())
+        return (
+            f"Flow(shape={tuple(self.event_shape)}{context}, fast={self.fast!r}, base={self.base}\n"
+            f"{inner}\n)"
+        )
+
+
+def _detached(module: nn.Module) -> Any:
+    """A copy of the module tree that shares all tensors, parameters detached."""
+    view = object.__new__(type(module))
+    view.__dict__.update(module.__dict__)
+    if isinstance(module, FlowTransform):
+        view.__dict__.update(_inv=None, _memo=Memo(size=1))
+    view.__dict__.pop("_cached", None)
+    parameters = module._parameters.items()
+    view._parameters = {k: None if p is None else p.detach() for k, p in parameters}
+    view._buffers = dict(module._buffers)
+    view._modules = {k: None if m is None else _detached(m) for k, m in module._modules.items()}
+    return view
+
+
+class FlowConstraint(constraints.Constraint):
+    """The flow's support, parametrised through the flow: ``biject_to`` of it is the frozen flow.
+
+    Give it to a distribution's ``support`` or to ``pyro.param``: samplers and autoguides then move
+    in the flow's base space.
+
+    Args:
+        flow: an unconditional flow; later training does not move a bijection already made.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        if flow.context_shape:
+            raise ValueError("flow: expected one without context")
+        self.flow = flow
+        self.event_dim = len(flow.event_shape)
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each event is in the flow's support."""
+        return self.flow.support.check(value)
+
+
+@torch.distributions.biject_to.register(FlowConstraint)
+@torch.distributions.transform_to.register(FlowConstraint)
+def _through_flow(constraint: FlowConstraint) -> FlowTransform:
+    return constraint.flow.detached().transform
+

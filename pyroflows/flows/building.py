@@ -1,0 +1,133 @@
+"""What all builders share: how layers are mixed, how a flow is closed, how it is remembered."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributions import Distribution, constraints
+
+from pyroflows.distribution import Flow
+from pyroflows.transforms import (
+    Chain,
+    FlowTransform,
+    LULinear,
+    Permute,
+    Standardize,
+    ToSupport,
+)
+
+MIXING = ("lu", "permute", "reverse")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A small flow that the contract is tested on, and the direction it promises to be fast in.
+
+    Args:
+        make: builds it.
+        fast: ``"sample"``, ``"log_prob"`` or ``"both"``.
+    """
+
+    make: Callable[[], Flow]
+    fast: str
+
+
+def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
+    """Mark a function as a builder: its flows carry its name and arguments as ``flow.config``."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def build(*args: object, **kwargs: object) -> Flow:
+        arguments = signature.bind(*args, **kwargs)
+        arguments.apply_defaults()
+        flow = function(*args, **kwargs)
+        flow.config = {"builder": function.__name__, "arguments": dict(arguments.arguments)}
+        return flow
+
+    return build
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """``value``, if it is one of the choices.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+    return value
+
+
+def count(name: str, value: int, least: int = 1, why: str = "") -> int:
+    """``value``, if it is an integer of at least ``least``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected an integer >= {least}{why}, got {value!r}")
+    return value
+
+
+def free_features(features: int, support: constraints.Constraint | None) -> int:
+    """The dimension of the unconstrained space behind ``features`` constrained ones."""
+    return features if support is None else ToSupport(support, features).inputs
+
+
+def shuffle(features: int, seed: int) -> Permute:
+    """A random order that brings the first half of the features into the last half.
+
+    So whatever one coupling kept the next one moves, and nothing is left untransformed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first = features // 2
+    slots = first + torch.randperm(features - first, generator=generator)[:first]
+    permutation = torch.full((features,), -1)
+    permutation[slots] = torch.randperm(first, generator=generator)
+    rest = first + torch.randperm(features - first, generator=generator)
+    permutation[permutation < 0] = rest
+    return Permute(permutation)
+
+
+def stack(
+    make_layer: Callable[[], FlowTransform], features: int, *, layers: int, linear: str, fast: str
+) -> list[FlowTransform]:
+    """Layers with something between them that mixes features, base to data.
+
+    Args:
+        make_layer: makes one layer, cheap in its forward direction.
+        features: number of features.
+        layers: how many.
+        linear: ``"lu"``, ``"permute"`` or ``"reverse"``; an LU-linear map also closes the stack
+            towards the data.
+        fast: ``"sample"`` keeps the layers as they are, ``"log_prob"`` inverts each.
+    """
+    one_of("linear", linear, MIXING)
+    parts: list[FlowTransform] = []
+    for index in range(count("layers", layers)):
+        parts.append(make_layer())
+        if linear == "lu":
+            parts += [Permute.reverse(features), LULinear(features)]
+        elif index < layers - 1:
+            reverse = linear == "reverse"
+            parts.append(Permute.reverse(features) if reverse else shuffle(features, index))
+    return [part.inv for part in parts] if fast == "log_prob" else parts
+
+
+def close(
+    parts: list[FlowTransform],
+    features: int,
+    context: int,
+    base: Distribution | nn.Module | None,
+    support: constraints.Constraint | None,
+) -> Flow:
+    """A flow from its inner layers: standardisation outside, then the support's bijection."""
+    outer: list[FlowTransform] = [Standardize(free_features(features, support))]
+    if support is not None:
+        outer.append(ToSupport(support, features))
+    return Flow(Chain([*parts, *outer]), base, shape=features, context=context)

@@ -1,0 +1,175 @@
+"""NICE and RealNVP: coupling flows, one pass in both directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.distributions import Distribution, constraints
+
+from pyroflows.distribution import Flow
+from pyroflows.flows.building import Example, builder, close, count, free_features, stack
+from pyroflows.nets import MLP
+from pyroflows.transforms import Additive, Affine, Coupling, DiagonalScale, Family
+
+
+def coupling_layer(
+    features: int,
+    family: Family,
+    context: int,
+    *,
+    hidden: Sequence[int],
+    activation: str,
+    residual: bool,
+    dropout: float,
+) -> Coupling:
+    """A coupling that keeps the first half of the features and moves the others."""
+    mask = torch.arange(features) < features // 2
+    kept = int(mask.sum())
+    net = MLP(
+        kept,
+        (features - kept) * family.params,
+        hidden=hidden,
+        context=context,
+        activation=activation,
+        residual=residual,
+        dropout=dropout,
+    )
+    return Coupling(net, family, mask)
+
+
+def coupling_features(features: int, support: constraints.Constraint | None) -> int:
+    """The unconstrained dimension, which a coupling needs to be at least two.
+
+    Raises:
+        ValueError: it is one.
+    """
+    count("features", features)
+    free = free_features(features, support)
+    why = " for a coupling flow, which splits them (pf.maf or pf.iaf takes one)"
+    return count("features", free, 2, why)
+
+
+@builder
+def nice(
+    features: int,
+    context: int = 0,
+    *,
+    layers: int = 6,
+    hidden: Sequence[int] = (128, 128),
+    linear: str = "permute",
+    activation: str = "relu",
+    residual: bool = True,
+    dropout: float = 0.0,
+    base: Distribution | nn.Module | None = None,
+    support: constraints.Constraint | None = None,
+) -> Flow:
+    """NICE: additive couplings, then one scale a feature. Volume-preserving up to that scale.
+
+    Sampling and scoring cost one pass each. Dinh et al. 2015, arXiv:1410.8516.
+
+    Args:
+        features: number of features, at least two.
+        context: number of context features; 0 for none.
+        layers: number of couplings.
+        hidden: widths of each net's hidden layers.
+        linear: what stands between couplings: ``"permute"``, ``"reverse"`` or ``"lu"``.
+        activation: of the nets.
+        residual: skips between hidden layers of equal width.
+        dropout: share of hidden units dropped while training.
+        base: base distribution over the features (standard normal by default).
+        support: where the data live, if not in all of R^n.
+
+    Raises:
+        ValueError: one feature, or an argument out of range.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> pf.nice(3).sample((5,)).shape
+        torch.Size([5, 3])
+    """
+    free = coupling_features(features, support)
+    nets = {
+        "hidden": hidden,
+        "activation": activation,
+        "residual": residual,
+        "dropout": dropout,
+    }
+    parts = stack(
+        lambda: coupling_layer(free, Additive(), context, **nets),
+        free,
+        layers=layers,
+        linear=linear,
+        fast="both",
+    )
+    return close([*parts, DiagonalScale(free)], features, context, base, support)
+
+
+@builder
+def realnvp(
+    features: int,
+    context: int = 0,
+    *,
+    layers: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    linear: str = "lu",
+    bound: float = math.log(5.0),
+    activation: str = "relu",
+    residual: bool = True,
+    dropout: float = 0.0,
+    base: Distribution | nn.Module | None = None,
+    support: constraints.Constraint | None = None,
+) -> Flow:
+    """RealNVP: affine couplings. Sampling and scoring cost one pass each.
+
+    Dinh et al. 2017, arXiv:1605.08803; LU-linear maps between the layers as in Glow.
+
+    Args:
+        features: number of features, at least two.
+        context: number of context features; 0 for none.
+        layers: number of couplings.
+        hidden: widths of each net's hidden layers.
+        linear: what stands between couplings: ``"lu"``, ``"permute"`` or ``"reverse"``.
+        bound: largest absolute log-scale of one layer.
+        activation: of the nets.
+        residual: skips between hidden layers of equal width.
+        dropout: share of hidden units dropped while training.
+        base: base distribution over the features (standard normal by default).
+        support: where the data live, if not in all of R^n.
+
+    Raises:
+        ValueError: one feature, or an argument out of range.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> pf.realnvp(3, context=2)(torch.zeros(5, 2)).batch_shape
+        torch.Size([5])
+    """
+    free = coupling_features(features, support)
+    nets = {
+        "hidden": hidden,
+        "activation": activation,
+        "residual": residual,
+        "dropout": dropout,
+    }
+    parts = stack(
+        lambda: coupling_layer(free, Affine(bound), context, **nets),
+        free,
+        layers=layers,
+        linear=linear,
+        fast="log_prob",
+    )
+    return close(parts, features, context, base, support)
+
+
+EXAMPLES = {
+    "nice": Example(lambda: nice(3, layers=3, hidden=(16, 16)), fast="both"),
+    "nice_conditional": Example(lambda: nice(3, 2, layers=3, hidden=(16,)), fast="both"),
+    "realnvp": Example(lambda: realnvp(3, layers=2, hidden=(16, 16)), fast="both"),
+    "realnvp_conditional": Example(lambda: realnvp(4, 2, layers=2, hidden=(16,)), fast="both"),
+    "realnvp_positive": Example(
+        lambda: realnvp(2, layers=2, hidden=(16,), support=constraints.positive), fast="both"
+    ),
+}

@@ -1,0 +1,104 @@
+"""Neural spline flows: rational-quadratic splines by coupling or autoregressively."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.distributions import Distribution, constraints
+
+from pyroflows.distribution import Flow
+from pyroflows.flows.autoregressive import autoregressive_layer
+from pyroflows.flows.building import Example, builder, close, count, free_features, one_of, stack
+from pyroflows.flows.coupling import coupling_features, coupling_layer
+from pyroflows.transforms import RationalQuadraticSpline
+
+
+@builder
+def nsf(
+    features: int,
+    context: int = 0,
+    *,
+    scheme: str = "coupling",
+    fast: str = "log_prob",
+    layers: int = 5,
+    hidden: Sequence[int] = (128, 128),
+    bins: int = 8,
+    bound: float = 5.0,
+    linear: str = "lu",
+    activation: str = "relu",
+    residual: bool = True,
+    dropout: float = 0.0,
+    base: Distribution | nn.Module | None = None,
+    support: constraints.Constraint | None = None,
+) -> Flow:
+    """Neural spline flow: by coupling one pass both ways, autoregressively one pass one way.
+
+    Durkan et al. 2019, arXiv:1906.04032.
+
+    Args:
+        features: number of features; at least two for coupling.
+        context: number of context features; 0 for none.
+        scheme: ``"coupling"`` or ``"autoregressive"``.
+        fast: the one-pass direction of the autoregressive scheme, ``"log_prob"`` or ``"sample"``;
+            the other is exact, at about two passes.
+        layers: number of spline layers.
+        hidden: widths of each net's hidden layers.
+        bins: bins of a spline.
+        bound: half-width of the splines' box; the standardised data should lie mostly inside.
+        linear: what stands between layers: ``"lu"``, ``"permute"`` or ``"reverse"``.
+        activation: of the nets.
+        residual: skips between hidden layers of equal width.
+        dropout: share of hidden units dropped while training.
+        base: base distribution over the features (standard normal by default).
+        support: where the data live, if not in all of R^n.
+
+    Raises:
+        ValueError: one feature for coupling, or an argument out of range.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> pf.nsf(3, scheme="autoregressive", fast="sample").fast
+        'sample'
+    """
+    one_of("scheme", scheme, ("coupling", "autoregressive"))
+    one_of("fast", fast, ("log_prob", "sample"))
+    family = RationalQuadraticSpline(bins, bound)
+    if scheme == "coupling":
+        free, make = coupling_features(features, support), coupling_layer
+    else:
+        free, make = free_features(count("features", features), support), autoregressive_layer
+    parts = stack(
+        lambda: make(
+            free,
+            family,
+            context,
+            hidden=hidden,
+            activation=activation,
+            residual=residual,
+            dropout=dropout,
+        ),
+        free,
+        layers=layers,
+        linear=linear,
+        fast=fast,
+    )
+    return close(parts, features, context, base, support)
+
+
+EXAMPLES = {
+    "nsf": Example(lambda: nsf(3, layers=2, hidden=(16, 16), bins=4), fast="both"),
+    "nsf_conditional": Example(lambda: nsf(3, 2, layers=2, hidden=(16,), bins=4), fast="both"),
+    "nsf_autoregressive": Example(
+        lambda: nsf(3, scheme="autoregressive", layers=2, hidden=(16, 16), bins=4),
+        fast="log_prob",
+    ),
+    "nsf_autoregressive_sample": Example(
+        lambda: nsf(3, 2, scheme="autoregressive", fast="sample", layers=2, hidden=(16,), bins=4),
+        fast="sample",
+    ),
+    "nsf_interval": Example(
+        lambda: nsf(2, layers=2, hidden=(16,), bins=4, support=constraints.interval(-1.0, 2.0)),
+        fast="both",
+    ),
+}

@@ -1,0 +1,6 @@
+"""Plain torch networks that know nothing of flows."""
+
+from pyroflows.nets.made import MADE, MaskedLinear
+from pyroflows.nets.mlp import MLP
+
+__all__ = ["MADE", "MLP", "MaskedLinear"]

@@ -1,0 +1,105 @@
+"""A plain multilayer perceptron with an optional context, for coupling layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "elu": F.elu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "tanh": F.tanh,
+}
+
+
+def activation_named(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation function of that name.
+
+    Raises:
+        ValueError: the name is not in ``ACTIVATIONS``.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {sorted(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
+
+
+def check_widths(hidden: Sequence[int]) -> tuple[int, ...]:
+    """``hidden`` as a tuple of positive widths.
+
+    Raises:
+        ValueError: it is empty, or holds something that is not a positive integer.
+    """
+    if isinstance(hidden, int) or not hidden or any(int(h) != h or h < 1 for h in hidden):
+        raise ValueError(f"hidden: expected a tuple of positive widths, got {hidden!r}")
+    return tuple(int(h) for h in hidden)
+
+
+class MLP(nn.Module):
+    """``(*batch, inputs)`` and a context ``(*batch, context)`` to ``(*batch, outputs)``.
+
+    Hidden layers of equal width are joined by parameter-free skips; dropout acts on the hidden
+    units while training. The last layer starts at zero, so a flow starts as the identity.
+
+    Args:
+        inputs: number of inputs.
+        outputs: number of outputs.
+        hidden: widths, one per hidden layer.
+        context: number of context features; they enter the first hidden layer.
+        activation: a name from ``ACTIVATIONS``.
+        residual: skips between hidden layers of equal width.
+        dropout: the share of hidden units dropped while training.
+
+    Raises:
+        ValueError: widths that are not positive integers, or an unknown activation.
+
+    Example:
+        >>> import torch
+        >>> MLP(3, 4, hidden=(16, 16))(torch.ones(7, 3)).shape
+        torch.Size([7, 4])
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden: Sequence[int] = (128, 128),
+        context: int = 0,
+        activation: str = "relu",
+        residual: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.hidden = check_widths(hidden)
+        self.activation = activation
+        self._activate = activation_named(activation)
+        self.residual = residual
+        self.dropout = dropout
+        widths = (inputs, *self.hidden)
+        self.layers = nn.ModuleList(
+            nn.Linear(i, o) for i, o in zip(widths, self.hidden, strict=False)
+        )
+        self.from_context = nn.Linear(context, self.hidden[0], bias=False) if context else None
+        self.last = nn.Linear(self.hidden[-1], outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The outputs; ``context`` broadcasts against the batch of ``x``."""
+        h = self.layers[0](x)
+        if self.from_context is not None:
+            h = h + self.from_context(context)
+        for layer in self.layers[1:]:
+            a = F.dropout(self._activate(h), self.dropout, self.training)
+            skip = self.residual and layer.in_features == layer.out_features
+            h = h + layer(a) if skip else layer(a)
+        return self.last(F.dropout(self._activate(h), self.dropout, self.training))
+
+    def __repr__(self) -> str:
+        widths = (self.layers[0].in_features, *self.hidden, self.last.out_features)
+        context = f", context={self.from_context.in_features}" if self.from_context else ""
+        return f"MLP({' -> '.join(map(str, widths))}, {self.activation}{context})"

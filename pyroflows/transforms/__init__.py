@@ -1,0 +1,29 @@
+"""Invertible maps: what a flow is made of."""
+
+from pyroflows.transforms.autoregressive import Autoregressive
+from pyroflows.transforms.base import Chain, Conditioned, FlowTransform, Inverse
+from pyroflows.transforms.coupling import Coupling
+from pyroflows.transforms.elementwise import Additive, Affine, Family, RationalQuadraticSpline
+from pyroflows.transforms.linear import LULinear
+from pyroflows.transforms.normalize import ActNorm, DiagonalScale, Standardize
+from pyroflows.transforms.permute import Permute
+from pyroflows.transforms.support import ToSupport
+
+__all__ = [
+    "FlowTransform",
+    "Inverse",
+    "Conditioned",
+    "Chain",
+    "Family",
+    "Additive",
+    "Affine",
+    "RationalQuadraticSpline",
+    "Coupling",
+    "Autoregressive",
+    "Permute",
+    "LULinear",
+    "ActNorm",
+    "Standardize",
+    "DiagonalScale",
+    "ToSupport",
+]

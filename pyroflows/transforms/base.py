@@ -1,0 +1,367 @@
+"""The contract every transform keeps: two methods, from which torch's whole protocol is derived.
+
+``FlowTransform`` is the contract; ``Inverse``, ``Conditioned`` and ``Chain`` are the three ways to
+make transforms out of transforms. Layers live in the neighbouring files.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+
+from pyroflows.memo import Memo
+
+_OPPOSITE = {"sample": "log_prob", "log_prob": "sample", "both": "both", "neither": "neither"}
+
+
+class FlowTransform(TransformModule):
+    r"""An invertible map :math:`y = f(x; c)` whose log-determinant is known.
+
+    To write one, subclass it and give two methods:
+
+    * ``forward_and_log_det(x, context=None)`` returns ``y = f(x; c)`` and ``log|det dy/dx|``;
+    * ``inverse_and_log_det(y, context=None)`` returns ``x = f^-1(y; c)`` and ``log|det dx/dy|``.
+
+    Each returns the log-determinant *of the map it applies*, of shape ``batch``. Forward is torch's
+    direction: base to data, that is, sampling. ``x`` is ``(*batch, features)`` and ``context``
+    broadcasts against its batch. Everything else (calling, ``.inv``, ``log_abs_det_jacobian``,
+    ``condition``) follows. As with every ``torch.distributions.Transform``, a call is the map
+    itself; ``nn.Module`` forward hooks do not fire.
+
+    Attributes:
+        fast: the direction that costs one pass: ``"sample"``, ``"log_prob"``, ``"both"``
+            or ``"neither"``.
+        volume_preserving: whether the log-determinant is zero everywhere.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> class Shift(pf.FlowTransform):
+        ...     def forward_and_log_det(self, x, context=None):
+        ...         return x + 1, x.new_zeros(x.shape[:-1])
+        ...     def inverse_and_log_det(self, y, context=None):
+        ...         return y - 1, y.new_zeros(y.shape[:-1])
+        >>> Shift().inv(torch.ones(2))
+        tensor([0., 0.])
+    """
+
+    bijective = True
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    fast = "both"
+    volume_preserving = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["_memo"] = Memo(size=1)
+
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``y = f(x; c)`` of shape ``(*batch, features)`` and ``log|det dy/dx|`` (``batch``)."""
+        raise NotImplementedError(f"{type(self).__name__}.forward_and_log_det")
+
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``x = f^-1(y; c)`` of shape ``(*batch, features)`` and ``log|det dx/dy|`` (``batch``)."""
+        raise NotImplementedError(f"{type(self).__name__}.inverse_and_log_det")
+
+    def initialize(
+        self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Tensor:
+        """Set what depends on data, seeing ``value`` arrive at the map's output; return its image.
+
+        With ``inverse=False`` the data arrive at the input instead. Most transforms have nothing to
+        set and only pass the data on.
+        """
+        with torch.no_grad():
+            step = self.inverse_and_log_det if inverse else self.forward_and_log_det
+            return step(value, context)[0]
+
+    @property
+    def inv(self) -> FlowTransform:
+        """The inverse map: a module with the same parameters. ``t.inv.inv is t``."""
+        inverse = self._inv() if self._inv is not None else None
+        if inverse is None:
+            inverse = Inverse(self)
+            self.__dict__["_inv"] = weakref.ref(inverse)
+        return inverse
+
+    def condition(self, context: Tensor) -> Conditioned:
+        """This map at a fixed ``context``: a light view on the same parameters."""
+        return Conditioned(self, context)
+
+    def with_cache(self, cache_size: int = 1) -> FlowTransform:
+        """Itself: a flow transform never answers from a cache, whatever is asked for."""
+        return self
+
+    def clear_cache(self) -> None:
+        """Forget the log-determinant remembered for the last pair."""
+        self._memo.clear()
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """``log|det dy/dx|`` of shape ``batch``; one pass unless the pair was just computed."""
+        log_det = self._memo.get(y, self, x)
+        if log_det is not None:
+            return log_det
+        log_det = self._memo.get(x, self, y)
+        if log_det is not None:
+            return -log_det
+        if self.fast == "log_prob":
+            return -self.inverse_and_log_det(y)[1]
+        return self.forward_and_log_det(x)[1]
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._remembered(*self.forward_and_log_det(x), x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._remembered(*self.inverse_and_log_det(y), y)
+
+    def _remembered(self, output: Tensor, log_det: Tensor, given: Tensor) -> Tensor:
+        # An alias: the graph of log_det may hold the output, and must not keep its own key alive.
+        output = output.view_as(output)
+        self._memo.put(output, log_det, self, given)
+        return output
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_inv": None, "_memo": Memo(size=1)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class Inverse(FlowTransform):
+    """The inverse of a transform, as a module that shares its parameters."""
+
+    def __init__(self, transform: FlowTransform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    @property
+    def fast(self) -> str:
+        """The direction that costs one pass."""
+        return _OPPOSITE[self.transform.fast]
+
+    @property
+    def volume_preserving(self) -> bool:
+        """Whether the log-determinant is zero everywhere."""
+        return self.transform.volume_preserving
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        """What may go in."""
+        return self.transform.codomain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        """What comes out."""
+        return self.transform.domain
+
+    @property
+    def inv(self) -> FlowTransform:
+        """The transform itself."""
+        return self.transform
+
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The transform's inverse."""
+        return self.transform.inverse_and_log_det(x, context)
+
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The transform's forward."""
+        return self.transform.forward_and_log_det(y, context)
+
+    def initialize(
+        self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Tensor:
+        """Initialise the transform from its other side."""
+        return self.transform.initialize(value, context, inverse=not inverse)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.transform._inverse(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.transform._call(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """``log|det dy/dx|`` of shape ``batch``."""
+        return -self.transform.log_abs_det_jacobian(y, x)
+
+    def forward_shape(self, shape: Size) -> Size:
+        """The output's shape."""
+        return self.transform.inverse_shape(shape)
+
+    def inverse_shape(self, shape: Size) -> Size:
+        """The input's shape."""
+        return self.transform.forward_shape(shape)
+
+    def clear_cache(self) -> None:
+        """Forget the log-determinant remembered for the last pair."""
+        self.transform.clear_cache()
+
+    def __repr__(self) -> str:
+        return f"Inverse({self.transform!r})"
+
+
+class Conditioned(FlowTransform):
+    """A transform bound to a context of shape ``(*batch, context)``; mutates nothing."""
+
+    def __init__(self, transform: FlowTransform, context: Tensor, context_dim: int = 1) -> None:
+        super().__init__()
+        self.transform = transform
+        self.register_buffer("context", context, persistent=False)
+        self.context_dim = context_dim
+
+    @property
+    def fast(self) -> str:
+        """The direction that costs one pass."""
+        return self.transform.fast
+
+    @property
+    def volume_preserving(self) -> bool:
+        """Whether the log-determinant is zero everywhere."""
+        return self.transform.volume_preserving
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        """What may go in."""
+        return self.transform.domain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        """What comes out."""
+        return self.transform.codomain
+
+    def _broadcast(self, value: Tensor, event_dim: int) -> Tensor:
+        """``value`` with at least the context's batch."""
+        batch = self.context.shape[: self.context.dim() - self.context_dim]
+        cut = value.dim() - event_dim
+        batch = torch.broadcast_shapes(value.shape[:cut], batch)
+        return value.expand(batch + value.shape[cut:])
+
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The transform's forward at the bound context."""
+        x = self._broadcast(x, self.domain.event_dim)
+        return self.transform.forward_and_log_det(x, self.context)
+
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The transform's inverse at the bound context."""
+        y = self._broadcast(y, self.codomain.event_dim)
+        return self.transform.inverse_and_log_det(y, self.context)
+
+    def forward_shape(self, shape: Size) -> Size:
+        """The output's shape."""
+        return self.transform.forward_shape(shape)
+
+    def inverse_shape(self, shape: Size) -> Size:
+        """The input's shape."""
+        return self.transform.inverse_shape(shape)
+
+    def extra_repr(self) -> str:
+        """The transform and the context's shape."""
+        return f"{self.transform!r}, context={tuple(self.context.shape)}"
+
+
+class Chain(FlowTransform):
+    """Transforms applied one after the other, in the order given (base to data).
+
+    Args:
+        parts: the transforms; a chain among them is taken apart.
+    """
+
+    def __init__(self, parts: Iterable[FlowTransform]) -> None:
+        super().__init__()
+        flat: list[FlowTransform] = []
+        for part in parts:
+            if not isinstance(part, FlowTransform):
+                raise ValueError(f"parts: expected FlowTransforms, got {type(part).__name__}")
+            flat.extend(part.parts if isinstance(part, Chain) else [part])
+        self.parts = nn.ModuleList(flat)
+
+    @property
+    def fast(self) -> str:
+        """The direction that costs one pass in every part."""
+        directions = {part.fast for part in self.parts} - {"both"}
+        return directions.pop() if len(directions) == 1 else "neither" if directions else "both"
+
+    @property
+    def volume_preserving(self) -> bool:
+        """Whether every part is."""
+        return all(part.volume_preserving for part in self.parts)
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        """What may go in."""
+        return self.parts[0].domain if len(self.parts) else constraints.real_vector
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        """What comes out."""
+        return self.parts[-1].codomain if len(self.parts) else constraints.real_vector
+
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """All parts in order; log-determinants add up."""
+        total = x.new_zeros(x.shape[: x.dim() - self.domain.event_dim])
+        for part in self.parts:
+            x, log_det = part.forward_and_log_det(x, context)
+            total = total + log_det
+        return x, total
+
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """All inverses in reverse order; log-determinants add up."""
+        total = y.new_zeros(y.shape[: y.dim() - self.codomain.event_dim])
+        for part in reversed(self.parts):
+            y, log_det = part.inverse_and_log_det(y, context)
+            total = total + log_det
+        return y, total
+
+    def initialize(
+        self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Tensor:
+        """Initialise the parts one by one, each on what its neighbour passes on."""
+        for part in reversed(self.parts) if inverse else self.parts:
+            value = part.initialize(value, context, inverse=inverse)
+        return value
+
+    def forward_shape(self, shape: Size) -> Size:
+        """The output's shape."""
+        for part in self.parts:
+            shape = part.forward_shape(shape)
+        return shape
+
+    def inverse_shape(self, shape: Size) -> Size:
+        """The input's shape."""
+        for part in reversed(self.parts):
+            shape = part.inverse_shape(shape)
+        return shape
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[FlowTransform]:
+        return iter(self.parts)
+
+    def __getitem__(self, index: int) -> FlowTransform:
+        return self.parts[index]
+
+    def __repr__(self) -> str:
+        lines = [f"  {i}: {part!r}" for i, part in enumerate(self.parts)]
+        if len(lines) > 24:
+            lines = [*lines[:12], f"  ... {len(lines) - 24} more ...", *lines[-12:]]
+        return "\n".join(["Chain(", *lines, ")"])

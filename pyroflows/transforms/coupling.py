@@ -1,0 +1,88 @@
+"""Coupling: some features stay and decide what happens to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.elementwise import Family
+
+
+class Coupling(FlowTransform):
+    r"""``y = x`` where the mask holds; elsewhere :math:`y_i = g(x_i; \theta_i(x_{mask}, c))`.
+
+    Both directions cost one network call. Dinh et al. 2015, arXiv:1410.8516, section 3.2.
+
+    Args:
+        net: ``net(kept, context)`` gives ``(*batch, moved * family.params)`` from ``(*batch, kept)``;
+            a module or any callable.
+        family: what is done to each moved feature.
+        mask: ``(features,)``, True where a feature is kept.
+
+    Raises:
+        ValueError: the mask is not one-dimensional, or keeps all features or none.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> mask = torch.tensor([True, False])
+        >>> layer = pf.transforms.Coupling(lambda kept, c: kept, pf.transforms.Additive(), mask)
+        >>> layer(torch.tensor([1.0, 2.0]))
+        tensor([1., 3.])
+    """
+
+    fast = "both"
+
+    def __init__(
+        self, net: Callable[[Tensor, Tensor | None], Tensor], family: Family, mask: Tensor
+    ) -> None:
+        super().__init__()
+        mask = torch.as_tensor(mask, dtype=torch.bool)
+        if mask.dim() != 1 or mask.all() or not mask.any():
+            raise ValueError(
+                f"mask: expected one dimension with features kept and features moved, "
+                f"got shape {tuple(mask.shape)} with {int(mask.sum())} kept; "
+                "a coupling needs at least two features"
+            )
+        self.net = net
+        self.family = family
+        kept, moved = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
+        self.register_buffer("kept", kept)
+        self.register_buffer("moved", moved)
+        self.register_buffer("order", torch.cat([kept, moved]).argsort(), persistent=False)
+
+    @property
+    def volume_preserving(self) -> bool:
+        """Whether the family is."""
+        return self.family.volume_preserving
+
+    def _apply_family(
+        self,
+        step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        value: Tensor,
+        context: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        kept = value.index_select(-1, self.kept)
+        theta = self.net(kept, context).unflatten(-1, (len(self.moved), self.family.params))
+        moved, log_derivative = step(value.index_select(-1, self.moved), theta)
+        kept = kept.expand(*moved.shape[:-1], len(self.kept))  # where the context has more rows
+        joined = torch.cat([kept, moved], dim=-1).index_select(-1, self.order)
+        return joined, log_derivative.sum(dim=-1)
+
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One network call."""
+        return self._apply_family(self.family.forward, x, context)
+
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One network call: the kept features are the same on both sides."""
+        return self._apply_family(self.family.inverse, y, context)
+
+    def extra_repr(self) -> str:
+        """Family, net and how many features are kept."""
+        return f"{self.family}, {self.net}, kept={len(self.kept)}"

@@ -1,0 +1,160 @@
+"""Feature-wise location and scale: fixed from data, or learned, or a scale alone."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from pyroflows.transforms.base import FlowTransform
+
+
+def location_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of ``(*batch, features)``; constant features get scale one.
+
+    Warns:
+        UserWarning: some features are constant.
+    """
+    rows = rows.detach().reshape(-1, rows.shape[-1])
+    mean = rows.mean(dim=0)
+    scale = rows.std(dim=0, correction=0)
+    # Rounding leaves a constant column with a tiny spread relative to its size.
+    floor = 8 * torch.finfo(rows.dtype).eps * rows.abs().amax(dim=0).clamp(min=1e-30)
+    constant = scale <= floor
+    if constant.any():
+        columns = constant.nonzero()[:, 0].tolist()
+        warnings.warn(
+            f"x: {len(columns)} of {rows.shape[1]} columns are constant ({columns[:10]}); "
+            "they are only centred, and a density along them has no finite best value: "
+            "drop them, or add a little noise",
+            stacklevel=2,
+        )
+    return mean, torch.where(constant, torch.ones_like(scale), scale)
+
+
+class Standardize(FlowTransform):
+    """Data units in, data units out: ``x = loc + scale * z``, fixed by ``pf.initialize``.
+
+    ``loc`` and ``scale`` are buffers: part of the ``state_dict``, never trained. Before they are
+    set the map is the identity.
+
+    Args:
+        features: number of features.
+
+    Example:
+        >>> import torch
+        >>> layer = Standardize(1)
+        >>> layer.initialize(torch.tensor([[10.0], [20.0]]))
+        tensor([[-1.],
+                [ 1.]])
+        >>> layer(torch.tensor([0.0]))
+        tensor([15.])
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    def initialize(
+        self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Tensor:
+        """Take location and scale from the data (their inverses with ``inverse=False``)."""
+        with torch.no_grad():
+            loc, scale = location_and_scale(value)
+            self.loc.copy_(loc if inverse else -loc / scale)
+            self.scale.copy_(scale if inverse else scale.reciprocal())
+        return super().initialize(value, context, inverse=inverse)
+
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``loc + scale * x``."""
+        log_det = self.scale.log().sum().expand(x.shape[:-1])
+        return torch.addcmul(self.loc, x, self.scale), log_det
+
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(y - loc) / scale``."""
+        return (y - self.loc) / self.scale, -self.scale.log().sum().expand(y.shape[:-1])
+
+    def extra_repr(self) -> str:
+        """The number of features."""
+        return str(len(self.loc))
+
+
+class ActNorm(FlowTransform):
+    """``y = loc + exp(log_scale) * x``, both learned; data may set the start.
+
+    Kingma & Dhariwal 2018, arXiv:1807.03039, section 3.1. ``pf.initialize`` sets the start once;
+    that it was set is part of the ``state_dict``, so a loaded layer is not set again.
+
+    Args:
+        features: number of features.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(features))
+        self.log_scale = nn.Parameter(torch.zeros(features))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def initialize(
+        self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Tensor:
+        """Make the other side of these data zero-mean and unit-variance, the first time only."""
+        if not self.initialized:
+            with torch.no_grad():
+                loc, scale = location_and_scale(value)
+                self.loc.copy_(loc if inverse else -loc / scale)
+                self.log_scale.copy_(scale.log() if inverse else -scale.log())
+                self.initialized.fill_(True)
+        return super().initialize(value, context, inverse=inverse)
+
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``loc + exp(log_scale) * x``."""
+        y = torch.addcmul(self.loc, x, self.log_scale.exp())
+        return y, self.log_scale.sum().expand(x.shape[:-1])
+
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(y - loc) exp(-log_scale)``."""
+        x = (y - self.loc) * (-self.log_scale).exp()
+        return x, -self.log_scale.sum().expand(y.shape[:-1])
+
+    def extra_repr(self) -> str:
+        """The number of features."""
+        return str(len(self.loc))
+
+
+class DiagonalScale(FlowTransform):
+    """``y_i = exp(s_i) x_i``: the last layer of NICE (Dinh et al. 2015, arXiv:1410.8516, 3.3).
+
+    Args:
+        features: number of features.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(features))
+
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``exp(s) x``."""
+        return x * self.log_scale.exp(), self.log_scale.sum().expand(x.shape[:-1])
+
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``exp(-s) y``."""
+        return y * (-self.log_scale).exp(), -self.log_scale.sum().expand(y.shape[:-1])
+
+    def extra_repr(self) -> str:
+        """The number of features."""
+        return str(len(self.log_scale))

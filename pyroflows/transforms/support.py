@@ -1,0 +1,141 @@
+"""The last map of a flow over bounded data: from all of R^n onto the data's support."""
+
+from __future__ import annotations
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import biject_to, constraints, transform_to
+from torch.distributions.transforms import Transform
+
+from pyroflows.transforms.base import FlowTransform
+
+
+class JoinedSupport(constraints.Constraint):
+    """Vectors whose consecutive pieces satisfy one constraint each.
+
+    Args:
+        parts: pairs of a constraint and the number of features it governs.
+    """
+
+    event_dim = 1
+
+    def __init__(self, parts: list[tuple[constraints.Constraint, int]]) -> None:
+        self.parts = parts
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each vector of ``(*batch, features)`` is inside."""
+        pieces = value.split([length for _, length in self.parts], dim=-1)
+        checks = [
+            _vector(constraint).check(piece)
+            for (constraint, _), piece in zip(self.parts, pieces, strict=True)
+        ]
+        return torch.stack(checks).all(dim=0)
+
+    def __repr__(self) -> str:
+        return f"JoinedSupport({self.parts})"
+
+
+def _vector(constraint: constraints.Constraint) -> constraints.Constraint:
+    """The constraint on whole vectors."""
+    if constraint.event_dim == 0:
+        return constraints.independent(constraint, 1)
+    return constraint
+
+
+class ToSupport(FlowTransform):
+    """The bijection from R^n onto a constrained set of vectors: ``biject_to(support)``.
+
+    Args:
+        support: a constraint of torch or Pyro: ``positive``, ``interval(a, b)``, ``simplex``, ...,
+            or a ``cat`` of several along the last dimension, with ``lengths`` counted in the data.
+        features: length of a data vector.
+
+    Raises:
+        ValueError: the lengths of a ``cat`` do not add up to ``features``, its dimension is not
+            the last, or there is no bijection onto the support.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import constraints
+        >>> ToSupport(constraints.positive, 2)(torch.zeros(2))
+        tensor([1., 1.])
+    """
+
+    def __init__(self, support: constraints.Constraint, features: int) -> None:
+        super().__init__()
+        if isinstance(support, constraints.cat):
+            if support.dim not in (-1, 0) or sum(support.lengths) != features:
+                raise ValueError(
+                    f"support: expected a cat along the last dimension with lengths that add up to "
+                    f"{features} features, got dim {support.dim} and lengths {support.lengths}"
+                )
+            parts = list(zip(support.cseq, support.lengths, strict=True))
+            support = JoinedSupport(parts)
+        elif isinstance(support, JoinedSupport):
+            parts = support.parts
+        else:
+            parts = [(support, features)]
+        self.support = support
+        self.features = features
+        self._parts: list[tuple[Transform, int, int]] = []
+        for constraint, length in parts:
+            transform = self._bijection(constraint)
+            inputs = transform.inverse_shape(Size([length]))[-1]
+            self._parts.append((transform, inputs, length))
+        self.inputs = sum(inputs for _, inputs, _ in self._parts)
+        self.codomain = _vector(support)
+
+    @staticmethod
+    def _bijection(constraint: constraints.Constraint) -> Transform:
+        try:
+            transform = biject_to(constraint)
+        except NotImplementedError:
+            raise ValueError(
+                f"support: torch knows no bijection onto {constraint}; give one that "
+                "torch.distributions.biject_to accepts, or register yours"
+            ) from None
+        if max(transform.domain.event_dim, transform.codomain.event_dim) > 1:
+            raise ValueError(f"support: expected a constraint on vectors, got {constraint}")
+        return transform
+
+    def _map(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        sizes = [n if inverse else i for _, i, n in self._parts]
+        outputs, log_det = [], value.new_zeros(value.shape[:-1])
+        for (transform, _, _), piece in zip(self._parts, value.split(sizes, dim=-1), strict=True):
+            image = transform.inv(piece) if inverse else transform(piece)
+            x, y = (image, piece) if inverse else (piece, image)
+            part = transform.log_abs_det_jacobian(x, y)
+            part = part.sum(dim=-1) if transform.domain.event_dim == 0 else part
+            outputs.append(image)
+            log_det = log_det - part if inverse else log_det + part
+        return torch.cat(outputs, dim=-1), log_det
+
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Onto the support."""
+        return self._map(x, inverse=False)
+
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Back to R^n."""
+        return self._map(y, inverse=True)
+
+    def forward_shape(self, shape: Size) -> Size:
+        """``(*batch, inputs)`` to ``(*batch, features)``."""
+        return Size([*shape[:-1], self.features])
+
+    def inverse_shape(self, shape: Size) -> Size:
+        """``(*batch, features)`` to ``(*batch, inputs)``."""
+        return Size([*shape[:-1], self.inputs])
+
+    def extra_repr(self) -> str:
+        """The support."""
+        return f"{self.support}, {self.features}"
+
+
+@biject_to.register(JoinedSupport)
+@transform_to.register(JoinedSupport)
+def _to_joined_support(support: JoinedSupport) -> ToSupport:
+    return ToSupport(support, sum(length for _, length in support.parts))
