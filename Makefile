@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# One thread a test process: the processes already fill the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .PHONY: demo test test-all lint format clean
 
@@ -10,10 +12,10 @@ demo: $(READY)
 	$(BIN)/python models/quickstart.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n auto
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .

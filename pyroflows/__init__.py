@@ -1,9 +1,43 @@
-"""Normalizing flows as first-class citizens of Pyro: a flow is a module whose call is a distribution."""
+"""Normalizing flows for Pyro: a flow is a module whose call is a distribution."""
 
-from pyroflows import nets, transforms
+from pyroflows import datasets, nets, transforms
+from pyroflows.distill import Distillation, distill, student_of
 from pyroflows.distribution import Flow, FlowConstraint, FlowDistribution
+from pyroflows.fit import fit, initialize
 from pyroflows.flows import iaf, maf, nice, nsf, realnvp
+from pyroflows.history import History
+from pyroflows.infer import AutoFlow, fit_guide
+from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
 
 __version__ = "0.1.0"
-__all__ = ["Flow","FlowDistribution","FlowConstraint","FlowTransform","Chain","transforms","nets","nice","realnvp","maf","iaf","nsf"]
+
+__all__ = [
+    # flows
+    "nice",
+    "realnvp",
+    "maf",
+    "iaf",
+    "nsf",
+    # train them
+    "fit",
+    "initialize",
+    "History",
+    "DivergedError",
+    # guides
+    "AutoFlow",
+    "fit_guide",
+    # distillation
+    "student_of",
+    "distill",
+    "Distillation",
+    # your own
+    "Flow",
+    "FlowDistribution",
+    "FlowConstraint",
+    "FlowTransform",
+    "Chain",
+    "transforms",
+    "nets",
+    "datasets",
+]

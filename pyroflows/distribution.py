@@ -1,7 +1,8 @@
 """A flow is a module whose call is a distribution: ``Flow``, and what its call returns.
 
-``FlowDistribution`` is torch's ``TransformedDistribution`` with a fused sample-and-score and the one
-memory from a draw to its log-density. ``Flow`` owns parameters and builds distributions from them.
+``FlowDistribution`` is torch's ``TransformedDistribution`` with a fused sample-and-score and the
+one memory from a draw to its log-density. ``Flow`` owns parameters and builds distributions from
+them.
 """
 
 from __future__ import annotations
@@ -183,14 +184,15 @@ class FlowDistribution(dist.TransformedDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, of shape ``(*sample, *batch)``."""
-        if self._validate_args:
+        # torch's vector constraints cannot check an empty tensor.
+        if self._validate_args and value.numel():
             self._validate_sample(value)
+        event_dim = len(self.event_shape)
+        batch = torch.broadcast_shapes(value.shape[: value.dim() - event_dim], self.batch_shape)
         if self._owner is not None:
             remembered = self._memo.get(value, self._owner, *self._given())
             if remembered is not None:
-                return remembered
-        event_dim = len(self.event_shape)
-        batch = torch.broadcast_shapes(value.shape[: value.dim() - event_dim], self.batch_shape)
+                return remembered.expand(batch)  # an expanded copy may score a smaller draw
         value = value.expand(batch + self.event_shape)
         z, log_det = self.transforms[0].inverse_and_log_det(value)
         return self.base_dist.log_prob(z) + log_det
@@ -407,4 +409,3 @@ class FlowConstraint(constraints.Constraint):
 @torch.distributions.transform_to.register(FlowConstraint)
 def _through_flow(constraint: FlowConstraint) -> FlowTransform:
     return constraint.flow.detached().transform
-

@@ -22,7 +22,6 @@ def autoregressive_layer(
     hidden: Sequence[int],
     activation: str,
     residual: bool,
-    dropout: float,
 ) -> Autoregressive:
     """A MADE that sets the parameters of each feature from those before it."""
     net = MADE(
@@ -32,7 +31,6 @@ def autoregressive_layer(
         context=context,
         activation=activation,
         residual=residual,
-        dropout=dropout,
     )
     return Autoregressive(net, family)
 
@@ -48,7 +46,6 @@ def maf(
     bound: float = math.log(5.0),
     activation: str = "relu",
     residual: bool = True,
-    dropout: float = 0.0,
     base: Distribution | nn.Module | None = None,
     support: constraints.Constraint | None = None,
 ) -> Flow:
@@ -66,7 +63,6 @@ def maf(
         bound: largest absolute log-scale of one layer.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
-        dropout: share of hidden units dropped while training.
         base: base distribution over the features (standard normal by default).
         support: where the data live, if not in all of R^n.
 
@@ -90,7 +86,6 @@ def maf(
         hidden=hidden,
         activation=activation,
         residual=residual,
-        dropout=dropout,
     )
 
 
@@ -105,7 +100,6 @@ def iaf(
     bound: float = math.log(5.0),
     activation: str = "relu",
     residual: bool = True,
-    dropout: float = 0.0,
     base: Distribution | nn.Module | None = None,
     support: constraints.Constraint | None = None,
 ) -> Flow:
@@ -123,7 +117,6 @@ def iaf(
         bound: largest absolute log-scale of one layer.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
-        dropout: share of hidden units dropped while training.
         base: base distribution over the features (standard normal by default).
         support: where the data live, if not in all of R^n.
 
@@ -148,7 +141,6 @@ def iaf(
         hidden=hidden,
         activation=activation,
         residual=residual,
-        dropout=dropout,
     )
 
 

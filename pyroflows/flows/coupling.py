@@ -23,7 +23,6 @@ def coupling_layer(
     hidden: Sequence[int],
     activation: str,
     residual: bool,
-    dropout: float,
 ) -> Coupling:
     """A coupling that keeps the first half of the features and moves the others."""
     mask = torch.arange(features) < features // 2
@@ -35,7 +34,6 @@ def coupling_layer(
         context=context,
         activation=activation,
         residual=residual,
-        dropout=dropout,
     )
     return Coupling(net, family, mask)
 
@@ -62,7 +60,6 @@ def nice(
     linear: str = "permute",
     activation: str = "relu",
     residual: bool = True,
-    dropout: float = 0.0,
     base: Distribution | nn.Module | None = None,
     support: constraints.Constraint | None = None,
 ) -> Flow:
@@ -78,7 +75,6 @@ def nice(
         linear: what stands between couplings: ``"permute"``, ``"reverse"`` or ``"lu"``.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
-        dropout: share of hidden units dropped while training.
         base: base distribution over the features (standard normal by default).
         support: where the data live, if not in all of R^n.
 
@@ -95,7 +91,6 @@ def nice(
         "hidden": hidden,
         "activation": activation,
         "residual": residual,
-        "dropout": dropout,
     }
     parts = stack(
         lambda: coupling_layer(free, Additive(), context, **nets),
@@ -118,7 +113,6 @@ def realnvp(
     bound: float = math.log(5.0),
     activation: str = "relu",
     residual: bool = True,
-    dropout: float = 0.0,
     base: Distribution | nn.Module | None = None,
     support: constraints.Constraint | None = None,
 ) -> Flow:
@@ -135,7 +129,6 @@ def realnvp(
         bound: largest absolute log-scale of one layer.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
-        dropout: share of hidden units dropped while training.
         base: base distribution over the features (standard normal by default).
         support: where the data live, if not in all of R^n.
 
@@ -152,7 +145,6 @@ def realnvp(
         "hidden": hidden,
         "activation": activation,
         "residual": residual,
-        "dropout": dropout,
     }
     parts = stack(
         lambda: coupling_layer(free, Affine(bound), context, **nets),

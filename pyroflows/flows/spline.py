@@ -28,7 +28,6 @@ def nsf(
     linear: str = "lu",
     activation: str = "relu",
     residual: bool = True,
-    dropout: float = 0.0,
     base: Distribution | nn.Module | None = None,
     support: constraints.Constraint | None = None,
 ) -> Flow:
@@ -49,7 +48,6 @@ def nsf(
         linear: what stands between layers: ``"lu"``, ``"permute"`` or ``"reverse"``.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
-        dropout: share of hidden units dropped while training.
         base: base distribution over the features (standard normal by default).
         support: where the data live, if not in all of R^n.
 
@@ -76,7 +74,6 @@ def nsf(
             hidden=hidden,
             activation=activation,
             residual=residual,
-            dropout=dropout,
         ),
         free,
         layers=layers,

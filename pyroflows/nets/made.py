@@ -53,7 +53,6 @@ class MADE(nn.Module):
         context: number of context features.
         activation: a name from ``pyroflows.nets.mlp.ACTIVATIONS``.
         residual: skips between hidden layers of equal width.
-        dropout: the share of hidden units dropped while training.
 
     Raises:
         ValueError: widths that are not positive integers, or an unknown activation.
@@ -73,7 +72,6 @@ class MADE(nn.Module):
         context: int = 0,
         activation: str = "relu",
         residual: bool = True,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.features = features
@@ -82,7 +80,7 @@ class MADE(nn.Module):
         self.activation = activation
         self._activate = activation_named(activation)
         self.residual = residual
-        self.dropout = dropout
+        self.dropout = 0.0  # a share of hidden units, set by whoever trains, for the time it does
 
         # A unit of degree d sees x_0 .. x_d, one of degree -1 the context alone.
         least = -1 if context or features == 1 else 0
@@ -139,9 +137,7 @@ class MADE(nn.Module):
         rows, params = like.shape[0], self.params
         weights = [layer.masked_weight() for layer in (*self.layers, self.last)]
         # Units stand in rows here: (units, rows), so that a range of units is contiguous.
-        sums = [
-            layer.bias[:, None].repeat(1, rows) for layer in (*self.layers, self.last)
-        ]
+        sums = [layer.bias[:, None].repeat(1, rows) for layer in (*self.layers, self.last)]
         if self.from_context is not None:
             sums[0] += self.from_context.weight @ context.mT
         x = like.new_empty(self.features, rows)
@@ -190,9 +186,7 @@ class MADE(nn.Module):
     def _ends(self, degrees: Tensor) -> dict[int, int]:
         """For each degree d, how many units have a lower one: where the units of d begin."""
         marks = torch.arange(-1, self.features + 1)
-        return dict(
-            zip(marks.tolist(), torch.searchsorted(degrees, marks).tolist(), strict=True)
-        )
+        return dict(zip(marks.tolist(), torch.searchsorted(degrees, marks).tolist(), strict=True))
 
     def __repr__(self) -> str:
         context = f", context={self.from_context.in_features}" if self.from_context else ""

@@ -41,8 +41,8 @@ def check_widths(hidden: Sequence[int]) -> tuple[int, ...]:
 class MLP(nn.Module):
     """``(*batch, inputs)`` and a context ``(*batch, context)`` to ``(*batch, outputs)``.
 
-    Hidden layers of equal width are joined by parameter-free skips; dropout acts on the hidden
-    units while training. The last layer starts at zero, so a flow starts as the identity.
+    Hidden layers of equal width are joined by parameter-free skips. The last layer starts at
+    zero, so a flow starts as the identity.
 
     Args:
         inputs: number of inputs.
@@ -51,7 +51,6 @@ class MLP(nn.Module):
         context: number of context features; they enter the first hidden layer.
         activation: a name from ``ACTIVATIONS``.
         residual: skips between hidden layers of equal width.
-        dropout: the share of hidden units dropped while training.
 
     Raises:
         ValueError: widths that are not positive integers, or an unknown activation.
@@ -71,14 +70,13 @@ class MLP(nn.Module):
         context: int = 0,
         activation: str = "relu",
         residual: bool = True,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.hidden = check_widths(hidden)
         self.activation = activation
         self._activate = activation_named(activation)
         self.residual = residual
-        self.dropout = dropout
+        self.dropout = 0.0  # a share of hidden units, set by whoever trains, for the time it does
         widths = (inputs, *self.hidden)
         self.layers = nn.ModuleList(
             nn.Linear(i, o) for i, o in zip(widths, self.hidden, strict=False)

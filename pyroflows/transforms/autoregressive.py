@@ -1,8 +1,8 @@
 """Autoregressive maps, and their exact inverse with an exact gradient.
 
 Forward is one pass of the network. The inverse walks the features in order; a network that owns a
-``solve`` (``pyroflows.nets.MADE``) does this at the price of about two passes, any other callable is
-evaluated once a feature.
+``solve`` (``pyroflows.nets.MADE``) does this at the price of about two passes, any other callable
+is evaluated once a feature.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ class Autoregressive(FlowTransform):
 
     fast = "sample"
 
-    def __init__(
-        self, net: Callable[[Tensor, Tensor | None], Tensor], family: Family
-    ) -> None:
+    def __init__(self, net: Callable[[Tensor, Tensor | None], Tensor], family: Family) -> None:
         super().__init__()
         self.net = net
         self.family = family

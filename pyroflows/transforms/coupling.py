@@ -17,8 +17,8 @@ class Coupling(FlowTransform):
     Both directions cost one network call. Dinh et al. 2015, arXiv:1410.8516, section 3.2.
 
     Args:
-        net: ``net(kept, context)`` gives ``(*batch, moved * family.params)`` from ``(*batch, kept)``;
-            a module or any callable.
+        net: ``net(kept, context)`` gives ``(*batch, moved * family.params)`` from
+            ``(*batch, kept)``; a module or any callable.
         family: what is done to each moved feature.
         mask: ``(features,)``, True where a feature is kept.
 

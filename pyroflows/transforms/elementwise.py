@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Family:
-    """A strictly increasing scalar map :math:`y = g(x; \\theta)`, applied feature by feature.
+    r"""A strictly increasing scalar map :math:`y = g(x; \theta)`, applied feature by feature.
 
     Attributes:
         params: how many numbers ``theta`` holds for one feature.
@@ -63,7 +63,7 @@ class Affine(Family):
     r""":math:`y = x e^{s} + t` with :math:`s = b \tanh(\theta_0 / b)`, :math:`t = \theta_1`.
 
     The scale stays within :math:`e^{\pm b}`, smoothly: loose limits let single outliers ruin a
-    held-out density (RealNVP; Dinh et al. 2017, arXiv:1605.08803, eq. 7, bounds the scale likewise).
+    held-out density. RealNVP (Dinh et al. 2017, arXiv:1605.08803, eq. 7) bounds the scale likewise.
 
     Args:
         bound: the largest absolute log-scale ``b`` of one layer (log 5 by default).

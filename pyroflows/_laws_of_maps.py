@@ -1,0 +1,256 @@
+"""The laws of a single invertible map: round trip, log-determinant, gradients, structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Size, Tensor
+from torch.autograd.functional import jacobian
+
+from pyroflows._law_cases import (
+    as_shape,
+    contexts,
+    inside,
+    is_unbounded,
+    randn,
+    require,
+    require_close,
+    require_finite,
+    require_shape,
+    tolerance,
+)
+from pyroflows.transforms import Autoregressive, Coupling, FlowTransform
+
+Shape = int | Sequence[int]
+Step = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+
+def _directions(
+    transform: FlowTransform,
+    shape: Size,
+    batch: Sequence[int],
+    context: Tensor | None,
+    dtype: torch.dtype = torch.float64,
+) -> list[tuple[str, Step, Tensor]]:
+    """Name, method and input of both directions; the inverse's input is the forward's output."""
+    x = inside(transform.domain, shape, batch, dtype, seed=1)
+    with torch.no_grad():
+        y = transform.forward_and_log_det(x, context)[0]
+    return [
+        ("forward", transform.forward_and_log_det, x),
+        ("inverse", transform.inverse_and_log_det, y),
+    ]
+
+
+@torch.no_grad()
+def check_round_trip(
+    transform: FlowTransform,
+    shape: Shape,
+    context: Shape = 0,
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    """``f^-1(f(x)) = x`` and ``f(f^-1(y)) = y``, with log-determinants that cancel.
+
+    For batch shapes (), (7,), (3, 4) and (0,); where no side is bounded also for numbers of size
+    50, which must come back to a relative error of a hundred times the usual.
+
+    Args:
+        transform: the map.
+        shape: event shape of its input.
+        context: width or shape of its context; 0 for none.
+        dtype: of the transform's tensors.
+    """
+    shape, wanted = as_shape(shape), as_shape(context)
+    far_too = is_unbounded(transform.domain) and is_unbounded(transform.codomain)
+    for batch in ((), (7,), (3, 4), (0,)):
+        c = contexts(wanted, batch, dtype)
+        near = inside(transform.domain, shape, batch, dtype, seed=1)
+        for x, size in [(near, 1)] + ([(50 * near.sign(), 100)] if far_too else []):
+            allowed = size * tolerance(dtype)
+            where = f"batch {batch}, {'near the origin' if size == 1 else 'at |x| = 50'}"
+            y, forth = transform.forward_and_log_det(x, c)
+            require_shape(y, transform.forward_shape(x.shape), f"forward, {where}")
+            require_shape(forth, batch, f"log-determinant of forward, {where}")
+            require_finite(y, f"forward, {where}")
+            valid = y.numel() == 0 or transform.codomain.check(y).all()
+            require(valid, f"forward leaves the codomain, {where}")
+            back, log_det = transform.inverse_and_log_det(y, c)
+            require_close(back, x, allowed, f"inverse(forward(x)) is not x, {where}")
+            require_close(-log_det, forth, allowed, f"log-determinants do not cancel, {where}")
+            if far_too:  # any y will do, not only one that forward made
+                x2, log_det = transform.inverse_and_log_det(x, c)
+                require_shape(log_det, batch, f"log-determinant of inverse, {where}")
+                require_finite(x2, f"inverse, {where}")
+                back, forth = transform.forward_and_log_det(x2, c)
+                require_close(back, x, allowed, f"forward(inverse(y)) is not y, {where}")
+                require_close(forth, -log_det, allowed, f"log-determinants do not cancel, {where}")
+
+
+def check_log_det(transform: FlowTransform, shape: Shape, context: Shape = 0) -> None:
+    """The log-determinant is ``log|det J|`` of the Jacobian that autograd finds, both ways.
+
+    For a simplex, whose last coordinate follows from the others, J leaves that coordinate out; for
+    other maps between spaces of unequal dimension only ``forward = -inverse`` is held.
+
+    Args:
+        transform: the map, in float64.
+        shape: event shape of its input.
+        context: width or shape of its context; 0 for none.
+    """
+    shape, wanted = as_shape(shape), as_shape(context)
+    c = contexts(wanted, (3,), torch.float64)
+    log_dets = []
+    for name, step, values in _directions(transform, shape, (3,), c):
+        log_det = step(values, c)[1].detach()
+        log_dets.append(log_det)
+        for row, value in enumerate(values):
+            at = None if c is None else c[row]
+            matrix = jacobian(lambda v, at=at, step=step: step(v, at)[0], value)
+            event = value.numel()
+            matrix = matrix.reshape(-1, event)
+            outputs = matrix.shape[0]
+            if abs(outputs - event) > 1:
+                continue
+            square = matrix[: min(matrix.shape), : min(matrix.shape)]
+            expected = torch.linalg.slogdet(square).logabsdet
+            require_close(
+                log_det[row], expected, 1e-7, f"log-determinant of {name} against the Jacobian's"
+            )
+    require_close(log_dets[0], -log_dets[1], 1e-8, "log-determinant of forward against -inverse")
+
+
+def check_gradients(transform: FlowTransform, shape: Shape, context: Shape = 0) -> None:
+    """Gradients agree with finite differences, in both directions.
+
+    With respect to the input and the context (``torch.autograd.gradcheck``) and to each parameter
+    along one random direction; a parameter without a gradient is named.
+
+    Args:
+        transform: the map, in float64.
+        shape: event shape of its input.
+        context: width or shape of its context; 0 for none.
+    """
+    shape, wanted = as_shape(shape), as_shape(context)
+    c = contexts(wanted, (2,), torch.float64)
+    for name, step, value in _directions(transform, shape, (2,), c):
+        inputs = [value.clone().requires_grad_()]
+        inputs += [] if c is None else [c.clone().requires_grad_()]
+
+        def outputs(*given: Tensor, step: Step = step) -> tuple[Tensor, Tensor]:
+            result, log_det = step(given[0], given[1] if len(given) > 1 else None)
+            # A constant log-determinant has no graph, which gradcheck would not accept.
+            return result, log_det + 0 * given[0].sum()
+
+        try:
+            torch.autograd.gradcheck(outputs, inputs, atol=1e-5, rtol=1e-4)
+        except Exception as error:  # gradcheck has its own kinds; the direction is what matters
+            raise AssertionError(f"gradient of {name} in its input or context: {error}") from error
+        _check_parameter_gradients(transform, name, step, value, c)
+
+
+def _check_parameter_gradients(
+    transform: FlowTransform, name: str, step: Step, value: Tensor, context: Tensor | None
+) -> None:
+    def score() -> Tensor:
+        result, log_det = step(value, context)
+        total = (result * randn(result.shape, result.dtype, 7)).sum()
+        return total + (log_det * randn(log_det.shape, log_det.dtype, 8)).sum()
+
+    trained = {n: p for n, p in transform.named_parameters() if p.requires_grad}
+    if not trained:
+        return
+    found = torch.autograd.grad(score(), list(trained.values()), allow_unused=True)
+    for index, (label, gradient) in enumerate(zip(trained, found, strict=True)):
+        parameter = trained[label]
+        require(gradient is not None, f"parameter {label!r} gets no gradient in {name}")
+        require_finite(gradient, f"gradient of {label!r} in {name}")
+        direction, epsilon = randn(parameter.shape, parameter.dtype, 100 + index), 1e-6
+        with torch.no_grad():
+            start = parameter.clone()
+            parameter.copy_(start + epsilon * direction)
+            above = score()
+            parameter.copy_(start - epsilon * direction)
+            slope = (above - score()) / (2 * epsilon)
+            parameter.copy_(start)
+        along = (gradient * direction).sum()
+        require_close(along, slope, 1e-4, f"gradient of {label!r} in {name}")
+
+
+def check_structure(transform: FlowTransform, shape: Shape, context: Shape = 0) -> None:
+    """What a map declares is so.
+
+    ``fast`` is one of the four words; a volume-preserving map has log-determinant zero; an
+    autoregressive layer has a lower triangular Jacobian; a coupling leaves the kept features as
+    they are; ``.inv.inv`` is the map itself, and ``.inv`` has the same parameters.
+
+    Args:
+        transform: the map, in float64.
+        shape: event shape of its input.
+        context: width or shape of its context; 0 for none.
+    """
+    shape, wanted = as_shape(shape), as_shape(context)
+    words = ("sample", "log_prob", "both", "neither")
+    require(transform.fast in words, f"fast: expected one of {words}, got {transform.fast!r}")
+    require(transform.inv.inv is transform, "t.inv.inv is not t")
+    own, inverse = ({id(p) for p in t.parameters()} for t in (transform, transform.inv))
+    require(own == inverse, "t.inv does not have the parameters of t")
+    c = contexts(wanted, (5,), torch.float64)
+    directions = _directions(transform, shape, (5,), c)
+    if transform.volume_preserving:
+        for name, step, value in directions:
+            require(
+                (step(value, c)[1] == 0).all(),
+                f"declared volume-preserving, but the log-determinant of {name} is not zero",
+            )
+    for layer in transform.modules():
+        if isinstance(layer, Autoregressive) and hasattr(layer.net, "features"):
+            x = randn((layer.net.features,), torch.float64, 3)
+            at = None if c is None else c[0]
+            matrix = jacobian(lambda v, f=layer, at=at: f.forward_and_log_det(v, at)[0], x)
+            require((matrix.triu(1) == 0).all(), f"Jacobian is not lower triangular: {layer!r}")
+        if isinstance(layer, Coupling):
+            x = randn((5, len(layer.order)), torch.float64, 3)
+            y = layer.forward_and_log_det(x, c)[0]
+            same = y.index_select(-1, layer.kept) == x.index_select(-1, layer.kept)
+            require(same.all(), f"kept features change: {layer!r}")
+
+
+@torch.no_grad()
+def check_context_rows(
+    transform: FlowTransform,
+    shape: Shape,
+    context: Shape = 0,
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    """A batch equals its rows one by one; a context broadcasts against the batch.
+
+    Args:
+        transform: the map.
+        shape: event shape of its input.
+        context: width or shape of its context; 0 for none.
+        dtype: of the transform's tensors.
+    """
+    shape, wanted = as_shape(shape), as_shape(context)
+    c = contexts(wanted, (4,), dtype)
+    for name, step, value in _directions(transform, shape, (4,), c, dtype):
+        together = step(value, c)
+        rows = [step(v, None if c is None else c[i]) for i, v in enumerate(value)]
+        for part, what in enumerate(("value", "log-determinant")):
+            alone = torch.stack([row[part] for row in rows])
+            require_close(
+                together[part], alone, tolerance(dtype), f"{what} of {name}: a batch, row by row"
+            )
+        if c is None:
+            continue
+        # One context for a batch, a batch of contexts for one point, and both at once.
+        layouts = [(value, c[0]), (value[0], c), (value[:, None], c)]
+        for values, given in layouts:
+            batch = torch.broadcast_shapes(
+                values.shape[: values.dim() - value[0].dim()], given.shape[: -len(wanted)]
+            )
+            spread = values.expand(*batch, *value.shape[1:]), given.expand(*batch, *wanted)
+            for got, full in zip(step(values, given), step(*spread), strict=True):
+                require_close(
+                    got.broadcast_to(full.shape), full, tolerance(dtype), f"{name}: broadcasting"
+                )

@@ -1,0 +1,82 @@
+"""What happened during training, as numbers and as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass
+class History:
+    """The course of a training run.
+
+    Attributes:
+        unit: what ``train`` and ``val`` are measured in: nats (per row, or of the ELBO).
+        steps: epochs, or optimiser steps for a guide, at which a line was recorded.
+        train: mean training score at each, higher is better.
+        val: mean validation score at each; empty where nothing was held out.
+        lr: step size at each.
+        best: index of the line whose weights were kept.
+        stopped: why training ended, in words.
+        rollbacks: how often a non-finite loss sent it back to its best weights.
+        skipped: how many non-finite steps were not applied.
+        seconds: how long it took.
+    """
+
+    unit: str = "nats"
+    steps: list[int] = field(default_factory=list)
+    train: list[float] = field(default_factory=list)
+    val: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    best: int = 0
+    stopped: str = ""
+    rollbacks: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+    def record(self, step: int, train: float, val: float | None, lr: float) -> None:
+        """Add a line."""
+        self.steps.append(step)
+        self.train.append(train)
+        self.lr.append(lr)
+        if val is not None:
+            self.val.append(val)
+
+    @property
+    def score(self) -> float:
+        """The score of the weights that were kept: validation where there is one."""
+        return (self.val or self.train)[self.best]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Training and validation scores over the steps, the kept weights marked.
+
+        Args:
+            ax: matplotlib axes to draw on; a new figure by default.
+        """
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+        ax.plot(self.steps, self.train, label="train", color="tab:blue", lw=1)
+        if self.val:
+            ax.plot(self.steps, self.val, label="validation", color="tab:orange")
+        if self.steps:
+            ax.axvline(self.steps[self.best], color="grey", ls=":", label="weights kept")
+        scores = sorted(self.train + self.val)
+        if len(scores) > 4:  # the first lines would flatten all others
+            low, high = scores[len(scores) // 20], scores[-1]
+            ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        ax.set(xlabel="epoch" if self.unit == "nats" else "step", ylabel=self.unit)
+        ax.legend()
+        return ax
+
+    def __repr__(self) -> str:
+        if not self.steps:
+            return "History(empty)"
+        return (
+            f"History({len(self.steps)} lines, best {self.score:.3f} {self.unit} at "
+            f"{self.steps[self.best]}, {self.stopped}, {self.seconds:.1f} s)"
+        )

@@ -1,0 +1,6 @@
+"""Variational inference with flows."""
+
+from pyroflows.infer.fit_guide import fit_guide
+from pyroflows.infer.guides import AutoFlow
+
+__all__ = ["AutoFlow", "fit_guide"]

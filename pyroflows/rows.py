@@ -1,0 +1,176 @@
+"""Data on its way into a flow: checked once, with errors that say what to do, then served fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyroflows.distribution import Flow
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+def checked_rows(
+    flow: Flow, x: Any, context: Any = None, *, name: str = "x", context_name: str = "context"
+) -> Batch:
+    """``x`` as ``(rows, *flow.event_shape)`` and its context, in the flow's dtype, or an error.
+
+    Args:
+        flow: decides the shape, the dtype and the support.
+        x: a tensor, or what numpy can make an array of.
+        context: ``(rows, *flow.context_shape)`` for a conditional flow.
+        name: what to call ``x`` in errors.
+        context_name: what to call ``context`` in errors.
+
+    Raises:
+        ValueError: integers, no rows, another shape, NaN or infinite rows, rows outside the flow's
+            support, a context that is missing, unwanted, or does not fit.
+    """
+    shape = tuple(flow.event_shape)
+    x = _floats(flow, x, name)
+    if tuple(x.shape[1:]) != shape or x.dim() != len(shape) + 1:
+        raise ValueError(
+            f"{name}: expected shape (rows, {', '.join(map(str, shape))}) for this flow, "
+            f"got {tuple(x.shape)}"
+        )
+    if len(x) == 0:
+        raise ValueError(f"{name}: expected at least one row, got an empty {tuple(x.shape)}")
+    _refuse(
+        name, "NaN or infinite", ~torch.isfinite(x).flatten(1).all(dim=1), "drop or impute them"
+    )
+    _refuse(
+        name,
+        f"outside the flow's support {flow.support}",
+        ~flow.support.check(x).reshape(len(x), -1).all(dim=1),
+        "move them inside, or build the flow with another support=",
+    )
+    return x, _checked_context(flow, context, len(x), context_name)
+
+
+def as_pair(value: Any) -> tuple[Any, Any]:
+    """``(x, context)`` from rows alone, or from a pair or list that may leave the context out."""
+    if isinstance(value, (tuple, list)) and len(value) in (1, 2) and isinstance(value[0], Tensor):
+        return (*value, None)[:2]
+    return value, None
+
+
+def _checked_context(flow: Flow, context: Any, rows: int, name: str) -> Tensor | None:
+    wanted = tuple(flow.context_shape)
+    if not wanted:
+        if context is not None:
+            raise ValueError(
+                f"{name}: this flow takes no context, got one; build the flow with context=..."
+            )
+        return None
+    if context is None:
+        raise ValueError(
+            f"{name}: this flow needs one of shape (rows, {', '.join(map(str, wanted))}), got None"
+        )
+    context = _floats(flow, context, name)
+    if tuple(context.shape) != (rows, *wanted):
+        raise ValueError(f"{name}: expected shape {(rows, *wanted)}, got {tuple(context.shape)}")
+    bad = ~torch.isfinite(context).flatten(1).all(dim=1)
+    _refuse(name, "NaN or infinite", bad, "drop or impute them")
+    return context
+
+
+def _floats(flow: Flow, value: Any, name: str) -> Tensor:
+    """A tensor of the flow's floating dtype."""
+    if not isinstance(value, Tensor):
+        import numpy as np
+
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: expected rows of one length ({error})") from None
+        if array.dtype == object:
+            raise ValueError(f"{name}: expected numbers, got an array of Python objects")
+        value = torch.as_tensor(array)
+    if not value.is_floating_point():
+        raise ValueError(
+            f"{name}: expected floating-point values, got {value.dtype}; use {name}.float(), and "
+            "for counts or pixels first add uniform noise in [0, 1) (dequantisation)"
+        )
+    return value.detach().to(reference(flow).dtype)
+
+
+def _refuse(name: str, what: str, bad: Tensor, remedy: str) -> None:
+    if bad.any():
+        where = bad.nonzero()[:, 0].tolist()
+        shown = ", ".join(map(str, where[:10])) + (", ..." if len(where) > 10 else "")
+        raise ValueError(
+            f"{name}: {len(where)} of {len(bad)} rows are {what} (rows {shown}); {remedy}"
+        )
+
+
+def reference(flow: Flow) -> Tensor:
+    """A tensor of the flow's own, for its dtype and device."""
+    return next(t for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point())
+
+
+def split_rows(rows: Batch, share: float, seed: int) -> tuple[Batch, Batch]:
+    """A random share of the rows apart: ``(rest, share)``.
+
+    Raises:
+        ValueError: the share is not in (0, 1), or leaves one side empty.
+    """
+    x, context = rows
+    if not 0 < share < 1:
+        raise ValueError(f"val: expected a share in (0, 1), rows, or None, got {share}")
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    held = round(share * len(x))
+    if held in (0, len(x)):
+        raise ValueError(
+            f"val: a share of {share} of {len(x)} rows leaves nothing to train on or to validate "
+            "with; give more rows, or val=None"
+        )
+
+    def take(index: Tensor) -> Batch:
+        return x[index], None if context is None else context[index]
+
+    return take(order[held:]), take(order[:held])
+
+
+class Batches:
+    """Random mini-batches from tensors, without Python work per row.
+
+    Iterating is one epoch: every row once, in a new order from a generator of its own. With several
+    processes each sees its part, of equal size, of the one order all share.
+
+    Args:
+        rows: data and context.
+        size: rows in a batch, over all processes.
+        seed: of the order.
+        rank: number of this process.
+        processes: how many there are.
+    """
+
+    def __init__(
+        self, rows: Batch, size: int, seed: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.rows = rows
+        self.size = max(1, size // processes)
+        self.rank = rank
+        self.processes = processes
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def _order(self) -> Tensor:
+        count = len(self.rows[0])
+        order = torch.randperm(count, generator=self.generator)
+        short = -count % self.processes  # equal shards: the first rows fill up the last ones
+        return torch.cat([order, order[:short]])[self.rank :: self.processes]
+
+    def __iter__(self) -> Iterator[Batch]:
+        x, context = self.rows
+        for index in self._order().to(x.device).split(self.size):
+            yield x[index], None if context is None else context[index]
+
+    def __len__(self) -> int:
+        return -(-len(self._shard()) // self.size)
+
+    def _shard(self) -> range:
+        count = len(self.rows[0])
+        return range((count + self.processes - 1) // self.processes)

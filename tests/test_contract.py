@@ -1,0 +1,236 @@
+"""Every law on every example flow, and on flows put together by hand."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyroflows as pf
+from pyroflows import testing
+from pyroflows.flows import examples
+from pyroflows.nets import MADE, MLP
+from pyroflows.transforms import (
+    ActNorm,
+    Additive,
+    Affine,
+    Autoregressive,
+    Chain,
+    Coupling,
+    LULinear,
+    Permute,
+    RationalQuadraticSpline,
+)
+
+EXAMPLES = examples()
+
+
+class LearnedBase(nn.Module):
+    """A normal base whose location and scale are trained."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(features))
+        self.log_scale = nn.Parameter(torch.zeros(features))
+
+    def forward(self):
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+
+
+def affine_layer(features, context=0):
+    return Autoregressive(MADE(features, 2, hidden=(16,), context=context), Affine())
+
+
+def with_actnorm():
+    layers = [ActNorm(3), affine_layer(3), LULinear(3), ActNorm(3)]
+    return pf.Flow(Chain(layers).inv, shape=3)
+
+
+def with_learned_base():
+    return pf.Flow(Chain([affine_layer(2), LULinear(2)]), LearnedBase(2), shape=2)
+
+
+def with_heavy_tails():
+    base = dist.StudentT(torch.full((2,), 4.0), torch.zeros(2), torch.ones(2)).to_event(1)
+    return pf.Flow(affine_layer(2).inv, base, shape=2)
+
+
+def with_nested_inverses():
+    spline = RationalQuadraticSpline(bins=4)
+    coupling = Coupling(
+        MLP(1, 2 * spline.params, hidden=(16,), context=2),
+        spline,
+        torch.tensor([True, False, False]),
+    )
+    inner = Chain([Permute([2, 0, 1]), coupling]).inv
+    chain = Chain([inner, affine_layer(3, 2).inv, LULinear(3).inv]).inv
+    return pf.Flow(Chain([chain, Chain([])]), shape=3, context=2)
+
+
+def with_more_than_one_batch_dimension_of_context():
+    net = MLP(1, 1, hidden=(8,), context=1, activation="tanh")
+    mask = torch.tensor([False, True])
+    return pf.Flow(Chain([Coupling(net, Additive(), mask), LULinear(2)]), shape=2, context=(1,))
+
+
+HAND_MADE = {
+    "actnorm": (with_actnorm, "log_prob"),
+    "learned_base": (with_learned_base, "sample"),
+    "heavy_tails": (with_heavy_tails, "log_prob"),
+    "nested_inverses": (with_nested_inverses, "sample"),
+    "context_shape": (with_more_than_one_batch_dimension_of_context, "both"),
+}
+FLOWS = {name: (example.make, example.fast) for name, example in EXAMPLES.items()} | HAND_MADE
+NAMES = {torch.float64: "float64", torch.float32: "float32"}
+
+
+def cases():
+    for name, (make, _) in FLOWS.items():
+        for law in testing.LAWS:
+            for dtype, laws in (
+                (torch.float64, testing.FLOAT64_LAWS),
+                (torch.float32, testing.FLOAT32_LAWS),
+            ):
+                if law in laws:
+                    yield pytest.param(law, make, dtype, id=f"{name}-{law}-{NAMES[dtype]}")
+
+
+@pytest.mark.parametrize(("law", "make", "dtype"), list(cases()))
+def test_law(law, make, dtype):
+    testing.LAWS[law](make, dtype)
+
+
+@pytest.mark.parametrize("name", list(FLOWS))
+def test_declared_direction(name):
+    make, fast = FLOWS[name]
+    assert make().fast == fast
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["maf", "iaf", "realnvp", "nsf"])
+def test_a_million_rows(name):
+    testing.check_many_rows(EXAMPLES[name].make, torch.float32, rows=1_000_000)
+
+
+@pytest.mark.parametrize("name", list(FLOWS))
+def test_same_arguments_give_the_same_architecture(name):
+    make, _ = FLOWS[name]
+    one, other = make().state_dict(), make().state_dict()
+    assert {k: v.shape for k, v in one.items()} == {k: v.shape for k, v in other.items()}
+    for key, value in one.items():
+        if not value.is_floating_point():
+            assert torch.equal(value, other[key]), key
+
+
+def test_check_flow_takes_a_factory_or_a_flow():
+    flow = pf.maf(2, layers=1, hidden=(8,))
+    before = {k: v.clone() for k, v in flow.state_dict().items()}
+    testing.check_flow(flow, fast="log_prob", laws=["round_trip", "state", "large_weights"])
+    testing.check_flow(lambda: pf.nice(2, layers=2, hidden=(8,)), laws=["log_det"])
+    for key, value in flow.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_check_flow_names_the_law_that_is_broken():
+    with pytest.raises(AssertionError, match="fast: expected 'both', got 'sample'"):
+        testing.check_flow(pf.iaf(2, layers=1, hidden=(8,)), fast="both", laws=[])
+    with pytest.raises(ValueError, match="laws: expected names from"):
+        testing.check_flow(pf.iaf(2, layers=1, hidden=(8,)), laws=["no_such_law"])
+    with pytest.raises(AssertionError, match="every_feature_moves, torch.float64: data feature 0"):
+        testing.check_flow(pf.nice(2, layers=1, hidden=(8,)), laws=["every_feature_moves"])
+
+
+class Faulty(pf.FlowTransform):
+    """Scales by two; each test breaks one thing."""
+
+    def forward_and_log_det(self, x, context=None):
+        return 2 * x, x.new_full(x.shape[:-1], x.shape[-1]) * torch.tensor(2.0, dtype=x.dtype).log()
+
+    def inverse_and_log_det(self, y, context=None):
+        return y / 2, y.new_full(y.shape[:-1], -y.shape[-1]) * torch.tensor(
+            2.0, dtype=y.dtype
+        ).log()
+
+
+def test_check_transform_accepts_what_is_right():
+    testing.check_transform(Faulty(), 3)
+    testing.check_transform(affine_layer(3, 2), 3, context=2)
+    testing.check_transform(pf.transforms.ToSupport(torch.distributions.constraints.simplex, 3), 2)
+    positive = pf.transforms.ToSupport(torch.distributions.constraints.positive, 3)
+    testing.check_transform(positive.inv, 3)
+
+
+class WrongInverse(Faulty):
+    def inverse_and_log_det(self, y, context=None):
+        return y / 2 + 1e-6, super().inverse_and_log_det(y)[1]
+
+
+class WrongSign(Faulty):
+    def forward_and_log_det(self, x, context=None):
+        y, log_det = super().forward_and_log_det(x)
+        return y, -log_det
+
+    def inverse_and_log_det(self, y, context=None):
+        x, log_det = super().inverse_and_log_det(y)
+        return x, -log_det
+
+
+class NoBatch(Faulty):
+    def forward_and_log_det(self, x, context=None):
+        y, log_det = super().forward_and_log_det(x)
+        return y, log_det.sum()
+
+
+class CutGraph(Faulty):
+    def inverse_and_log_det(self, y, context=None):
+        x, log_det = super().inverse_and_log_det(y)
+        return x.detach(), log_det
+
+
+class UnusedParameter(Faulty):
+    def __init__(self):
+        super().__init__()
+        self.idle = nn.Parameter(torch.zeros(2))
+        self.used = nn.Parameter(torch.zeros(3))
+
+    def forward_and_log_det(self, x, context=None):
+        y, log_det = super().forward_and_log_det(x)
+        return y + self.used, log_det
+
+    def inverse_and_log_det(self, y, context=None):
+        return super().inverse_and_log_det(y - self.used)
+
+
+class WrongClaim(Faulty):
+    volume_preserving = True
+
+
+class SeesOtherRows(Faulty):
+    def forward_and_log_det(self, x, context=None):
+        y, log_det = super().forward_and_log_det(x)
+        return y + self._offset(x), log_det
+
+    def inverse_and_log_det(self, y, context=None):
+        x, log_det = super().inverse_and_log_det(y)
+        return x, log_det
+
+    @staticmethod
+    def _offset(x):
+        return x.numel() * 1e-6 * (x.dim() == 2 and x.shape[0] == 4)
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (WrongInverse(), "inverse.forward.x.. is not x"),
+        (WrongSign(), "log-determinant of forward against the Jacobian's"),
+        (NoBatch(), "log-determinant of forward, batch .*: expected shape"),
+        (CutGraph(), "log-determinant of inverse against the Jacobian's"),
+        (UnusedParameter(), "parameter 'idle' gets no gradient in forward"),
+        (WrongClaim(), "declared volume-preserving"),
+        (SeesOtherRows(), "a batch, row by row"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, pf.FlowTransform) else "",
+)
+def test_check_transform_refuses_what_is_wrong(transform, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.check_transform(transform, 3)

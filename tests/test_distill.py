@@ -1,0 +1,141 @@
+"""Distillation: the student comes close, the teacher is left alone, bad input is refused."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import constraints
+
+import pyroflows as pf
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(0)
+    flow = pf.maf(2, layers=2, hidden=(32, 32))
+    x = pf.datasets.moons(4000).train
+    pf.fit(flow, x, max_epochs=15, lr=3e-3, progress=False)
+    return flow
+
+
+def test_student_comes_close(teacher):
+    test = pf.datasets.moons(4000).test
+    student = pf.student_of(teacher)
+    report = pf.distill(teacher, student, data=test, max_steps=800, lr=3e-3, progress=False)
+    assert report.reverse_kl[0] < 0.05 + 3 * report.reverse_kl[1]
+    assert report.forward_kl[0] < 0.05 + 3 * report.forward_kl[1]
+    assert report.teacher_nats - report.student_nats == pytest.approx(report.gap[0], abs=1e-4)
+    assert report.gap[0] < 0.1
+    assert report.student_speed > 0
+    assert "reverse KL" in str(report)
+
+
+def test_estimates_agree_with_the_student_it_leaves(teacher):
+    student = pf.student_of(teacher)
+    report = pf.distill(teacher, student, max_steps=100, progress=False)
+    with torch.no_grad():
+        x = teacher.sample((20_000,))
+        ratio = teacher.log_prob(x) - student.log_prob(x)
+    error = math.hypot(ratio.std() / len(x) ** 0.5, report.forward_kl[1])
+    assert abs(ratio.mean() - report.forward_kl[0]) < 4 * error
+
+
+def test_teacher_is_left_exactly_as_it_was(teacher):
+    teacher.train()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    flags = [(p.requires_grad, p.grad) for p in teacher.parameters()]
+    pf.distill(teacher, pf.student_of(teacher), max_steps=50, progress=False)
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    assert flags == [(p.requires_grad, p.grad) for p in teacher.parameters()]
+    assert all(m.training for m in teacher.modules())
+    teacher.eval()
+
+
+def test_conditional_teacher():
+    torch.manual_seed(0)
+    context = torch.rand(2000, 1) * 4 - 2
+    x = torch.cat([context, -context], dim=1) + 0.3 * torch.randn(2000, 2)
+    flow = pf.maf(2, 1, layers=1, hidden=(16,))
+    pf.fit(flow, x, context, max_epochs=10, lr=5e-3, progress=False)
+    student = pf.student_of(flow)
+    report = pf.distill(flow, student, data=(x, context), max_steps=300, lr=5e-3, progress=False)
+    assert report.forward_kl[0] < 0.1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pf.maf(3, layers=2, hidden=(8, 8)),
+        lambda: pf.maf(3, 2, layers=2, hidden=(8,)),
+        lambda: pf.nsf(3, scheme="autoregressive", layers=2, hidden=(8,), bins=4),
+        lambda: pf.realnvp(3, layers=2, hidden=(8,)),
+        lambda: pf.maf(3, layers=1, hidden=(8,), support=constraints.positive),
+        lambda: pf.maf(3, layers=1, hidden=(8,)).double(),
+    ],
+    ids=["maf", "conditional", "nsf", "coupling", "positive", "float64"],
+)
+def test_student_of(make):
+    flow = make()
+    x = 5 + torch.rand(100, 3).to(next(flow.parameters()).dtype)
+    flow.transform.initialize(x, torch.randn(100, *flow.context_shape))
+    student = pf.student_of(flow)
+    assert student.fast == "sample"
+    assert student.event_shape == flow.event_shape
+    assert student.context_shape == flow.context_shape
+    assert repr(student.support) == repr(flow.support)
+    assert {p.dtype for p in student.parameters()} == {p.dtype for p in flow.parameters()}
+    drawn = student.sample((500,), *([torch.randn(2)] if flow.context_shape else []))
+    assert torch.allclose(drawn.log().mean(0).exp(), x.log().mean(0).exp(), rtol=0.3)
+
+
+def test_student_of_takes_changes(teacher):
+    assert len(pf.student_of(teacher, layers=1).transform) < len(pf.student_of(teacher).transform)
+
+
+def nan_teacher():
+    flow = pf.maf(2, layers=1, hidden=(8,))
+    with torch.no_grad():
+        next(flow.parameters()).fill_(float("nan"))
+    return flow
+
+
+def exploding_teacher():
+    flow = pf.maf(2, layers=1, hidden=(8,))
+    with torch.no_grad():
+        flow.transform.parts[-1].scale.fill_(float("inf"))
+    return flow
+
+
+def plain():
+    return pf.maf(2, layers=1, hidden=(8,))
+
+
+BAD = {
+    "shape": (plain, lambda: pf.iaf(3), r"student: its event_shape \(3,\).*\(2,\)"),
+    "context": (plain, lambda: pf.iaf(2, 1), "student: its context_shape"),
+    "support": (plain, lambda: pf.iaf(2, support=constraints.positive), "student: its support"),
+    "slow": (plain, lambda: pf.maf(2), "student: expected a flow that samples in one pass"),
+    "nan": (nan_teacher, lambda: pf.iaf(2), "teacher: its parameters are not finite"),
+    "infinite": (exploding_teacher, lambda: pf.iaf(2), "teacher: it scores its own samples"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refuses(case):
+    make_teacher, make_student, message = BAD[case]
+    student = make_student()
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        pf.distill(make_teacher(), student, max_steps=10, progress=False)
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+
+
+def test_conditional_teacher_needs_contexts():
+    flow = pf.maf(2, 1, layers=1, hidden=(8,))
+    with pytest.raises(ValueError, match="context: a conditional teacher needs"):
+        pf.distill(flow, pf.student_of(flow), progress=False)
+
+
+def test_bad_held_out_rows_are_named(teacher):
+    with pytest.raises(ValueError, match="data: expected shape"):
+        pf.distill(teacher, pf.student_of(teacher), data=torch.zeros(5, 3), progress=False)

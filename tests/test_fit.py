@@ -1,0 +1,358 @@
+"""Maximum likelihood training: what it reaches, what it refuses, what it leaves behind."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.distributions import MultivariateNormal, constraints
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import pyroflows as pf
+from pyroflows.rows import Batches
+
+QUICK = {"max_epochs": 3, "progress": False}
+
+
+def small(features=2, context=0, **changes):
+    return pf.maf(features, context, layers=1, hidden=(8,), **changes)
+
+
+def rows(n=300, features=2):
+    mixing = torch.eye(features) + 0.5 * torch.ones(features, features)
+    return torch.randn(n, features) @ mixing + 3
+
+
+class Pairs(Dataset):
+    """A map-style data set that is not a TensorDataset."""
+
+    def __init__(self, *tensors):
+        self.tensors_ = tensors
+
+    def __len__(self):
+        return len(self.tensors_[0])
+
+    def __getitem__(self, index):
+        item = tuple(t[index] for t in self.tensors_)
+        return item if len(item) > 1 else item[0]
+
+
+@pytest.mark.parametrize("builder", [pf.nice, pf.realnvp, pf.maf, pf.nsf])
+def test_reaches_the_entropy_of_a_gaussian(builder):
+    x = rows(3000)
+    test = rows(3000)
+    exact = MultivariateNormal(x.mean(0), torch.cov(x.T)).log_prob(test).mean()
+    flow = builder(2, layers=3, hidden=(32,))
+    pf.fit(flow, x, max_epochs=15, lr=5e-3, progress=False)
+    assert flow.log_prob(test).mean() > exact - 0.05
+
+
+def test_conditional_flow_learns_its_context():
+    context = torch.rand(3000, 1) * 4 - 2
+    x = context + 0.1 * torch.randn(3000, 1)
+    flow = pf.maf(1, 1, layers=2, hidden=(16,))
+    pf.fit(flow, x, context, max_epochs=15, lr=5e-3, progress=False)
+    means = flow.sample((2000,), torch.tensor([[-1.0], [1.0]])).mean(0)[:, 0]
+    assert torch.allclose(means, torch.tensor([-1.0, 1.0]), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x,
+        lambda x: x.numpy(),
+        lambda x: x.double(),
+        lambda x: TensorDataset(x),
+        lambda x: Pairs(x),
+    ],
+    ids=["tensor", "array", "float64", "tensor_dataset", "dataset"],
+)
+def test_takes_data_as(make):
+    history = pf.fit(small(), make(rows()), **QUICK)
+    assert len(history.val) == 3
+    assert all(map(math.isfinite, history.train))
+
+
+def test_takes_a_loader_with_a_validation_set():
+    loader = DataLoader(TensorDataset(rows()), batch_size=50, shuffle=True)
+    history = pf.fit(small(), loader, val=rows(50), **QUICK)
+    assert len(history.val) == 3
+
+
+def test_takes_a_loader_of_pairs():
+    loader = DataLoader(Pairs(rows(), torch.randn(300, 1)), batch_size=50)
+    history = pf.fit(small(2, 1), loader, val=(rows(50), torch.randn(50, 1)), **QUICK)
+    assert len(history.val) == 3
+
+
+def test_takes_a_dataset_of_pairs():
+    history = pf.fit(small(2, 1), TensorDataset(rows(), torch.randn(300, 1)), **QUICK)
+    assert len(history.val) == 3
+
+
+def test_without_validation_judges_by_the_training_score():
+    history = pf.fit(small(), rows(), val=None, **QUICK)
+    assert history.val == []
+    assert history.score == max(history.train)
+
+
+def test_keeps_the_best_weights():
+    x, val = rows(), rows(200)
+    flow = small()
+    history = pf.fit(flow, x, val=val, max_epochs=20, lr=0.3, clip=1e3, progress=False)
+    assert history.score == max(history.val)
+    with torch.no_grad():
+        assert flow.log_prob(val).mean().item() == pytest.approx(history.score, abs=1e-4)
+
+
+def test_stops_early():
+    history = pf.fit(small(), rows(100), max_epochs=200, patience=2, lr=0.1, progress=False)
+    assert len(history.val) < 200
+    assert "no better score" in history.stopped
+
+
+def test_same_seed_same_course():
+    courses = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        courses.append(pf.fit(small(), x := rows(), **QUICK).val)
+    assert x is not None
+    assert courses[0] == courses[1]
+
+
+def test_leaves_eval_mode_and_no_dropout():
+    flow = small()
+    pf.fit(flow, rows(), dropout=0.5, **QUICK)
+    assert not flow.training
+    assert {m.dropout for m in flow.modules() if hasattr(m, "dropout")} == {0.0}
+
+
+def test_float64_flow_trains_in_float64():
+    flow = small().double()
+    pf.fit(flow, rows(), **QUICK)
+    assert {p.dtype for p in flow.parameters()} == {torch.float64}
+
+
+def test_slow_direction_trains_too():
+    flow = pf.iaf(2, layers=1, hidden=(8,))
+    history = pf.fit(flow, rows(), max_epochs=5, progress=False)
+    assert history.val[-1] > history.val[0]
+
+
+def test_data_in_far_units():
+    x = rows() * torch.tensor([1e6, 1e-6]) + torch.tensor([1e8, 0.0])
+    flow = small().double()
+    pf.fit(flow, x.double(), max_epochs=10, lr=5e-3, progress=False)
+    exact = MultivariateNormal(x.double().mean(0), torch.cov(x.double().T))
+    assert flow.log_prob(x.double()).mean() > exact.log_prob(x.double()).mean() - 0.5
+
+
+def test_bounded_data():
+    flow = pf.nsf(2, layers=2, hidden=(16,), support=constraints.unit_interval)
+    x = torch.distributions.Beta(2.0, 5.0).sample((2000, 2))
+    pf.fit(flow, x, max_epochs=10, progress=False)
+    drawn = flow.sample((2000,))
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    assert torch.allclose(drawn.mean(0), x.mean(0), atol=0.05)
+
+
+def test_mini_batches_hold_every_row_once():
+    x = torch.arange(10.0)[:, None]
+    seen = torch.cat([b for b, _ in Batches((x, None), 4, seed=0)])
+    assert sorted(seen[:, 0].tolist()) == list(range(10))
+
+
+def test_mini_batches_of_two_processes_share_one_order():
+    x = torch.arange(10.0)[:, None]
+    shards = [Batches((x, None), 4, seed=0, rank=r, processes=2) for r in (0, 1)]
+    seen = torch.cat([b for shard in shards for b, _ in shard])
+    assert sorted(seen[:, 0].tolist()) == list(range(10))
+    assert len(shards[0]) == len(shards[1]) == 3
+
+
+# What goes wrong
+
+
+class Explodes(nn.Module):
+    """A net whose output turns NaN after a number of calls."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.inner = pf.nets.MADE(2, 2, hidden=(8,))
+        self.left = calls
+
+    def forward(self, x, context=None):
+        self.left -= self.training
+        out = self.inner(x, context)
+        return out * float("nan") if self.training and self.left == 0 else out
+
+
+def explosive(calls):
+    net = Explodes(calls)
+    layer = pf.transforms.Autoregressive(net, pf.transforms.Affine())
+    return pf.Flow(pf.Chain([layer.inv]), shape=2), net
+
+
+def test_a_bad_step_rolls_back_to_the_best_weights():
+    flow, net = explosive(calls=12)
+    history = pf.fit(flow, rows(), max_epochs=8, batch_size=64, progress=False)
+    assert history.rollbacks == 1
+    assert all(torch.isfinite(p).all() for p in flow.parameters())
+    assert net.left < 0
+    assert history.lr[-1] < history.lr[0] * 0.35
+
+
+def test_ends_with_advice_after_three_rollbacks():
+    flow, net = explosive(calls=9)
+    best = None
+
+    class Always(Explodes):
+        def forward(self, x, context=None):
+            self.left -= self.training
+            out = self.inner(x, context)
+            return out * float("nan") if self.training and self.left < 0 else out
+
+    net.__class__ = Always
+    with pytest.raises(pf.DivergedError, match="smaller lr="):
+        pf.fit(flow, rows(), max_epochs=20, batch_size=64, progress=False)
+    assert best is None
+    assert all(torch.isfinite(p).all() for p in flow.parameters())
+
+
+def test_interrupt_keeps_the_best_weights():
+    flow = small()
+
+    class Interrupts(Dataset):
+        count = 0
+
+        def __len__(self):
+            return 200
+
+        def __getitem__(self, index):
+            Interrupts.count += 1
+            if Interrupts.count == 1100:
+                raise KeyboardInterrupt
+            return torch.randn(2)
+
+    history = pf.fit(flow, Interrupts(), val=rows(20), start=False, max_epochs=50, progress=False)
+    assert history.stopped == "interrupted"
+    assert 3 < len(history.val) < 50
+
+
+BAD = {
+    "wrong_features": (lambda: (small(), rows(50, 3)), r"x: expected shape \(rows, 2\).*\(50, 3\)"),
+    "one_dimension": (lambda: (small(), torch.randn(50)), r"x: expected shape \(rows, 2\)"),
+    "nan_rows": (
+        lambda: (small(), torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [1.0, 2.0]])),
+        r"x: 1 of 3 rows are NaN or infinite \(rows 1\)",
+    ),
+    "infinite_rows": (
+        lambda: (small(), torch.tensor([[0.0, float("inf")], [float("-inf"), 0.0], [1.0, 2.0]])),
+        r"x: 2 of 3 rows are NaN or infinite \(rows 0, 1\)",
+    ),
+    "integers": (lambda: (small(), torch.ones(50, 2).long()), r"x: expected floating-point.*int64"),
+    "integer_array": (lambda: (small(), np.ones((50, 2), dtype=int)), "x: expected floating-point"),
+    "empty": (lambda: (small(), torch.zeros(0, 2)), "x: expected at least one row"),
+    "strings": (lambda: (small(), np.array([["a", None]], dtype=object)), "x: expected numbers"),
+    "outside_support": (
+        lambda: (small(support=constraints.positive), rows(50) - 100),
+        "x: 50 of 50 rows are outside the flow's support",
+    ),
+    "context_missing": (lambda: (small(2, 3), rows(50)), r"context: .*needs one.*got None"),
+    "context_unwanted": (lambda: (small(), rows(50), torch.zeros(50, 1)), "context: .*takes no"),
+    "context_width": (
+        lambda: (small(2, 3), rows(50), torch.zeros(50, 2)),
+        r"context: expected shape \(50, 3\), got \(50, 2\)",
+    ),
+    "context_rows": (
+        lambda: (small(2, 3), rows(50), torch.zeros(49, 3)),
+        r"context: expected shape \(50, 3\), got \(49, 3\)",
+    ),
+    "context_nan": (
+        lambda: (small(2, 1), rows(50), torch.full((50, 1), float("nan"))),
+        "context: 50 of 50 rows are NaN",
+    ),
+    "too_few_to_split": (lambda: (small(), rows(3)), "val: a share of 0.1 of 3 rows"),
+    "loader_without_val": (
+        lambda: (small(), DataLoader(TensorDataset(rows(50)))),
+        "val: a DataLoader cannot be split",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refuses(case):
+    make, message = BAD[case]
+    arguments = make()
+    before = {k: v.clone() for k, v in arguments[0].state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        pf.fit(*arguments, **QUICK)
+    after = arguments[0].state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", 0.0), ("clip", -1.0), ("patience", 0), ("max_epochs", 0), ("batch_size", 0)],
+)
+def test_refuses_argument(name, value):
+    with pytest.raises(ValueError, match=name):
+        pf.fit(small(), rows(), **{**QUICK, name: value})
+
+
+def test_refuses_dropout_out_of_range():
+    with pytest.raises(ValueError, match="dropout"):
+        pf.fit(small(), rows(), dropout=1.0, **QUICK)
+
+
+def test_bad_validation_rows_are_named():
+    val = rows(10)
+    val[4] = float("nan")
+    with pytest.raises(ValueError, match=r"val: 1 of 10 rows are NaN or infinite \(rows 4\)"):
+        pf.fit(small(), rows(), val=val, **QUICK)
+
+
+def test_bad_batch_of_a_loader_is_named():
+    x = rows(100)
+    x[60] = float("nan")
+    loader = DataLoader(TensorDataset(x), batch_size=50)
+    with pytest.raises(ValueError, match=r"batch 1 of the loader.*rows 10"):
+        pf.fit(small(), loader, val=None, **QUICK)
+
+
+def test_constant_columns_warn_and_still_train():
+    x = rows()
+    x[:, 1] = 7.0
+    with pytest.warns(UserWarning, match=r"1 of 2 columns are constant \(\[1\]\)"):
+        history = pf.fit(small(), x, **QUICK)
+    assert all(map(math.isfinite, history.val))
+
+
+@pytest.mark.parametrize("builder", [pf.nice, pf.realnvp, pf.nsf])
+def test_one_feature_for_a_coupling_flow(builder):
+    with pytest.raises(ValueError, match="features: expected an integer >= 2 for a coupling flow"):
+        builder(1)
+
+
+def test_initialize_is_explicit_and_in_the_state_dict():
+    flow, fresh = small(), small()
+    pf.initialize(flow, rows())
+    assert flow.log_prob(rows()).mean() > fresh.log_prob(rows()).mean()
+    fresh.load_state_dict(flow.state_dict())
+    x = rows()
+    assert torch.equal(flow.log_prob(x), fresh.log_prob(x))
+
+
+def test_history_plots_and_reads_well():
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    history = pf.fit(small(), rows(), **QUICK)
+    ax = history.plot()
+    assert {line.get_label() for line in ax.get_lines()} >= {"train", "validation"}
+    assert "nats" in repr(history)
+    plt.close("all")
