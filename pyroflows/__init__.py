@@ -1,6 +1,6 @@
 """Normalizing flows for Pyro: a flow is a module whose call is a distribution."""
 
-from pyroflows import datasets, nets, transforms
+from pyroflows import datasets, nets, testing, transforms
 from pyroflows.distill import Distillation, distill, student_of
 from pyroflows.distribution import Flow, FlowConstraint, FlowDistribution
 from pyroflows.fit import fit, initialize
@@ -39,5 +39,6 @@ __all__ = [
     "Chain",
     "transforms",
     "nets",
+    "testing",
     "datasets",
 ]

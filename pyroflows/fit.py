@@ -83,7 +83,7 @@ def fit(
     max_epochs: int | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
-    weight_decay: float = 1e-4,
+    weight_decay: float | None = None,
     dropout: float | None = None,
     average: float | None = None,
     clip: float = 5.0,
@@ -113,10 +113,10 @@ def fit(
         max_epochs: the schedule's length; by default about 8,000 steps, within 20 to 300 epochs.
         batch_size: rows a step, over all devices; by default 64 to 1,024 by the number of rows.
         lr: first step size.
-        weight_decay: of AdamW.
-        dropout: share of hidden units dropped while training; by default 0.2 for fewer than
-            20,000 rows, falling to zero at a million. Only for flows whose ``log_prob`` is one
-            pass. The flow keeps none of it.
+        weight_decay: of AdamW, for weight matrices; by default 100 features / rows, at most 1.
+        dropout: share of hidden units dropped while training, for flows whose ``log_prob`` is one
+            pass; by default 0.2 below 100 rows a feature, falling to zero at 10,000. The flow
+            keeps none of it.
         average: decay of the weights' exponential average; by default a memory of four epochs,
             within 100 to 2,000 steps; 0 for none.
         clip: largest gradient norm.
@@ -161,15 +161,16 @@ def fit(
         num_nodes=num_nodes,
     )
     train, held = _sources(flow, x, context, val, batch_size, seed)
+    plenty = len(train[0]) / train[0][0].numel() if isinstance(train, tuple) else math.inf
+    dropout = _default_dropout(flow, plenty) if dropout is None else _checked_dropout(flow, dropout)
     if start:
         _start(flow, train)
     batches = _batches(train, batch_size, seed, fabric.global_rank, fabric.world_size)
-    rows = len(train[0]) if isinstance(train, tuple) else None
     steps = len(batches) if hasattr(batches, "__len__") else 40
     settings = Settings(
         max_epochs=max_epochs or min(max(8000 // steps, 20), 300),
         lr=lr,
-        weight_decay=weight_decay,
+        weight_decay=min(100 / plenty, 1.0) if weight_decay is None else weight_decay,
         clip=clip,
         patience=patience,
         average=_default_average(steps) if average is None else average,
@@ -177,7 +178,7 @@ def fit(
         label="fit",
     )
     evaluate = None if held is None else lambda: _score(flow, held, fabric)
-    _set_dropout(flow, _default_dropout(flow, rows) if dropout is None else dropout)
+    _set_dropout(flow, dropout)
     try:
         return optimise(flow, _Loss(flow), batches, evaluate, settings, fabric)
     finally:
@@ -189,17 +190,30 @@ def _default_average(steps: int) -> float:
     return 1 - 1 / min(max(4 * steps, 100), 2000)
 
 
-def _default_dropout(flow: Flow, rows: int | None) -> float:
-    """0.2 below 20,000 rows, log-linearly to 0 at a million; none where scoring inverts a net."""
-    if rows is None or flow.fast not in ("log_prob", "both"):
+def _default_dropout(flow: Flow, rows_a_feature: float) -> float:
+    """0.2 below 100 rows a feature, log-linearly to 0 at 10,000."""
+    if not _scores_in_one_pass(flow) or rows_a_feature == math.inf:
         return 0.0
-    return 0.2 * min(max(math.log(1e6 / rows) / math.log(50), 0.0), 1.0)
+    return 0.2 * min(max(math.log(1e4 / rows_a_feature) / math.log(100), 0.0), 1.0)
+
+
+def _scores_in_one_pass(flow: Flow) -> bool:
+    return flow.fast in ("log_prob", "both")
+
+
+def _checked_dropout(flow: Flow, share: float) -> float:
+    if not 0 <= share < 1:
+        raise ValueError(f"dropout: expected a share in [0, 1), got {share}")
+    if share and not _scores_in_one_pass(flow):
+        raise ValueError(
+            f"dropout: expected 0 for a flow with fast={flow.fast!r}, whose inverse is solved for "
+            f"with the nets as they are, got {share}"
+        )
+    return share
 
 
 def _set_dropout(flow: Flow, share: float) -> None:
     """Networks carry their dropout as a plain number, used while training."""
-    if not 0 <= share < 1:
-        raise ValueError(f"dropout: expected a share in [0, 1), got {share}")
     for module in flow.transform.modules():
         if hasattr(module, "dropout"):
             module.dropout = share

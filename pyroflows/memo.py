@@ -52,7 +52,7 @@ def _can_remember(tensors: tuple[Tensor, ...]) -> bool:
 
 class _Entry(NamedTuple):
     output: weakref.ref
-    version: int
+    state: tuple[int, bool]
     stamp: tuple
     value: Tensor
 
@@ -77,7 +77,8 @@ class Memo:
             _hook = register_optimizer_step_post_hook(_count_step)
         entries, key = self._entries, id(output)
         reference = weakref.ref(output, lambda _: entries.pop(key, None))
-        entries[key] = _Entry(reference, output._version, _stamp(module, given), value)
+        state = (output._version, output.requires_grad)
+        entries[key] = _Entry(reference, state, _stamp(module, given), value)
         while len(entries) > self.size:
             entries.pop(next(iter(entries)), None)
 
@@ -86,7 +87,9 @@ class Memo:
         entry = self._entries.get(id(output))
         if entry is None or entry.output() is not output or not _can_remember((output, *given)):
             return None
-        if entry.version != output._version or entry.stamp != _stamp(module, given):
+        if entry.state != (output._version, output.requires_grad):
+            return None
+        if entry.stamp != _stamp(module, given):
             return None
         return entry.value
 

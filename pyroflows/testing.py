@@ -13,30 +13,25 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pyroflows._law_cases import USUAL, MakeFlow, as_shape, prepared, randomize
-from pyroflows._laws_of_flows import (
-    check_cost,
+from pyroflows.distribution import Flow
+from pyroflows.laws.cases import USUAL, MakeFlow, as_shape, prepared, randomize
+from pyroflows.laws.cost import check_cost
+from pyroflows.laws.density import (
     check_density_integrates_to_one,
-    check_draws_are_scored,
     check_every_feature_moves,
     check_every_parameter_trains,
-    check_large_weights,
-    check_many_rows,
-    check_memory_of_draws,
-    check_no_global_state,
-    check_nuts,
-    check_pyro,
-    check_repr,
-    check_state,
 )
-from pyroflows._laws_of_maps import (
+from pyroflows.laws.draws import check_draws_are_scored, check_memory_of_draws
+from pyroflows.laws.maps import (
     check_context_rows,
     check_gradients,
     check_log_det,
     check_round_trip,
     check_structure,
 )
-from pyroflows.distribution import Flow
+from pyroflows.laws.scale import check_large_weights, check_many_rows
+from pyroflows.laws.state import check_no_global_state, check_repr, check_state
+from pyroflows.laws.use import check_nuts, check_pyro
 from pyroflows.transforms.base import FlowTransform
 
 __all__ = [

@@ -37,8 +37,7 @@ def make_svi(guide, lr=0.02):
 
 def train(guide, steps=150):
     svi = make_svi(guide)
-    losses = [svi.step(DATA) for _ in range(steps)]
-    return losses
+    return [svi.step(DATA) for _ in range(steps)]
 
 
 def elbo_of(guide, particles=500):

@@ -18,30 +18,32 @@ from pyroflows.transforms.elementwise import Family
 
 
 class _Implicit(torch.autograd.Function):
-    """``x`` as a function of the residual ``y - f(x)``, which is zero: dx/dresidual = J^-1.
+    """Puts the graph of ``y - f(x) = 0`` behind an ``x`` that was solved for without one.
 
-    Adding the residual's graph to the solved ``x`` gives the gradient of the implicit function
-    with respect to y, the context and the weights, without unrolling the solver.
+    Takes y, and f(x) with its log-determinant as evaluated at the solution; gives x and
+    ``-log_det``. Backward solves ``J^T v = dx`` once (the implicit function theorem); ``v`` is then
+    y's gradient and ``-v`` that of f(x), from where autograd reaches the weights and the context.
     """
 
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx,
-        residual: Tensor,
+        y: Tensor,
+        fx: Tensor,
+        log_det: Tensor,
         x: Tensor,
-        transposed_solve: Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        ctx.save_for_backward(x)
+        transposed_solve: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
         ctx.transposed_solve = transposed_solve
-        return x.clone()
+        return x.detach().clone(), -log_det
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        return ctx.transposed_solve(x, grad), None, None
+        ctx: torch.autograd.function.FunctionCtx, grad_x: Tensor, grad_log_det: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        v = ctx.transposed_solve(grad_x, -grad_log_det)
+        return v, -v, -grad_log_det, None, None
 
 
 class Autoregressive(FlowTransform):
@@ -98,15 +100,26 @@ class Autoregressive(FlowTransform):
         x, log_det = self._solve(y, context)
         if not torch.is_grad_enabled() or not self._is_differentiable(y, context):
             return x, log_det
-        residual = y - self._forward(x, context)[0]
-        x = _Implicit.apply(residual, x, lambda x, g: self._transposed_solve(x, g, context))
-        return x, -self.forward_and_log_det(x, context)[1]
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            theta = self.net(at, context)
+            fx, log_derivative = self.family.forward(at, theta)
+            log_det = log_derivative.sum(dim=-1)
+
+        def transposed_solve(grad_x: Tensor, grad_log_det: Tensor) -> Tensor:
+            if log_det.requires_grad:  # x moves the log-determinant too
+                grad_x = (
+                    grad_x + torch.autograd.grad(log_det, at, grad_log_det, retain_graph=True)[0]
+                )
+            return self._transposed_solve(at.detach(), theta.detach(), grad_x, context)
+
+        return _Implicit.apply(y, fx, log_det, x, transposed_solve)
 
     def _is_differentiable(self, y: Tensor, context: Tensor | None) -> bool:
-        if not isinstance(self.net, nn.Module):
-            return True  # what a plain function depends on cannot be seen
-        sources = (y, context, *self.net.parameters())
-        return any(s is not None and s.requires_grad for s in sources)
+        # What a plain function depends on shows in its result alone.
+        is_module = isinstance(self.net, nn.Module)
+        hidden = self.net.parameters() if is_module else [self.net(y.detach(), context)]
+        return any(s is not None and s.requires_grad for s in (y, context, *hidden))
 
     @torch.no_grad()
     def _solve(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -125,20 +138,36 @@ class Autoregressive(FlowTransform):
         log_det = self.family.inverse(flat, theta)[1].sum(dim=-1)
         return x.reshape(y.shape), log_det.reshape(y.shape[:-1])
 
-    def _transposed_solve(self, x: Tensor, grad: Tensor, context: Tensor | None) -> Tensor:
-        """``v`` with ``J^T v = grad`` for the Jacobian J of forward at x.
+    def _transposed_solve(
+        self, x: Tensor, theta: Tensor, grad: Tensor, context: Tensor | None
+    ) -> Tensor:
+        """``v`` with ``J^T v = grad`` for the Jacobian J of forward at x."""
+        with torch.enable_grad():
+            leaf = theta.requires_grad_()
+            y, log_derivative = self.family.forward(x, leaf)
+            (pull,) = torch.autograd.grad(y.sum(), leaf)
+        slope = log_derivative.detach().exp()
+        if not hasattr(self.net, "transposed_solve"):
+            return self._sweep(x, grad, slope, context)
+        rows = None if context is None else context.detach().reshape(-1, context.shape[-1])
+        flat = (t.reshape(-1, t.shape[-1]) for t in (grad, slope))
+        v = self.net.transposed_solve(
+            x.reshape(-1, x.shape[-1]), rows, *flat, pull.reshape(-1, *pull.shape[-2:])
+        )
+        return v.reshape(x.shape)
 
-        J is a diagonal plus a strictly lower triangle, so Jacobi sweeps are exact after
-        ``features`` of them and stop as soon as nothing changes any more.
+    def _sweep(self, x: Tensor, grad: Tensor, slope: Tensor, context: Tensor | None) -> Tensor:
+        """The same for any net: J is a diagonal plus a strictly lower triangle.
+
+        So Jacobi sweeps are exact after ``features`` of them, and may stop once nothing changes.
         """
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            y, log_derivative = self._forward(x, context)
-        diagonal = log_derivative.detach().exp()
-        v = grad / diagonal
+            x = x.requires_grad_()
+            y = self._forward(x, context)[0]
+        v = grad / slope
         for _ in range(x.shape[-1]):
             (product,) = torch.autograd.grad(y, x, v, retain_graph=True)
-            change = (grad - product) / diagonal
+            change = (grad - product) / slope
             v = v + change
             if not (change.abs() > torch.finfo(v.dtype).eps * v.abs()).any():
                 break

@@ -164,8 +164,8 @@ class Inverse(FlowTransform):
 
     @property
     def inv(self) -> FlowTransform:
-        """The transform itself, whose ``.inv`` is this very inverse (a copy has to say so again)."""
-        self.transform.__dict__["_inv"] = weakref.ref(self)
+        """The transform itself, whose ``.inv`` is then this very inverse."""
+        self.transform.__dict__["_inv"] = weakref.ref(self)  # a copy has lost the link
         return self.transform
 
     def forward_and_log_det(

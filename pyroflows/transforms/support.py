@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Size, Tensor
 from torch.distributions import biject_to, constraints, transform_to
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import Transform, identity_transform
 
 from pyroflows.transforms.base import FlowTransform
 
@@ -102,6 +104,10 @@ class ToSupport(FlowTransform):
         sizes = [n if inverse else i for _, i, n in self._parts]
         outputs, log_det = [], value.new_zeros(value.shape[:-1])
         for (transform, _, _), piece in zip(self._parts, value.split(sizes, dim=-1), strict=True):
+            if not inverse and transform is not identity_transform:
+                # exp and its kind leave the support beyond this, to infinity or onto its edge.
+                limit = 0.98 * math.log(torch.finfo(piece.dtype).max)
+                piece = piece.clamp(-limit, limit)
             image = transform.inv(piece) if inverse else transform(piece)
             x, y = (image, piece) if inverse else (piece, image)
             part = transform.log_abs_det_jacobian(x, y)

@@ -1,4 +1,4 @@
-"""What every test starts from and must leave behind: one seed, an empty store, untouched settings."""
+"""What every test starts from, and what it must leave as it was."""
 
 import random
 from collections.abc import Iterator
@@ -7,8 +7,6 @@ import numpy as np
 import pyro
 import pytest
 import torch
-
-import pyroflows
 
 # Tensors in tests are small, and workers that share cores only get in each other's way.
 torch.set_num_threads(1)
@@ -54,9 +52,3 @@ def no_global_change() -> Iterator[None]:
     if changed:
         restore(before)
         pytest.fail("the test left global state changed: " + "; ".join(changed), pytrace=False)
-
-
-@pytest.fixture(autouse=True)
-def docstring_names(doctest_namespace: dict[str, object]) -> None:
-    """What examples in docstrings may use without importing it."""
-    doctest_namespace.update(torch=torch, pyro=pyro, pf=pyroflows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Size, Tensor, nn
@@ -145,3 +146,11 @@ def conditioners(transform: FlowTransform) -> dict[str, nn.Module]:
         for name, layer in transform.named_modules()
         if isinstance(layer, FlowTransform) and isinstance(getattr(layer, "net", None), nn.Module)
     }
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Draws from a seed, torch's generator as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,86 @@
+"""Base distributions of flows, as modules whose tensors move with ``.to()``."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+
+class StandardNormal(dist.Independent):
+    """``Normal(0, 1)`` over a whole event, its log-density in one sweep."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Nats, of shape ``batch``."""
+        dims = tuple(range(-len(self.event_shape), 0))
+        count = self.event_shape.numel()
+        return -0.5 * value.square().sum(dim=dims) - count * _HALF_LOG_TWO_PI
+
+
+class Base(nn.Module):
+    """The base distribution as a module: its tensors are buffers and move with ``.to()``.
+
+    Args:
+        distribution: any torch or Pyro distribution with plain tensor arguments (``Independent``
+            around it is fine); None for a standard normal.
+        shape: the event shape it must have.
+
+    Raises:
+        ValueError: another event shape, or a distribution whose tensors cannot be found: pass a
+            module whose call returns the distribution instead (it may also have parameters).
+    """
+
+    def __init__(self, distribution: Distribution | None, shape: Size) -> None:
+        super().__init__()
+        self.wraps = 0
+        if distribution is None:
+            self.kind: type[Distribution] = dist.Normal
+            self.register_buffer("loc", torch.zeros(shape))
+            self.register_buffer("scale", torch.ones(shape), persistent=False)
+            self.names = ["loc", "scale"]
+            self.wraps = len(shape)
+            return
+        if distribution.batch_shape or distribution.event_shape != shape:
+            raise ValueError(
+                f"base: expected event shape {tuple(shape)} and no batch shape, got "
+                f"{tuple(distribution.event_shape)} and {tuple(distribution.batch_shape)}"
+            )
+        while isinstance(distribution, torch.distributions.Independent):
+            self.wraps += distribution.reinterpreted_batch_ndims
+            distribution = distribution.base_dist
+        self.kind = type(distribution)
+        self.names = [n for n in distribution.arg_constraints if n in distribution.__dict__]
+        if not self.names:
+            raise ValueError(
+                f"base: cannot find the tensors of a {self.kind.__name__}; pass a torch.nn.Module "
+                "whose call returns the distribution"
+            )
+        for name in self.names:
+            self.register_buffer(name, getattr(distribution, name).detach().clone())
+
+    def forward(self) -> Distribution:
+        """The distribution from the buffers as they are now."""
+        arguments = {name: self._buffers[name] for name in self.names}
+        cached = self.__dict__.get("_cached")
+        if cached is not None and all(cached[0][n] is t for n, t in arguments.items()):
+            return cached[1]
+        made = self.kind(**arguments, validate_args=False)
+        if self.wraps:
+            standard = self.kind is dist.Normal and "scale" in self._non_persistent_buffers_set
+            made = (StandardNormal if standard else dist.Independent)(
+                made, self.wraps, validate_args=False
+            )
+        self.__dict__["_cached"] = (arguments, made)
+        return made
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_cached"}
+
+    def __repr__(self) -> str:
+        shapes = {n: tuple(self._buffers[n].shape) for n in self.names}
+        return f"{self.kind.__name__}({', '.join(f'{n}: {s}' for n, s in shapes.items())})"

@@ -1,0 +1,1 @@
+"""The laws behind ``pyroflows.testing``, which is where to call them from."""

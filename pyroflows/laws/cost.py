@@ -1,0 +1,123 @@
+"""What each direction costs, in calls of the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pyro
+import torch
+
+from pyroflows.distribution import Flow
+from pyroflows.laws.cases import (
+    MakeFlow,
+    conditioners,
+    draws_of,
+    points,
+    prepared,
+    require,
+    seeded,
+)
+
+
+@contextmanager
+def _count_network_calls(flow: Flow) -> Iterator[dict[str, list[int]]]:
+    """Counts of forward passes and of sequential solutions, by network."""
+    networks = conditioners(flow.transform)
+    counts = {name: [0, 0] for name in networks}
+    handles, patched = [], []
+    for name, net in networks.items():
+
+        def passed(*_: object, name: str = name) -> None:
+            counts[name][0] += 1
+
+        handles.append(net.register_forward_hook(passed))
+        if hasattr(net, "solve"):
+            solve = net.solve
+
+            def solved(
+                *args: object, solve: Callable = solve, name: str = name, **kwargs: object
+            ) -> object:
+                counts[name][1] += 1
+                return solve(*args, **kwargs)
+
+            net.solve = solved
+            patched.append(net)
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+        for net in patched:
+            del net.solve
+
+
+def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | None = None) -> None:
+    """``flow.fast`` is kept: one call a network in the fast direction, none to score an own draw.
+
+    Counted on the modules that layers hold as ``net``. A network that has ``solve`` is never
+    called feature by feature: the slow direction solves once, and calls once more for its gradient.
+
+    Args:
+        make: makes the flow.
+        dtype: of its tensors.
+        fast: what ``flow.fast`` should be, if you want that checked too.
+    """
+    flow = prepared(make, dtype)
+    require(fast in (None, flow.fast), f"fast: expected {fast!r}, got {flow.fast!r}")
+    x, context = points(flow, (5,), dtype)
+    shape, given = draws_of(flow, 5, dtype)
+
+    nets = conditioners(flow.transform)
+
+    def expect(counts: dict[str, list[int]], calls: int, what: str) -> None:
+        for name, found in counts.items():
+            require(
+                found == [calls, 0],
+                f"{what} called {name} {found[0]} times and solved {found[1]} times; "
+                f"fast={flow.fast!r} promises {calls} and 0",
+            )
+            found[:] = [0, 0]
+
+    def expect_slow(counts: dict[str, list[int]], calls: int, what: str) -> None:
+        for name, found in counts.items():
+            require(
+                not hasattr(nets[name], "solve") or (found[0] <= calls and found[1] <= 1),
+                f"{what} called {name} {found[0]} times and solved {found[1]} times; "
+                f"at most {calls} and 1 are needed",
+            )
+            found[:] = [0, 0]
+
+    with seeded(), _count_network_calls(flow) as counts:
+        scoring = expect if flow.fast in ("log_prob", "both") else expect_slow
+        drawing = expect if flow.fast in ("sample", "both") else expect_slow
+        flow.log_prob(x, context)
+        # Outside no_grad a solution is followed by two passes that carry its gradient.
+        scoring(counts, 1 if scoring is expect else 2, "log_prob")
+        with torch.no_grad():
+            flow.log_prob(x, context)
+            scoring(counts, 1, "log_prob under no_grad")
+            flow.sample(shape, given)
+            drawing(counts, 1, "sample")
+        for grad in (True, False):
+            d = flow(given)
+            if not d.has_rsample:
+                continue
+            with torch.set_grad_enabled(grad):
+                own = d.rsample(shape)
+                for found in counts.values():
+                    found[:] = [0, 0]
+                d.log_prob(own)
+                expect(counts, 0, "log_prob of an own draw")
+                d.log_prob(own)
+                expect(counts, 0, "log_prob of an own draw, the second time")
+        if drawing is expect and flow(given).has_rsample:
+            _, context = draws_of(flow, 4, dtype)
+
+            def model() -> None:
+                d = flow(context)
+                with pyro.plate("rows", 4):
+                    pyro.sample("x", d if context is not None else d.expand((4,)))
+
+            pyro.poutine.trace(model).get_trace().compute_log_prob()
+            expect(counts, 1, "pyro.sample and the trace's log_prob_sum")

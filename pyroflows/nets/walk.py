@@ -1,0 +1,176 @@
+"""Walking a MADE feature by feature, computing each hidden unit once.
+
+With hidden units sorted by degree every masked weight is block-triangular: once the features up to
+d are known, the units of degree d can be computed and never change. So an inversion that would take
+one full pass a feature costs about the arithmetic of two passes in all. Inside a block of features
+only the block's own columns are multiplied; one large product a layer then carries the finished
+block to all rows still open.
+
+Units stand in rows here, ``(units, rows of data)``, so that a range of units is contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyroflows.nets.made import MADE
+
+
+def _blocks(features: int) -> list[tuple[int, int]]:
+    """Ranges of features: about sqrt(D) of about sqrt(D) each."""
+    width = max(1, math.isqrt(features))
+    return [(a, min(a + width, features)) for a in range(0, features, width)]
+
+
+@torch.no_grad()
+def solve(
+    net: MADE, step: Callable[[int, Tensor], Tensor], like: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The fixed point ``x_i = step(i, params_i(x_<i))``, features in order. Exact.
+
+    Not differentiable; never uses dropout.
+
+    Args:
+        net: the network.
+        step: gives feature i, ``(rows,)``, from its parameters ``(rows, params)``.
+        like: ``(rows, features)``; its number of rows, dtype and device are used.
+        context: ``(rows, context)`` or None.
+
+    Returns:
+        The fixed point ``(rows, features)`` and its parameters ``(rows, features, params)``.
+    """
+    rows, params, upto = like.shape[0], net.params, net.upto
+    layers = (*net.layers, net.last)
+    weights = [layer.masked_weight() for layer in layers]
+    sums = [layer.bias[:, None].repeat(1, rows) for layer in layers]
+    if net.from_context is not None:
+        sums[0] += net.from_context.weight @ context.mT
+    x = like.new_empty(net.features, rows)
+    values = [x, *(like.new_empty(w, rows) for w in net.hidden)]  # what each layer reads
+
+    def finish(degree: int, start: int) -> None:
+        """The units of one degree, given the columns from degree ``start`` on."""
+        for layer, weight in enumerate(weights[:-1]):
+            a, b = upto[layer + 1][degree + 1], upto[layer + 1][degree + 2]
+            if a == b:
+                continue
+            c, d = upto[layer][start + 1], upto[layer][degree + 2]
+            unit = sums[layer][a:b]
+            if d > c:
+                unit.addmm_(weight[a:b, c:d], values[layer][c:d])
+            if net.has_skip(layer):
+                unit += sums[layer - 1][a:b]
+            values[layer + 1][a:b] = net.activate(unit)
+
+    def push(start: int, stop: int) -> None:
+        """Carry the columns of the degrees ``start .. stop - 1`` to all later rows."""
+        for layer, weight in enumerate(weights):
+            c, d = upto[layer][start + 1], upto[layer][stop + 1]
+            last = layer == len(net.layers)
+            first = stop * params if last else upto[layer + 1][stop + 1]
+            if d > c and first < weight.shape[0]:
+                sums[layer][first:].addmm_(weight[first:, c:d], values[layer][c:d])
+
+    finish(-1, -1)  # what depends on the context alone
+    push(-1, 0)
+    out, weight = sums[-1], weights[-1]
+    for start, stop in _blocks(net.features):
+        for i in range(start, stop):
+            mine = slice(i * params, (i + 1) * params)
+            c, d = upto[-1][start + 1], upto[-1][i + 1]
+            if d > c:
+                out[mine].addmm_(weight[mine, c:d], values[-1][c:d])
+            x[i] = step(i, out[mine].mT)
+            finish(i, start)
+        push(start, stop)
+    return x.mT, out.unflatten(0, (net.features, params)).permute(2, 0, 1)
+
+
+@torch.no_grad()
+def transposed_solve(
+    net: MADE, x: Tensor, context: Tensor | None, grad: Tensor, slope: Tensor, pull: Tensor
+) -> Tensor:
+    """``v`` with ``J^T v = grad`` for ``J = dy/dx`` of ``y_i = g(x_i; params_i(x_<i))``.
+
+    The same walk backwards: once ``v`` is known for all features after d, the adjoints of the units
+    of degree d are complete.
+
+    Args:
+        net: the network.
+        x: ``(rows, features)``, where J is taken.
+        context: ``(rows, context)`` or None.
+        grad: ``(rows, features)``.
+        slope: ``dy_i/dx_i`` at fixed parameters, ``(rows, features)``.
+        pull: ``dy_i/dparams_i``, ``(rows, features, params)``.
+
+    Returns:
+        ``v``, ``(rows, features)``.
+    """
+    params, upto = net.params, net.upto
+    weights = [layer.masked_weight() for layer in (*net.layers, net.last)]
+    slopes = _activation_slopes(net, x, context)
+    grad, slope = grad.mT.contiguous(), slope.mT.contiguous()
+    pull = pull.permute(1, 2, 0).contiguous()
+    v = torch.empty_like(grad)
+    # What each layer sends back: adjoints of its sums, (units above, rows).
+    sent = [s.new_empty(s.shape) for s in slopes] + [v.new_empty(weights[-1].shape[0], len(x))]
+    # What arrives at the values each layer reads: inputs, then the activations.
+    arrived = [torch.zeros_like(grad), *(torch.zeros_like(s) for s in slopes)]
+
+    def finish(degree: int, stop: int) -> None:
+        """The units of one degree, given what was sent by the degrees below ``stop``."""
+        for layer in reversed(range(len(weights))):
+            c, d = upto[layer][degree + 1], upto[layer][degree + 2]
+            if c == d:
+                continue
+            last = layer == len(net.layers)
+            above = [n * params for n in range(net.features + 1)] if last else None
+            a = above[degree + 1] if last else upto[layer + 1][degree + 1]
+            b = above[stop] if last else upto[layer + 1][stop + 1]
+            if b > a:
+                arrived[layer][c:d].addmm_(weights[layer][a:b, c:d].mT, sent[layer][a:b])
+            if layer > 0:
+                sums = arrived[layer][c:d] * slopes[layer - 1][c:d]
+                if layer < len(net.layers) and net.has_skip(layer):
+                    sums += sent[layer][c:d]
+                sent[layer - 1][c:d] = sums
+
+    def push(start: int, stop: int) -> None:
+        """Carry what the degrees ``start .. stop - 1`` sent to all lower ones."""
+        for layer, weight in enumerate(weights):
+            last = layer == len(net.layers)
+            a = start * params if last else upto[layer + 1][start + 1]
+            b = stop * params if last else upto[layer + 1][stop + 1]
+            below = upto[layer][start + 1]
+            if b > a and below > 0:
+                arrived[layer][:below].addmm_(weight[a:b, :below].mT, sent[layer][a:b])
+
+    for start, stop in reversed(_blocks(net.features)):
+        for i in reversed(range(start, stop)):
+            finish(i, stop)
+            v[i] = (grad[i] - arrived[0][i]) / slope[i]
+            sent[-1][i * params : (i + 1) * params] = pull[i] * v[i]
+        push(start, stop)
+    return v.mT
+
+
+def _activation_slopes(net: MADE, x: Tensor, context: Tensor | None) -> list[Tensor]:
+    """The activation's derivative at every hidden unit, ``(units, rows)`` for each layer."""
+    slopes, h = [], None
+    for index, layer in enumerate(net.layers):
+        reads = x if index == 0 else net.activate(h)
+        new = layer(reads)
+        if index == 0 and net.from_context is not None:
+            new = new + net.from_context(context)
+        h = h + new if net.has_skip(index) else new
+        with torch.enable_grad():
+            leaf = h.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(net.activate(leaf).sum(), leaf)
+        slopes.append(slope.mT.contiguous())
+    return slopes

@@ -1,0 +1,170 @@
+"""The networks: what MADE may see, that its sequential evaluation is exact, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd.functional import jacobian
+
+from pyroflows.nets import MADE, MLP, MaskedLinear
+from pyroflows.testing import randomize
+
+FLOAT64 = torch.float64
+MADES = [
+    # features, hidden, context, residual
+    (1, (4,), 0, True),
+    (1, (4, 4), 3, True),
+    (2, (1,), 0, False),
+    (3, (2, 2), 0, True),
+    (5, (3,), 2, True),
+    (5, (16, 16), 0, True),
+    (5, (16, 16), 0, False),
+    (6, (7, 11, 11), 2, True),
+    (9, (4, 4), 0, True),
+    (9, (5, 3), 1, False),
+    (17, (8, 8, 8), 0, True),
+    (26, (40,), 4, False),
+]
+
+
+def made(features, hidden, context, residual, params=2, activation="tanh"):
+    net = MADE(
+        features, params, hidden=hidden, context=context, residual=residual, activation=activation
+    ).to(FLOAT64)
+    randomize(net, gain=1.0)
+    return net
+
+
+def context_of(width, rows):
+    return torch.randn(rows, width, dtype=FLOAT64) if width else None
+
+
+@pytest.mark.parametrize(("features", "hidden", "context", "residual"), MADES)
+def test_made_sees_only_what_comes_before(features, hidden, context, residual):
+    net = made(features, hidden, context, residual)
+    c = context_of(context, 1)
+    c = None if c is None else c[0]
+    matrix = jacobian(lambda x: net(x, c), torch.randn(features, dtype=FLOAT64))
+    strictly_before = torch.ones(features, features).tril(-1).bool()
+    for parameter in range(2):
+        assert (matrix[:, parameter][~strictly_before] == 0).all()
+
+
+@pytest.mark.parametrize(("features", "hidden", "context", "residual"), MADES)
+def test_wide_made_sees_all_that_comes_before(features, hidden, context, residual):
+    net = made(features, tuple(64 for _ in hidden), context, residual)
+    c = context_of(context, 1)
+    c = None if c is None else c[0]
+    matrix = jacobian(lambda x: net(x, c), torch.randn(features, dtype=FLOAT64))[:, 0]
+    assert (matrix[torch.ones(features, features).tril(-1).bool()] != 0).all()
+
+
+@pytest.mark.parametrize("features", [1, 2, 5])
+def test_every_output_of_made_sees_the_context(features):
+    net = made(features, (8, 8), 2, True)
+    x = torch.randn(features, dtype=FLOAT64)
+    matrix = jacobian(lambda c: net(x, c), torch.randn(2, dtype=FLOAT64))
+    assert (matrix.abs().sum(dim=(1, 2)) > 0).all()
+
+
+def naive_solve(net, step, rows, context):
+    x = torch.zeros(rows, net.features, dtype=FLOAT64)
+    for i in range(net.features):
+        x[:, i] = step(i, net(x, context)[:, i])
+    return x, net(x, context)
+
+
+def check_solve(net, context_width, rows=4):
+    y = torch.randn(rows, net.features, dtype=FLOAT64)
+    context = context_of(context_width, rows)
+
+    def step(i, theta):
+        return y[:, i] * theta[:, 0].tanh().exp() + theta[:, -1]
+
+    x, theta = net.solve(step, y, context)
+    with torch.no_grad():
+        expected_x, expected_theta = naive_solve(net, step, rows, context)
+    torch.testing.assert_close(x, expected_x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(theta, expected_theta, rtol=1e-12, atol=1e-12)
+    assert not x.requires_grad
+    assert not theta.requires_grad
+
+
+@pytest.mark.parametrize(("features", "hidden", "context", "residual"), MADES)
+def test_solve_is_the_naive_loop(features, hidden, context, residual):
+    check_solve(made(features, hidden, context, residual), context)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    features=st.integers(1, 20),
+    hidden=st.lists(st.integers(1, 24), min_size=1, max_size=3),
+    context=st.integers(0, 3),
+    residual=st.booleans(),
+    params=st.integers(1, 3),
+    activation=st.sampled_from(["relu", "elu", "silu", "gelu", "tanh"]),
+)
+def test_solve_is_the_naive_loop_for_any_sizes(
+    features, hidden, context, residual, params, activation
+):
+    net = made(features, tuple(hidden), context, residual, params, activation)
+    check_solve(net, context)
+
+
+def test_solve_takes_no_rows():
+    net = made(5, (8, 8), 0, True)
+    x, theta = net.solve(lambda i, t: t[:, 0], torch.zeros(0, 5, dtype=FLOAT64))
+    assert x.shape == (0, 5)
+    assert theta.shape == (0, 5, 2)
+
+
+@pytest.mark.parametrize(
+    "net", [MADE(4, 3, hidden=(8, 8), context=2), MLP(4, 3, context=2)], ids=["MADE", "MLP"]
+)
+def test_nets_start_at_zero_and_broadcast_the_context(net):
+    assert (net(torch.randn(5, 4), torch.randn(5, 2)) == 0).all()
+    net = copy.deepcopy(net)
+    randomize(net)
+    x, c = torch.randn(4), torch.randn(6, 3, 2)
+    torch.testing.assert_close(net(x, c), net(x.expand(6, 3, 4), c))
+
+
+def test_skips_join_equal_widths_only():
+    x = torch.randn(6, 3)
+    for kind in (lambda **k: MLP(3, 2, **k), lambda **k: MADE(3, 2, **k)):
+        for hidden, differs in (((8, 8), True), ((8, 9), False)):
+            plain, joined = kind(hidden=hidden, residual=False), kind(hidden=hidden)
+            randomize(plain)
+            joined.load_state_dict(plain.state_dict())
+            assert torch.equal(plain(x), joined(x)) != differs
+
+
+@pytest.mark.parametrize("hidden", [(), (0,), (-3, 4), 5, (2.5,)])
+@pytest.mark.parametrize(
+    "kind", [lambda h: MADE(3, 1, hidden=h), lambda h: MLP(3, 1, hidden=h)], ids=["MADE", "MLP"]
+)
+def test_nets_refuse_widths(kind, hidden):
+    with pytest.raises(ValueError, match="hidden: expected a tuple of positive widths"):
+        kind(hidden)
+
+
+def test_nets_refuse_unknown_activations():
+    for kind in (MADE, MLP):
+        with pytest.raises(ValueError, match="activation: expected one of"):
+            kind(3, 1, activation="step")
+
+
+def test_masked_linear_masks():
+    layer = MaskedLinear(torch.tensor([[True, False], [False, False]]))
+    matrix = jacobian(layer, torch.randn(2))
+    assert (matrix != 0).tolist() == [[True, False], [False, False]]
+    assert "mask" not in layer.state_dict()
+
+
+def test_nets_say_what_they_are():
+    assert repr(MADE(3, 2, hidden=(8, 8), context=4)) == (
+        "MADE(3 -> 3 x 2, hidden=(8, 8), relu, residual, context=4)"
+    )
+    assert repr(MLP(3, 2, hidden=(8,), activation="elu")) == "MLP(3 -> 8 -> 2, elu)"
