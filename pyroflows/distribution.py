@@ -118,7 +118,9 @@ class FlowDistribution(dist.TransformedDistribution):
         if self._validate_args and value.numel():
             self._validate_sample(value)
         event_dim = len(self.event_shape)
-        batch = torch.broadcast_shapes(value.shape[: value.dim() - event_dim], self.batch_shape)
+        batch = value.shape[: value.dim() - event_dim]
+        if self.batch_shape:
+            batch = torch.broadcast_shapes(batch, self.batch_shape)
         if self._owner is not None:
             remembered = self._memo.get(value, self._owner, *self._given())
             if remembered is not None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd.functional import jacobian
 
+import pyroflows as pf
 from pyroflows.nets import MADE, MLP, MaskedLinear
 from pyroflows.testing import randomize
 
@@ -168,3 +169,91 @@ def test_nets_say_what_they_are():
         "MADE(3 -> 3 x 2, hidden=(8, 8), relu, residual, context=4)"
     )
     assert repr(MLP(3, 2, hidden=(8,), activation="elu")) == "MLP(3 -> 8 -> 2, elu)"
+
+
+# Descending order, the walk back, and skipped blocks
+
+
+def descending_made(features=6, hidden=(9, 9), context=2):
+    net = MADE(features, 2, hidden=hidden, context=context, activation="tanh", descending=True)
+    randomize(net.to(FLOAT64), gain=1.0)
+    return net
+
+
+def test_descending_made_sees_only_what_comes_after():
+    net = descending_made()
+    c = context_of(2, 1)[0]
+    matrix = jacobian(lambda x: net(x, c), torch.randn(6, dtype=FLOAT64))[:, 0]
+    after = torch.ones(6, 6).triu(1).bool()
+    assert (matrix[~after] == 0).all()
+    assert (matrix[after] != 0).any()
+
+
+@pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
+@pytest.mark.parametrize(
+    ("features", "hidden"), [(1, (4,)), (2, (3, 3)), (7, (12, 12)), (10, (4,))]
+)
+def test_walks_solve_the_map_and_its_transpose(features, hidden, descending):
+    net = MADE(features, 2, hidden=hidden, context=2, activation="tanh", descending=descending).to(
+        FLOAT64
+    )
+    randomize(net, gain=1.0)
+    layer = pf.transforms.Autoregressive(net, pf.transforms.Affine())
+    c = context_of(2, 5)
+    x = torch.randn(5, features, dtype=FLOAT64)
+    y = layer.forward_and_log_det(x, c)[0].detach().requires_grad_()
+    back, log_det = layer.inverse_and_log_det(y, c)
+    torch.testing.assert_close(back, x, rtol=1e-10, atol=1e-10)
+    row = jacobian(lambda v: layer.forward_and_log_det(v, c[0])[0], x[0])
+    grad = torch.randn(features, dtype=FLOAT64)
+    (got,) = torch.autograd.grad(back[0] @ grad, y, retain_graph=True)
+    torch.testing.assert_close(got[0], torch.linalg.solve(row.mT, grad), rtol=1e-9, atol=1e-9)
+
+
+def big_made():
+    torch.manual_seed(0)
+    net = MADE(24, 4, hidden=(512, 512)).to(FLOAT64)
+    randomize(net, gain=1.0)
+    return net
+
+
+def dense(net):
+    """The same network with no block skipped."""
+    twin = copy.deepcopy(net)
+    for layer in (*twin.layers, twin.last):
+        layer.spans = []
+    return twin
+
+
+def test_skipping_empty_blocks_changes_nothing():
+    net = big_made()
+    twin = dense(net)
+    assert any(layer.spans for layer in net.layers)
+    x = torch.randn(3, 5, 24, dtype=FLOAT64, requires_grad=True)
+    out, expected = net(x), twin(x)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(out)
+    got = torch.autograd.grad((out * weight).sum(), (x, *net.parameters()))
+    wanted = torch.autograd.grad((expected * weight).sum(), (x, *twin.parameters()))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_skipping_empty_blocks_has_second_derivatives():
+    net = big_made()
+    x = torch.randn(2, 24, dtype=FLOAT64, requires_grad=True)
+    results = []
+    for model in (net, dense(net)):
+        (first,) = torch.autograd.grad(model(x).tanh().sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), model.layers[1].weight)[0])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+def test_dropout_acts_only_while_training():
+    net = MADE(3, 1, hidden=(64,)).to(FLOAT64)
+    randomize(net, gain=1.0)
+    x = torch.randn(4, 3, dtype=FLOAT64)
+    plain = net(x)
+    net.dropout = 0.5
+    assert not torch.equal(net(x), plain)
+    assert torch.equal(net.eval()(x), plain)

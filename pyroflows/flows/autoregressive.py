@@ -18,12 +18,13 @@ def autoregressive_layer(
     features: int,
     family: Family,
     context: int,
+    descending: bool,
     *,
     hidden: Sequence[int],
     activation: str,
     residual: bool,
 ) -> Autoregressive:
-    """A MADE that sets the parameters of each feature from those before it."""
+    """A MADE that sets the parameters of each feature from those before it (or after it)."""
     net = MADE(
         features,
         family.params,
@@ -31,6 +32,7 @@ def autoregressive_layer(
         context=context,
         activation=activation,
         residual=residual,
+        descending=descending,
     )
     return Autoregressive(net, family)
 
@@ -59,7 +61,8 @@ def maf(
         context: number of context features; 0 for none.
         layers: number of autoregressive layers.
         hidden: widths of each net's hidden layers.
-        linear: what stands between layers: ``"lu"``, ``"permute"`` or ``"reverse"``.
+        linear: what mixes the features between layers: ``"reverse"`` (they are taken ascending
+            and descending in turn), ``"lu"`` (the same, and an LU-linear map) or ``"permute"``.
         bound: largest absolute log-scale of one layer.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
@@ -113,7 +116,8 @@ def iaf(
         context: number of context features; 0 for none.
         layers: number of autoregressive layers.
         hidden: widths of each net's hidden layers.
-        linear: what stands between layers: ``"lu"``, ``"permute"`` or ``"reverse"``.
+        linear: what mixes the features between layers: ``"reverse"`` (they are taken ascending
+            and descending in turn), ``"lu"`` (the same, and an LU-linear map) or ``"permute"``.
         bound: largest absolute log-scale of one layer.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
@@ -158,7 +162,7 @@ def _affine(
 ) -> Flow:
     free = free_features(count("features", features), support)
     parts = stack(
-        lambda: autoregressive_layer(free, Affine(bound), context, **nets),
+        lambda descending: autoregressive_layer(free, Affine(bound), context, descending, **nets),
         free,
         layers=layers,
         linear=linear,

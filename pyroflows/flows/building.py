@@ -95,27 +95,33 @@ def shuffle(features: int, seed: int) -> Permute:
 
 
 def stack(
-    make_layer: Callable[[], FlowTransform], features: int, *, layers: int, linear: str, fast: str
+    make_layer: Callable[[bool], FlowTransform],
+    features: int,
+    *,
+    layers: int,
+    linear: str,
+    fast: str,
 ) -> list[FlowTransform]:
     """Layers with something between them that mixes features, base to data.
 
     Args:
-        make_layer: makes one layer, cheap in its forward direction.
+        make_layer: makes one layer, cheap in its forward direction, for features in ascending or
+            (given True) in descending order.
         features: number of features.
         layers: how many.
-        linear: ``"lu"``, ``"permute"`` or ``"reverse"``; an LU-linear map also closes the stack
-            towards the data.
+        linear: ``"reverse"`` takes the features in turn ascending and descending; ``"lu"`` adds an
+            LU-linear map after each layer, the last one towards the data too; ``"permute"`` puts a
+            random order between layers.
         fast: ``"sample"`` keeps the layers as they are, ``"log_prob"`` inverts each.
     """
     one_of("linear", linear, MIXING)
     parts: list[FlowTransform] = []
     for index in range(count("layers", layers)):
-        parts.append(make_layer())
+        parts.append(make_layer(index % 2 == 1 and linear != "permute"))
         if linear == "lu":
-            parts += [Permute.reverse(features), LULinear(features)]
-        elif index < layers - 1:
-            reverse = linear == "reverse"
-            parts.append(Permute.reverse(features) if reverse else shuffle(features, index))
+            parts.append(LULinear(features))
+        elif linear == "permute" and index < layers - 1:
+            parts.append(shuffle(features, index))
     return [part.inv for part in parts] if fast == "log_prob" else parts
 
 

@@ -19,13 +19,15 @@ def coupling_layer(
     features: int,
     family: Family,
     context: int,
+    descending: bool,
     *,
     hidden: Sequence[int],
     activation: str,
     residual: bool,
 ) -> Coupling:
-    """A coupling that keeps the first half of the features and moves the others."""
+    """A coupling that keeps the first half of the features (or the last) and moves the others."""
     mask = torch.arange(features) < features // 2
+    mask = mask.flip(0) if descending else mask
     kept = int(mask.sum())
     net = MLP(
         kept,
@@ -72,7 +74,8 @@ def nice(
         context: number of context features; 0 for none.
         layers: number of couplings.
         hidden: widths of each net's hidden layers.
-        linear: what stands between couplings: ``"permute"``, ``"reverse"`` or ``"lu"``.
+        linear: what mixes the features between couplings: ``"reverse"`` (the halves swap roles),
+            ``"lu"`` (the same, and an LU-linear map) or ``"permute"``.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
         base: base distribution over the features (standard normal by default).
@@ -93,7 +96,7 @@ def nice(
         "residual": residual,
     }
     parts = stack(
-        lambda: coupling_layer(free, Additive(), context, **nets),
+        lambda descending: coupling_layer(free, Additive(), context, descending, **nets),
         free,
         layers=layers,
         linear=linear,
@@ -125,7 +128,8 @@ def realnvp(
         context: number of context features; 0 for none.
         layers: number of couplings.
         hidden: widths of each net's hidden layers.
-        linear: what stands between couplings: ``"lu"``, ``"permute"`` or ``"reverse"``.
+        linear: what mixes the features between couplings: ``"reverse"`` (the halves swap roles),
+            ``"lu"`` (the same, and an LU-linear map) or ``"permute"``.
         bound: largest absolute log-scale of one layer.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
@@ -147,7 +151,7 @@ def realnvp(
         "residual": residual,
     }
     parts = stack(
-        lambda: coupling_layer(free, Affine(bound), context, **nets),
+        lambda descending: coupling_layer(free, Affine(bound), context, descending, **nets),
         free,
         layers=layers,
         linear=linear,

@@ -45,7 +45,8 @@ def nsf(
         hidden: widths of each net's hidden layers.
         bins: bins of a spline.
         bound: half-width of the splines' box; the standardised data should lie mostly inside.
-        linear: what stands between layers: ``"lu"``, ``"permute"`` or ``"reverse"``.
+        linear: what mixes the features between layers: ``"reverse"`` (they are taken ascending
+            and descending in turn), ``"lu"`` (the same, and an LU-linear map) or ``"permute"``.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
         base: base distribution over the features (standard normal by default).
@@ -67,10 +68,11 @@ def nsf(
     else:
         free, make = free_features(count("features", features), support), autoregressive_layer
     parts = stack(
-        lambda: make(
+        lambda descending: make(
             free,
             family,
             context,
+            descending,
             hidden=hidden,
             activation=activation,
             residual=residual,

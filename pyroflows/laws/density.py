@@ -88,23 +88,27 @@ def check_density_integrates_to_one(make: MakeFlow, dtype: torch.dtype = torch.f
     randomize(flow, USUAL if shape.numel() <= 4 else 0.1)
     context = contexts(flow.context_shape, (), dtype)
     rows = 60_000
+    weights = torch.zeros(0, dtype=dtype)
     with seeded():
         to_support = biject_to(flow.support)
         x = flow.sample((4000,), context)
         u = (x if is_unbounded(flow.support) else to_support.inv(x)).flatten(1)
         spread = 1.3 * torch.linalg.cholesky(torch.cov(u.T).reshape(u.shape[1], -1))
         proposal = dist.MultivariateStudentT(torch.tensor(5.0, dtype=dtype), u.mean(0), spread)
-        u = proposal.sample((rows,))
-        log_q = proposal.log_prob(u)
-        u = u.unflatten(-1, shape)
-        if is_unbounded(flow.support):
-            x = u
-        else:
-            x = to_support(u)
-            change = to_support.log_abs_det_jacobian(u, x)
-            log_q = log_q - (change.sum(-1) if change.dim() > 1 else change)
-        weights = (flow.log_prob(x, context) - log_q).exp()
-    error = float(weights.std() / rows**0.5)
+        for _ in range(8):  # more points, as long as the estimate is poor
+            u = proposal.sample((rows,))
+            log_q = proposal.log_prob(u)
+            u = u.unflatten(-1, shape)
+            if is_unbounded(flow.support):
+                x = u
+            else:
+                x = to_support(u)
+                change = to_support.log_abs_det_jacobian(u, x)
+                log_q = log_q - (change.sum(-1) if change.dim() > 1 else change)
+            weights = torch.cat([weights, (flow.log_prob(x, context) - log_q).exp()])
+            error = float(weights.std() / len(weights) ** 0.5)
+            if error < 0.005:
+                break
     require(error < 0.01, f"the integral is too noisy to judge: standard error {error:.3g}")
     off = abs(float(weights.mean()) - 1)
     require(

@@ -11,31 +11,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyroflows.nets import walk
-from pyroflows.nets.mlp import activation_named, check_widths
-
-
-class MaskedLinear(nn.Linear):
-    """A linear layer whose weight is masked: output o sees input i where ``mask[o, i]``."""
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask, persistent=False)
-        # Fan-in of what the mask leaves, or the first outputs of a wide layer start too small.
-        bound = mask.sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
-        with torch.no_grad():
-            self.weight.uniform_(-1, 1).mul_(bound)
-            self.bias.uniform_(-1, 1).mul_(bound[:, 0])
-
-    def masked_weight(self) -> Tensor:
-        """The weight with zeros where nothing may pass."""
-        return self.weight * self.mask
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x W^T + b``."""
-        return F.linear(x, self.masked_weight(), self.bias)
+from pyroflows.nets.masked_linear import MaskedLinear
+from pyroflows.nets.mlp import activation_named, check_widths, through_hidden
 
 
 class MADE(nn.Module):
@@ -53,6 +32,7 @@ class MADE(nn.Module):
         context: number of context features.
         activation: a name from ``pyroflows.nets.mlp.ACTIVATIONS``.
         residual: skips between hidden layers of equal width.
+        descending: take the features in reverse order: feature i's parameters see ``x_>i``.
 
     Raises:
         ValueError: widths that are not positive integers, or an unknown activation.
@@ -72,6 +52,7 @@ class MADE(nn.Module):
         context: int = 0,
         activation: str = "relu",
         residual: bool = True,
+        descending: bool = False,
     ) -> None:
         super().__init__()
         self.features = features
@@ -82,21 +63,23 @@ class MADE(nn.Module):
         self.residual = residual
         self.dropout = 0.0  # a share of hidden units, set by whoever trains, for the time it does
 
+        self.descending = descending
+
         # A unit of degree d sees x_0 .. x_d, one of degree -1 the context alone.
         least = -1 if context or features == 1 else 0
         count = max(features - 1 - least, 1)
-        inputs = torch.arange(features)
+        inputs = torch.arange(features)  # a feature's degree: its place in the order
         degrees = [least + torch.arange(w) * count // w for w in self.hidden]
-        sees = [inputs, *degrees]
+        sees = [inputs.flip(0) if descending else inputs, *degrees]
         self.layers = nn.ModuleList(
             MaskedLinear(above[:, None] >= below)
             for below, above in zip(sees, degrees, strict=False)
         )
-        outputs = inputs.repeat_interleave(params)
+        outputs = sees[0].repeat_interleave(params)
         self.last = MaskedLinear(outputs[:, None] > degrees[-1])
         # upto[l][d + 1]: how many of the units that layer l reads have a degree below d.
         marks = torch.arange(-1, features + 1)
-        self.upto = [torch.searchsorted(d, marks).tolist() for d in sees]
+        self.upto = [torch.searchsorted(d, marks).tolist() for d in (inputs, *degrees)]
         self.from_context = nn.Linear(context, self.hidden[0], bias=False) if context else None
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -107,13 +90,7 @@ class MADE(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """All features' parameters in one pass; ``context`` broadcasts against the batch."""
-        h = self.layers[0](x)
-        if self.from_context is not None:
-            h = h + self.from_context(context)
-        for index, layer in enumerate(self.layers[1:], start=1):
-            a = F.dropout(self.activate(h), self.dropout, self.training)
-            h = h + layer(a) if self.has_skip(index) else layer(a)
-        out = self.last(F.dropout(self.activate(h), self.dropout, self.training))
+        out = self.last(through_hidden(self, x, context))
         return out.unflatten(-1, (self.features, self.params))
 
     def solve(
@@ -133,8 +110,9 @@ class MADE(nn.Module):
 
     def __repr__(self) -> str:
         context = f", context={self.from_context.in_features}" if self.from_context else ""
+        order = ", descending" if self.descending else ""
         residual = ", residual" if any(map(self.has_skip, range(len(self.hidden)))) else ""
         return (
             f"MADE({self.features} -> {self.features} x {self.params}, hidden={self.hidden}, "
-            f"{self.activation}{residual}{context})"
+            f"{self.activation}{residual}{order}{context})"
         )

@@ -38,6 +38,21 @@ def check_widths(hidden: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(h) for h in hidden)
 
 
+def through_hidden(net: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+    """What the last hidden layer of an ``MLP`` or a ``MADE`` hands on, ``(*batch, width)``."""
+    h = net.layers[0](x)
+    if net.from_context is not None:
+        h = h + net.from_context(context)
+    for index, layer in enumerate(net.layers[1:], start=1):
+        new = layer(_dropped(net, net.activate(h)))
+        h = new.add_(h) if net.has_skip(index) else new
+    return _dropped(net, net.activate(h))
+
+
+def _dropped(net: nn.Module, a: Tensor) -> Tensor:
+    return F.dropout(a, net.dropout) if net.dropout and net.training else a
+
+
 class MLP(nn.Module):
     """``(*batch, inputs)`` and a context ``(*batch, context)`` to ``(*batch, outputs)``.
 
@@ -74,7 +89,7 @@ class MLP(nn.Module):
         super().__init__()
         self.hidden = check_widths(hidden)
         self.activation = activation
-        self._activate = activation_named(activation)
+        self.activate = activation_named(activation)
         self.residual = residual
         self.dropout = 0.0  # a share of hidden units, set by whoever trains, for the time it does
         widths = (inputs, *self.hidden)
@@ -88,14 +103,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The outputs; ``context`` broadcasts against the batch of ``x``."""
-        h = self.layers[0](x)
-        if self.from_context is not None:
-            h = h + self.from_context(context)
-        for layer in self.layers[1:]:
-            a = F.dropout(self._activate(h), self.dropout, self.training)
-            skip = self.residual and layer.in_features == layer.out_features
-            h = h + layer(a) if skip else layer(a)
-        return self.last(F.dropout(self._activate(h), self.dropout, self.training))
+        return self.last(through_hidden(self, x, context))
+
+    def has_skip(self, layer: int) -> bool:
+        """Whether hidden layer number ``layer`` adds its input to its output."""
+        return self.residual and layer > 0 and self.hidden[layer] == self.hidden[layer - 1]
 
     def __repr__(self) -> str:
         widths = (self.layers[0].in_features, *self.hidden, self.last.out_features)

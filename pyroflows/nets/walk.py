@@ -46,9 +46,8 @@ def solve(
         The fixed point ``(rows, features)`` and its parameters ``(rows, features, params)``.
     """
     rows, params, upto = like.shape[0], net.params, net.upto
-    layers = (*net.layers, net.last)
-    weights = [layer.masked_weight() for layer in layers]
-    sums = [layer.bias[:, None].repeat(1, rows) for layer in layers]
+    weights, biases = _in_order(net)
+    sums = [bias[:, None].repeat(1, rows) for bias in biases]
     if net.from_context is not None:
         sums[0] += net.from_context.weight @ context.mT
     x = like.new_empty(net.features, rows)
@@ -86,10 +85,13 @@ def solve(
             c, d = upto[-1][start + 1], upto[-1][i + 1]
             if d > c:
                 out[mine].addmm_(weight[mine, c:d], values[-1][c:d])
-            x[i] = step(i, out[mine].mT)
+            x[i] = step(net.features - 1 - i if net.descending else i, out[mine].mT)
             finish(i, start)
         push(start, stop)
-    return x.mT, out.unflatten(0, (net.features, params)).permute(2, 0, 1)
+    theta = out.unflatten(0, (net.features, params))
+    if net.descending:
+        x, theta = x.flip(0), theta.flip(0)
+    return x.mT, theta.permute(2, 0, 1)
 
 
 @torch.no_grad()
@@ -113,10 +115,12 @@ def transposed_solve(
         ``v``, ``(rows, features)``.
     """
     params, upto = net.params, net.upto
-    weights = [layer.masked_weight() for layer in (*net.layers, net.last)]
+    weights, _ = _in_order(net)
     slopes = _activation_slopes(net, x, context)
-    grad, slope = grad.mT.contiguous(), slope.mT.contiguous()
-    pull = pull.permute(1, 2, 0).contiguous()
+    grad, slope, pull = grad.mT, slope.mT, pull.permute(1, 2, 0)
+    if net.descending:
+        grad, slope, pull = grad.flip(0), slope.flip(0), pull.flip(0)
+    grad, slope, pull = grad.contiguous(), slope.contiguous(), pull.contiguous()
     v = torch.empty_like(grad)
     # What each layer sends back: adjoints of its sums, (units above, rows).
     sent = [s.new_empty(s.shape) for s in slopes] + [v.new_empty(weights[-1].shape[0], len(x))]
@@ -157,7 +161,21 @@ def transposed_solve(
             v[i] = (grad[i] - arrived[0][i]) / slope[i]
             sent[-1][i * params : (i + 1) * params] = pull[i] * v[i]
         push(start, stop)
-    return v.mT
+    return (v.flip(0) if net.descending else v).mT
+
+
+def _in_order(net: MADE) -> tuple[list[Tensor], list[Tensor]]:
+    """All layers' masked weights and biases, features in the order of the walk."""
+    weights = [layer.masked_weight() for layer in (*net.layers, net.last)]
+    biases = [layer.bias for layer in (*net.layers, net.last)]
+    if net.descending:
+
+        def flipped(rows: Tensor) -> Tensor:
+            return rows.unflatten(0, (net.features, net.params)).flip(0).flatten(0, 1)
+
+        weights[0] = weights[0].flip(1)
+        weights[-1], biases[-1] = flipped(weights[-1]), flipped(biases[-1])
+    return weights, biases
 
 
 def _activation_slopes(net: MADE, x: Tensor, context: Tensor | None) -> list[Tensor]:

@@ -316,21 +316,27 @@ class Chain(FlowTransform):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """All parts in order; log-determinants add up."""
-        total = x.new_zeros(x.shape[: x.dim() - self.domain.event_dim])
+        total = None
         for part in self.parts:
             x, log_det = part.forward_and_log_det(x, context)
-            total = total + log_det
-        return x, total
+            total = _plus(total, log_det, part)
+        return x, self._total(total, x)
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """All inverses in reverse order; log-determinants add up."""
-        total = y.new_zeros(y.shape[: y.dim() - self.codomain.event_dim])
+        total = None
         for part in reversed(self.parts):
             y, log_det = part.inverse_and_log_det(y, context)
-            total = total + log_det
-        return y, total
+            total = _plus(total, log_det, part)
+        return y, self._total(total, y)
+
+    def _total(self, log_det: Tensor | None, value: Tensor) -> Tensor:
+        """Zero where there is no part."""
+        if log_det is None:
+            return value.new_zeros(value.shape[: value.dim() - self.domain.event_dim])
+        return log_det
 
     def initialize(
         self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
@@ -366,3 +372,10 @@ class Chain(FlowTransform):
         if len(lines) > 24:
             lines = [*lines[:12], f"  ... {len(lines) - 24} more ...", *lines[-12:]]
         return "\n".join(["Chain(", *lines, ")"])
+
+
+def _plus(total: Tensor | None, log_det: Tensor, part: FlowTransform) -> Tensor:
+    """The running log-determinant; zeros are not added one by one."""
+    if total is None:
+        return log_det
+    return total if part.volume_preserving else total + log_det

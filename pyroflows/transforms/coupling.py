@@ -51,7 +51,7 @@ class Coupling(FlowTransform):
         kept, moved = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
         self.register_buffer("kept", kept)
         self.register_buffer("moved", moved)
-        self.register_buffer("order", torch.cat([kept, moved]).argsort(), persistent=False)
+        self.register_buffer("order", torch.cat([kept, moved]).argsort())
 
     @property
     def volume_preserving(self) -> bool:

@@ -60,7 +60,7 @@ class Additive(Family):
 
 @dataclass(frozen=True)
 class Affine(Family):
-    r""":math:`y = x e^{s} + t` with :math:`s = b \tanh(\theta_0 / b)`, :math:`t = \theta_1`.
+    r""":math:`y = x e^{s} + t` with :math:`s = b \tanh \theta_0`, :math:`t = \theta_1`.
 
     The scale stays within :math:`e^{\pm b}`, smoothly: loose limits let single outliers ruin a
     held-out density. RealNVP (Dinh et al. 2017, arXiv:1605.08803, eq. 7) bounds the scale likewise.
@@ -79,18 +79,17 @@ class Affine(Family):
         if not self.bound > 0:
             raise ValueError(f"bound: expected a positive log-scale limit, got {self.bound}")
 
-    def _log_scale(self, theta: Tensor) -> Tensor:
-        return self.bound * torch.tanh(theta[..., 0] / self.bound)
-
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``x exp(s) + t`` and ``s``."""
-        s = self._log_scale(theta)
-        return torch.addcmul(theta[..., 1], x, s.exp()), s
+        raw, t = theta.unbind(-1)
+        s = self.bound * raw.tanh()
+        return x * s.exp() + t, s
 
     def inverse(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``(y - t) exp(-s)`` and ``-s``."""
-        s = -self._log_scale(theta)
-        return (y - theta[..., 1]) * s.exp(), s
+        raw, t = theta.unbind(-1)
+        s = -self.bound * raw.tanh()
+        return (y - t) * s.exp(), s
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class Permute(FlowTransform):
                 f"got {permutation.tolist()}"
             )
         self.register_buffer("permutation", permutation)
+        self.register_buffer("back", permutation.argsort())
 
     @classmethod
     def reverse(cls, features: int) -> Permute:
@@ -62,7 +63,7 @@ class Permute(FlowTransform):
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Restore the order; the log-determinant is zero."""
-        return y.index_select(-1, self.permutation.argsort()), y.new_zeros(y.shape[:-1])
+        return y.index_select(-1, self.back), y.new_zeros(y.shape[:-1])
 
     def extra_repr(self) -> str:
         """The permutation, shortened."""

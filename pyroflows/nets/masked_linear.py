@@ -1,0 +1,97 @@
+"""A linear layer with a mask, which skips the blocks that the mask leaves empty."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Below this many weights one dense product is faster than several that skip zeros.
+_DENSE = 1 << 16
+Span = tuple[int, int, int]  # outputs a .. b - 1 see inputs before c only
+
+
+class _SpannedLinear(torch.autograd.Function):
+    """``x (W * mask)^T + b``, span by span, without the products that end in zero."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        layer: MaskedLinear,
+    ) -> Tensor:
+        masked = weight * layer.mask
+        ctx.save_for_backward(x, masked)
+        ctx.layer = layer
+        out = x.new_empty(len(x), len(weight))
+        for a, b, c in layer.spans:
+            torch.addmm(bias[a:b], x[:, :c], masked[a:b, :c].mT, out=out[:, a:b])
+        return out
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
+        (x, masked), mask = ctx.saved_tensors, ctx.layer.mask
+        if torch.is_grad_enabled():  # a second derivative is asked for: in terms of autograd
+            return grad @ masked, (grad.mT @ x) * mask, grad.sum(dim=0), None
+        grad_x, grad_weight = torch.zeros_like(x), torch.empty_like(masked)
+        for a, b, c in ctx.layer.spans:
+            grad_x[:, :c].addmm_(grad[:, a:b], masked[a:b, :c])
+            torch.mm(grad[:, a:b].mT, x[:, :c], out=grad_weight[a:b, :c])
+            grad_weight[a:b, :c].mul_(mask[a:b, :c])
+            grad_weight[a:b, c:] = 0
+        return grad_x, grad_weight, grad.sum(dim=0), None
+
+
+class MaskedLinear(nn.Linear):
+    """``x (W * mask)^T + b``: output o sees input i where ``mask[o, i]``.
+
+    With a mask whose rows see ever more inputs, as MADE's with sorted units, large layers skip the
+    blocks of zeros: up to half of all multiplications, in both directions.
+
+    Args:
+        mask: ``(outputs, inputs)``, boolean.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__(mask.shape[1], mask.shape[0])
+        # In the weight's dtype: a boolean one would be converted at every product.
+        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
+        self.spans = _spans(mask) if mask.numel() >= _DENSE else []
+        # Fan-in of what the mask leaves, or the first outputs of a wide layer start too small.
+        bound = mask.sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
+        with torch.no_grad():
+            self.weight.uniform_(-1, 1).mul_(bound)
+            self.bias.uniform_(-1, 1).mul_(bound[:, 0])
+
+    def masked_weight(self) -> Tensor:
+        """The weight with zeros where nothing may pass."""
+        return self.weight * self.mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(*batch, inputs)`` to ``(*batch, outputs)``."""
+        if not self.spans or _traced():
+            return F.linear(x, self.masked_weight(), self.bias)
+        rows = x.reshape(-1, x.shape[-1])
+        out = _SpannedLinear.apply(rows, self.weight, self.bias, self)
+        return out.reshape(*x.shape[:-1], self.out_features)
+
+
+def _traced() -> bool:
+    """Under a compiler or ``torch.func``, which see through plain operations only."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _spans(mask: Tensor) -> list[Span]:
+    """Up to eight ranges of outputs, each with the inputs beyond which none of its rows looks."""
+    outputs, inputs = mask.shape
+    # How far each row looks: one past its last visible input.
+    reach = (mask * torch.arange(1, inputs + 1)).amax(dim=1)
+    parts = min(8, max(2, outputs // 128))
+    marks = [outputs * k // parts for k in range(parts + 1)]
+    spans = [(a, b, int(reach[a:b].max())) for a, b in zip(marks, marks[1:], strict=False)]
+    saved = 1 - sum((b - a) * c for a, b, c in spans) / mask.numel()
+    return spans if saved > 0.1 else []
