@@ -23,7 +23,7 @@ class _SpannedLinear(torch.autograd.Function):
         layer: MaskedLinear,
     ) -> Tensor:
         masked = weight * layer.mask
-        ctx.save_for_backward(x, masked)
+        ctx.save_for_backward(x, weight, masked)
         ctx.layer = layer
         out = x.new_empty(len(x), len(weight))
         for a, b, c in layer.spans:
@@ -34,9 +34,9 @@ class _SpannedLinear(torch.autograd.Function):
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None]:
-        (x, masked), mask = ctx.saved_tensors, ctx.layer.mask
+        (x, weight, masked), mask = ctx.saved_tensors, ctx.layer.mask
         if torch.is_grad_enabled():  # a second derivative is asked for: in terms of autograd
-            return grad @ masked, (grad.mT @ x) * mask, grad.sum(dim=0), None
+            return grad @ (weight * mask), (grad.mT @ x) * mask, grad.sum(dim=0), None
         grad_x, grad_weight = torch.zeros_like(x), torch.empty_like(masked)
         for a, b, c in ctx.layer.spans:
             grad_x[:, :c].addmm_(grad[:, a:b], masked[a:b, :c])
