@@ -141,9 +141,12 @@ def _loss_function(
     vectorize: bool,
 ) -> Callable[[], Tensor]:
     """The negative ELBO, vectorised over particles where the model allows it."""
+    nesting = _plate_nesting(model, guide, args, kwargs)
 
     def with_elbo(vectorized: bool) -> Callable[[], Tensor]:
-        elbo = Trace_ELBO(num_particles=particles, vectorize_particles=vectorized)
+        elbo = Trace_ELBO(
+            num_particles=particles, vectorize_particles=vectorized, max_plate_nesting=nesting
+        )
         return lambda: elbo.differentiable_loss(model, guide, *args, **kwargs)
 
     if not vectorize or particles == 1:
@@ -164,6 +167,24 @@ def _loss_function(
         )
         return alone
     return together
+
+
+@torch.no_grad()
+def _plate_nesting(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
+) -> int:
+    """How many dimensions to the left the plates reach, found by one run."""
+    with poutine.block():
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        ran = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+    frames = (
+        frame
+        for trace in (drawn, ran)
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+    )
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
 def _captured(loss: Callable[[], Tensor]) -> tuple[Tensor, set[Tensor]]:
