@@ -110,7 +110,7 @@ def draw(pictures: dict[str, Tensor], path: Path) -> None:
     fig, axes = plt.subplots(1, len(pictures), figsize=(12, 2.6), layout="constrained")
     for ax, (title, digits) in zip(axes, pictures.items(), strict=True):
         sheet = digits.reshape(4, 8, 8, 8).transpose(1, 2).reshape(32, 64)
-        ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=1)
+        ax.imshow(sheet.numpy(), cmap="gray_r", vmin=0, vmax=1)
         ax.set(title=title, xticks=[], yticks=[])
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=150)
