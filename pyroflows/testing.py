@@ -123,7 +123,7 @@ SLOW_LAWS = frozenset({"nuts"})
 
 def check_transform(
     transform: FlowTransform,
-    features: int | Sequence[int],
+    features: int | Sequence[int] | None = None,
     context: int | Sequence[int] = 0,
     *,
     gain: float = USUAL,
@@ -135,26 +135,41 @@ def check_transform(
 
     Args:
         transform: yours.
-        features: number of input features, or the input's event shape.
+        features: number of input features, or the input's event shape; by default three, or the
+            least number up to 64 that the transform takes.
         context: number of context features, or the context's shape; 0 for none.
         gain: size of the noise, in units of 1 / sqrt(fan-in).
         seed: of the noise.
 
     Raises:
         AssertionError: the first law it breaks, and how.
+        ValueError: no number of features was given and none was found to fit.
 
     Example:
         >>> import pyroflows as pf
-        >>> pf.testing.check_transform(pf.transforms.LULinear(3), 3)
+        >>> pf.testing.check_transform(pf.transforms.LULinear(4))
     """
-    shape, wanted = as_shape(features), as_shape(context)
+    wanted = as_shape(context)
     transform = copy.deepcopy(transform).to(torch.float64).eval()
+    shape = as_shape(_fitting(transform, wanted) if features is None else features)
     randomize(transform, gain, seed)
     check_round_trip(transform, shape, wanted)
     check_log_det(transform, shape, wanted)
     check_gradients(transform, shape, wanted)
     check_structure(transform, shape, wanted)
     check_context_rows(transform, shape, wanted)
+
+
+def _fitting(transform: FlowTransform, context: torch.Size) -> int:
+    """A number of features that the transform takes."""
+    c = torch.zeros(2, *context, dtype=torch.float64) if context else None
+    for features in (3, *range(1, 65)):
+        try:
+            transform.forward_and_log_det(torch.zeros(2, features, dtype=torch.float64), c)
+        except (RuntimeError, IndexError, ValueError):
+            continue
+        return features
+    raise ValueError("features: found no number from 1 to 64 that the transform takes; give it")
 
 
 def check_flow(
