@@ -44,12 +44,15 @@ def through_hidden(net: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
     if net.from_context is not None:
         h = h + net.from_context(context)
     for index, layer in enumerate(net.layers[1:], start=1):
-        new = layer(_dropped(net, net.activate(h)))
-        h = new.add_(h) if net.has_skip(index) else new
-    return _dropped(net, net.activate(h))
+        skip = net.has_skip(index)
+        new = layer(_activated(net, h, reuse=not skip))
+        h = new.add_(h) if skip else new
+    return _activated(net, h, reuse=True)
 
 
-def _dropped(net: nn.Module, a: Tensor) -> Tensor:
+def _activated(net: nn.Module, h: Tensor, reuse: bool) -> Tensor:
+    """The activation and, while training, dropout; ``reuse`` if ``h`` is not needed any more."""
+    a = h.relu_() if reuse and net.activation == "relu" else net.activate(h)
     return F.dropout(a, net.dropout) if net.dropout and net.training else a
 
 

@@ -11,7 +11,6 @@ Units stand in rows here, ``(units, rows of data)``, so that a range of units is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pyroflows.nets.made import MADE
 
+_LOCAL = 512_000  # multiply-adds that take about as long as the call that does them
 
-def _blocks(features: int) -> list[tuple[int, int]]:
-    """Ranges of features: about sqrt(D) of about sqrt(D) each."""
-    width = max(1, math.isqrt(features))
-    return [(a, min(a + width, features)) for a in range(0, features, width)]
+
+def _blocks(net: MADE, rows: int) -> list[tuple[int, int]]:
+    """Ranges of features, as wide as keeps a step's local product near the cost of calling it."""
+    per_degree = max(net.hidden) / net.features
+    width = int(_LOCAL / max(rows * per_degree**2, 1))
+    width = min(max(width, 8), 32)
+    return [(a, min(a + width, net.features)) for a in range(0, net.features, width)]
 
 
 @torch.no_grad()
@@ -47,25 +50,33 @@ def solve(
     """
     rows, params, upto = like.shape[0], net.params, net.upto
     weights, biases = _in_order(net)
-    sums = [bias[:, None].repeat(1, rows) for bias in biases]
+    sums = [bias[:, None].expand(-1, rows).contiguous() for bias in biases]
     if net.from_context is not None:
         sums[0] += net.from_context.weight @ context.mT
     x = like.new_empty(net.features, rows)
-    values = [x, *(like.new_empty(w, rows) for w in net.hidden)]  # what each layer reads
+    # What each layer reads. Where no skip needs the sums any more, activations take their place.
+    skips = [*map(net.has_skip, range(len(net.layers))), False]
+    values = [x]
+    for layer, above in enumerate(sums[:-1]):
+        values.append(torch.empty_like(above) if skips[layer + 1] else above)
 
     def finish(degree: int, start: int) -> None:
         """The units of one degree, given the columns from degree ``start`` on."""
         for layer, weight in enumerate(weights[:-1]):
-            a, b = upto[layer + 1][degree + 1], upto[layer + 1][degree + 2]
+            ends, reads = upto[layer + 1], upto[layer]
+            a, b = ends[degree + 1], ends[degree + 2]
             if a == b:
                 continue
-            c, d = upto[layer][start + 1], upto[layer][degree + 2]
+            c, d = reads[start + 1], reads[degree + 2]
             unit = sums[layer][a:b]
             if d > c:
                 unit.addmm_(weight[a:b, c:d], values[layer][c:d])
-            if net.has_skip(layer):
+            if skips[layer]:
                 unit += sums[layer - 1][a:b]
-            values[layer + 1][a:b] = net.activate(unit)
+            if net.activation == "relu":
+                torch.clamp_min(unit, 0, out=values[layer + 1][a:b])
+            else:
+                values[layer + 1][a:b] = net.activate(unit)
 
     def push(start: int, stop: int) -> None:
         """Carry the columns of the degrees ``start .. stop - 1`` to all later rows."""
@@ -78,16 +89,19 @@ def solve(
 
     finish(-1, -1)  # what depends on the context alone
     push(-1, 0)
-    out, weight = sums[-1], weights[-1]
-    for start, stop in _blocks(net.features):
+    out, weight, hidden = sums[-1], weights[-1], values[-1]
+    for start, stop in _blocks(net, rows):
+        c = upto[-1][start + 1]
         for i in range(start, stop):
-            mine = slice(i * params, (i + 1) * params)
-            c, d = upto[-1][start + 1], upto[-1][i + 1]
+            mine = out[i * params : (i + 1) * params]
+            d = upto[-1][i + 1]
             if d > c:
-                out[mine].addmm_(weight[mine, c:d], values[-1][c:d])
-            x[i] = step(net.features - 1 - i if net.descending else i, out[mine].mT)
-            finish(i, start)
-        push(start, stop)
+                mine.addmm_(weight[i * params : (i + 1) * params, c:d], hidden[c:d])
+            x[i] = step(net.features - 1 - i if net.descending else i, mine.mT)
+            if i + 1 < net.features:
+                finish(i, start)
+        if stop < net.features:
+            push(start, stop)
     theta = out.unflatten(0, (net.features, params))
     if net.descending:
         x, theta = x.flip(0), theta.flip(0)
@@ -155,7 +169,7 @@ def transposed_solve(
             if b > a and below > 0:
                 arrived[layer][:below].addmm_(weight[a:b, :below].mT, sent[layer][a:b])
 
-    for start, stop in reversed(_blocks(net.features)):
+    for start, stop in reversed(_blocks(net, len(x))):
         for i in reversed(range(start, stop)):
             finish(i, stop)
             v[i] = (grad[i] - arrived[0][i]) / slope[i]

@@ -127,15 +127,20 @@ class Autoregressive(FlowTransform):
         flat = y.reshape(-1, y.shape[-1])
         rows = None if context is None else context.reshape(-1, context.shape[-1])
         if hasattr(self.net, "solve"):
-            x, theta = self.net.solve(
-                lambda i, t: self.family.inverse(flat[:, i], t)[0], flat, rows
-            )
+            columns = flat.mT.contiguous()
+            log_det = flat.new_zeros(len(flat))
+
+            def step(i: int, theta: Tensor) -> Tensor:
+                x, log_derivative = self.family.inverse(columns[i], theta)
+                log_det.add_(log_derivative)
+                return x
+
+            x, _ = self.net.solve(step, flat, rows)
         else:
             x = flat.clone()
             for i in range(y.shape[-1]):
                 x[:, i] = self.family.inverse(flat, self.net(x, rows))[0][:, i]
-            theta = self.net(x, rows)
-        log_det = self.family.inverse(flat, theta)[1].sum(dim=-1)
+            log_det = self.family.inverse(flat, self.net(x, rows))[1].sum(dim=-1)
         return x.reshape(y.shape), log_det.reshape(y.shape[:-1])
 
     def _transposed_solve(
