@@ -40,7 +40,8 @@ class Base(nn.Module):
         self.wraps = 0
         if distribution is None:
             self.kind: type[Distribution] = dist.Normal
-            self.register_buffer("loc", torch.zeros(shape))
+            # Constants that say where and in which dtype to draw; nothing to save.
+            self.register_buffer("loc", torch.zeros(shape), persistent=False)
             self.register_buffer("scale", torch.ones(shape), persistent=False)
             self.names = ["loc", "scale"]
             self.wraps = len(shape)
@@ -66,17 +67,17 @@ class Base(nn.Module):
     def forward(self) -> Distribution:
         """The distribution from the buffers as they are now."""
         arguments = {name: self._buffers[name] for name in self.names}
+        if "scale" not in self._non_persistent_buffers_set:
+            made = self.kind(**arguments, validate_args=False)
+            return dist.Independent(made, self.wraps, validate_args=False) if self.wraps else made
+        # The standard normal, made once for each place it is moved to.
         cached = self.__dict__.get("_cached")
-        if cached is not None and all(cached[0][n] is t for n, t in arguments.items()):
-            return cached[1]
-        made = self.kind(**arguments, validate_args=False)
-        if self.wraps:
-            standard = self.kind is dist.Normal and "scale" in self._non_persistent_buffers_set
-            made = (StandardNormal if standard else dist.Independent)(
-                made, self.wraps, validate_args=False
-            )
-        self.__dict__["_cached"] = (arguments, made)
-        return made
+        if cached is None or cached[0] is not self.loc:
+            made = self.kind(**arguments, validate_args=False)
+            cached = self.loc, StandardNormal(made, self.wraps, validate_args=False)
+            if not torch.is_inference_mode_enabled():
+                self.__dict__["_cached"] = cached
+        return cached[1]
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k != "_cached"}

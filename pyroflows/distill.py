@@ -8,6 +8,7 @@ teacher's density means nothing (Huang et al. 2019, PMLR 115): the teacher's sam
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyroflows.distribution import Flow
 from pyroflows.flows import iaf, nsf
@@ -117,7 +119,10 @@ def student_of(teacher: Flow, **changes: Any) -> Flow:
         arguments = {k: v for k, v in arguments.items() if k in kept}
         arguments.setdefault("features", teacher.event_shape[0])
         arguments.setdefault("context", sum(teacher.context_shape))
-    student = build(**{**arguments, **changes}).to(reference(teacher))
+        unbounded = teacher.support is constraints.real_vector
+        arguments.setdefault("support", None if unbounded else teacher.support)
+    # A base given as a module is copied: the student's may be trained and moved.
+    student = build(**{**copy.deepcopy(arguments), **changes}).to(reference(teacher))
     copy_standardisation(teacher, student)
     return student
 
@@ -259,11 +264,13 @@ def distill(
         >>> abs(report.reverse_kl[0]) < 0.1
         True
     """
-    if max_steps < 1 or batch_size < 1 or not 0 <= warm <= 1:
+    if max_steps < 1 or batch_size < 1 or lr <= 0 or clip <= 0:
         raise ValueError(
-            "max_steps, batch_size, warm: expected positive numbers and a share, got "
-            f"{max_steps}, {batch_size}, {warm}"
+            "max_steps, batch_size, lr, clip: expected positive numbers, got "
+            f"{max_steps}, {batch_size}, {lr}, {clip}"
         )
+    if not 0 <= warm <= 1:
+        raise ValueError(f"warm: expected a share in [0, 1], got {warm}")
     held, rows = _check(teacher, student, data, context)
     fabric = open_fabric(
         reference(student),
@@ -274,6 +281,8 @@ def distill(
         num_nodes=num_nodes,
     )
     frozen = teacher.detached()
+    if reference(teacher).device != fabric.device:
+        frozen = copy.deepcopy(frozen).to(fabric.device)
     frozen.eval()
     contexts = _Contexts(None if rows is None else fabric.to_device(rows))
     epochs = math.ceil(max_steps / _EPOCH)
@@ -300,6 +309,7 @@ def distill(
     schedule = _Schedule(epochs, warm)
     history = optimise(student, loss, schedule, evaluate, settings, fabric)
     student.eval()
+    held = fabric.to_device(held)
     return _report(frozen, student, contexts, held, history)
 
 
@@ -317,6 +327,11 @@ def _check(
     if repr(student.support) != repr(teacher.support):
         raise ValueError(
             f"student: its support {student.support} differs from the teacher's {teacher.support}"
+        )
+    if reference(student).dtype != reference(teacher).dtype:
+        raise ValueError(
+            f"student: its dtype {reference(student).dtype} differs from the teacher's "
+            f"{reference(teacher).dtype}; use student.to(dtype)"
         )
     if student.fast not in ("sample", "both"):
         raise ValueError(

@@ -18,8 +18,13 @@ from torch.distributions.kl import kl_divergence, register_kl
 
 from pyroflows.base_distribution import Base
 from pyroflows.memo import Memo
-from pyroflows.store import keep_in_step
+from pyroflows.store import keep_in_step, loaded
 from pyroflows.transforms.base import Conditioned, FlowTransform
+
+
+def _size(shape: int | Sequence[int]) -> Size:
+    """A number of draws, or a shape of draws."""
+    return Size([shape] if isinstance(shape, int) else shape)
 
 
 class FlowDistribution(dist.TransformedDistribution):
@@ -78,19 +83,19 @@ class FlowDistribution(dist.TransformedDistribution):
         """Whether draws are differentiable: the base decides."""
         return self.base_dist.has_rsample
 
-    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    def rsample_and_log_prob(self, sample_shape: int | Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Differentiable draws ``(*sample, *batch, *event)`` and their log-densities in nats."""
-        z = self.base_dist.rsample(Size(sample_shape))
+        z = self.base_dist.rsample(_size(sample_shape))
         return self._push(z)
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def rsample(self, sample_shape: int | Sequence[int] = ()) -> Tensor:
         """Differentiable draws ``(*sample, *batch, *event)``."""
         return self.rsample_and_log_prob(sample_shape)[0]
 
     @torch.no_grad()
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample(self, sample_shape: int | Sequence[int] = ()) -> Tensor:
         """Draws ``(*sample, *batch, *event)`` without a graph."""
-        return self._push(self.base_dist.sample(Size(sample_shape)))[0]
+        return self._push(self.base_dist.sample(_size(sample_shape)))[0]
 
     def _push(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x, log_det = self.transforms[0].forward_and_log_det(z)
@@ -211,6 +216,33 @@ class Flow(nn.Module):
         # How a builder made it, for pf.student_of and for saving: plain data only.
         self.config: dict[str, Any] | None = None
         self._reuses_draws = True
+        self.register_load_state_dict_post_hook(loaded)
+        self._check_shape()
+
+    @torch.no_grad()
+    def _check_shape(self) -> None:
+        """Try one row in the fast direction, where that needs no knowledge of the support."""
+        transform, context = self.transform, None
+        if self.context_shape:
+            context = torch.zeros(1, *self.context_shape)
+        shape = transform.inverse_shape(self.event_shape)
+        step = transform.forward_and_log_det
+        if transform.fast == "log_prob":
+            if shape != self.event_shape or transform.codomain is not constraints.real_vector:
+                return
+            step = transform.inverse_and_log_det
+        tensors = (*self.parameters(), *self.buffers())
+        like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
+        context = None if context is None else context.to(like)
+        try:
+            got = step(like.new_zeros(1, *shape), context)[0].shape[1:]
+        except (RuntimeError, IndexError) as error:
+            got = error
+        if got != self.event_shape:
+            raise ValueError(
+                f"shape: the transform does not take events of shape {tuple(self.event_shape)} "
+                f"with context {tuple(self.context_shape)} ({got})"
+            )
 
     @property
     def fast(self) -> str:
@@ -257,19 +289,19 @@ class Flow(nn.Module):
         """Log-density of ``(*batch, *shape)`` in nats."""
         return self(context).log_prob(x)
 
-    def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Tensor:
+    def sample(self, shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
         """Draws ``(*shape, *context batch, *event)`` without a graph."""
-        return self(context).sample(Size(shape))
+        return self(context).sample(_size(shape))
 
-    def rsample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Tensor:
+    def rsample(self, shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
         """Differentiable draws ``(*shape, *context batch, *event)``."""
-        return self(context).rsample(Size(shape))
+        return self(context).rsample(_size(shape))
 
     def rsample_and_log_prob(
-        self, shape: Sequence[int] = (), context: Tensor | None = None
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Differentiable draws and their log-densities in nats, in one go."""
-        return self(context).rsample_and_log_prob(Size(shape))
+        return self(context).rsample_and_log_prob(_size(shape))
 
     def detached(self) -> Flow:
         """A view with the same values, detached parameters and no memory of draws.
@@ -291,7 +323,7 @@ class Flow(nn.Module):
     def __getstate__(self) -> dict:
         for tensor in (*self.parameters(), *self.buffers()):
             tensor.__dict__.pop("unconstrained", None)  # Pyro's weak reference cannot be pickled
-        return {k: v for k, v in self.__dict__.items() if k != "_linked"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_linked", "_newer_than")}
 
     def __repr__(self) -> str:
         context = f", context={tuple(self.context_shape)}" if self.context_shape else ""

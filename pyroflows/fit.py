@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -9,10 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
+from torch.utils.data.distributed import DistributedSampler
 
 from pyroflows.distribution import Flow
 from pyroflows.history import History
-from pyroflows.rows import Batch, Batches, as_pair, checked_rows, reference, split_rows
+from pyroflows.nets import MADE, MLP
+from pyroflows.rows import (
+    Batch,
+    Batches,
+    as_pair,
+    checked_rows,
+    held_count,
+    reference,
+    split_rows,
+)
 from pyroflows.training import Settings, open_fabric, optimise
 
 INITIAL_ROWS = 20_000
@@ -30,13 +41,20 @@ class _Loss(nn.Module):
 
 
 class _Loader:
-    """A user's data loader, its batches checked as they come."""
+    """A data loader, its batches checked as they come."""
 
     def __init__(self, flow: Flow, loader: DataLoader) -> None:
         self.flow = flow
         self.loader = loader
+        self.epoch = -1
+
+    def __len__(self) -> int:
+        return len(self.loader)  # a TypeError for streams, which have none
 
     def __iter__(self) -> Iterator[Batch]:
+        if hasattr(self.loader.sampler, "set_epoch"):
+            self.epoch += 1
+            self.loader.sampler.set_epoch(self.epoch)
         for index, batch in enumerate(self.loader):
             x, context = as_pair(batch)
             yield checked_rows(
@@ -109,7 +127,8 @@ def fit(
             ``DataLoader`` of rows or of pairs (row, context).
         context: ``(rows, *flow.context_shape)`` for a conditional flow.
         val: what to stop on: a share of the rows, rows, a pair (rows, context), a ``DataLoader``,
-            or None to train all epochs and keep the best training score.
+            or None to train all epochs and keep the best training score. With several processes
+            a ``Dataset`` is sharded; your own ``DataLoader`` you shard yourself.
         max_epochs: the schedule's length; by default about 8,000 steps, within 20 to 300 epochs.
         batch_size: rows a step, over all devices; by default 64 to 1,024 by the number of rows.
         lr: first step size.
@@ -127,7 +146,7 @@ def fit(
         accelerator: as in Lightning Fabric; by default where the flow is.
         devices: as in Fabric: how many, or which.
         strategy: as in Fabric, for example ``"ddp"``.
-        precision: as in Fabric, for example ``"bf16-mixed"``; by default the flow's own.
+        precision: ``"bf16-mixed"`` or ``"16-mixed"`` as in Fabric; by default the flow's own.
         num_nodes: as in Fabric.
 
     Returns:
@@ -160,13 +179,14 @@ def fit(
         precision=precision,
         num_nodes=num_nodes,
     )
-    train, held = _sources(flow, x, context, val, batch_size, seed)
-    plenty = len(train[0]) / train[0][0].numel() if isinstance(train, tuple) else math.inf
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    shard = fabric.global_rank, fabric.world_size
+    train, held = _sources(flow, x, context, val, batch_size, seed, shard)
+    plenty = _rows(train) / flow.event_shape.numel()
     dropout = _default_dropout(flow, plenty) if dropout is None else _checked_dropout(flow, dropout)
-    if start:
-        _start(flow, train)
-    batches = _batches(train, batch_size, seed, fabric.global_rank, fabric.world_size)
-    steps = len(batches) if hasattr(batches, "__len__") else 40
+    batches = _batches(train, batch_size, seed, shard)
+    steps = _steps(batches)
     settings = Settings(
         max_epochs=max_epochs or min(max(8000 // steps, 20), 300),
         lr=lr,
@@ -178,9 +198,15 @@ def fit(
         label="fit",
     )
     evaluate = None if held is None else lambda: _score(flow, held, fabric)
-    _set_dropout(flow, dropout)
+    before = copy.deepcopy(flow.state_dict())
     try:
+        if start:
+            _start(flow, train)
+        _set_dropout(flow, dropout)
         return optimise(flow, _Loss(flow), batches, evaluate, settings, fabric)
+    except ValueError:
+        flow.load_state_dict(before)  # a bad batch of a loader: as if nothing had been done
+        raise
     finally:
         _set_dropout(flow, 0.0)
         flow.eval()
@@ -213,9 +239,9 @@ def _checked_dropout(flow: Flow, share: float) -> float:
 
 
 def _set_dropout(flow: Flow, share: float) -> None:
-    """Networks carry their dropout as a plain number, used while training."""
+    """Our networks carry their dropout as a plain number, used while training."""
     for module in flow.transform.modules():
-        if hasattr(module, "dropout"):
+        if isinstance(module, (MLP, MADE)):
             module.dropout = share
 
 
@@ -223,13 +249,19 @@ Source = Batch | _Loader
 
 
 def _sources(
-    flow: Flow, x: Any, context: Any, val: Any, batch_size: int | None, seed: int
+    flow: Flow,
+    x: Any,
+    context: Any,
+    val: Any,
+    batch_size: int | None,
+    seed: int,
+    shard: tuple[int, int],
 ) -> tuple[Source, Source | None]:
     """Training data and what is held out, checked."""
     if isinstance(x, (DataLoader, Dataset)):
         if context is not None:
             raise ValueError("context: a Dataset or DataLoader brings its own, in pairs with x")
-        return _streams(flow, x, val, batch_size, seed)
+        return _streams(flow, x, val, batch_size, seed, shard)
     train = checked_rows(flow, x, context)
     if val is None:
         return train, None
@@ -248,11 +280,17 @@ def _held_out(flow: Flow, val: Any) -> Source:
 
 
 def _streams(
-    flow: Flow, x: Dataset | DataLoader, val: Any, batch_size: int | None, seed: int
+    flow: Flow,
+    x: Dataset | DataLoader,
+    val: Any,
+    batch_size: int | None,
+    seed: int,
+    shard: tuple[int, int],
 ) -> tuple[Source, Source | None]:
     """The same for a data set, or for a loader, which cannot be split."""
     if isinstance(x, TensorDataset):
-        return _sources(flow, x.tensors[0], *x.tensors[1:2] or (None,), val, batch_size, seed)
+        rows, context = as_pair(x.tensors[:2])
+        return _sources(flow, rows, context, val, batch_size, seed, shard)
     held = None
     if isinstance(val, (int, float)):
         if isinstance(x, DataLoader):
@@ -260,18 +298,20 @@ def _streams(
                 "val: a DataLoader cannot be split; give val= rows or a DataLoader, or None"
             )
         count = len(x)
-        part = round(val * count)
+        part = held_count(count, float(val))
         generator = torch.Generator().manual_seed(seed)
         x, val = random_split(x, [count - part, part], generator=generator)
     if val is not None:
         held = _held_out(flow, val)
     if isinstance(x, Dataset):
-        x = DataLoader(x, batch_size=batch_size or 256, shuffle=True)
+        rank, processes = shard
+        sampler = DistributedSampler(x, processes, rank, shuffle=True, seed=seed)
+        x = DataLoader(x, batch_size=max(1, (batch_size or 256) // processes), sampler=sampler)
     return _Loader(flow, x), held
 
 
 def _batches(
-    train: Source, batch_size: int | None, seed: int, rank: int, processes: int
+    train: Source, batch_size: int | None, seed: int, shard: tuple[int, int]
 ) -> Batches | _Loader:
     if isinstance(train, _Loader):
         return train
@@ -280,9 +320,25 @@ def _batches(
         # Near 2.5 sqrt(rows), a power of two: 128 at 3,000 rows, 1,024 from 130,000 on.
         batch_size = 2 ** round(torch.tensor(2.5 * rows**0.5).log2().item())
         batch_size = min(max(batch_size, 64), 1024)
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    return Batches(train, batch_size, seed, rank, processes)
+    return Batches(train, batch_size, seed, *shard)
+
+
+def _rows(train: Source) -> float:
+    """How many rows there are; infinity for a stream."""
+    if isinstance(train, tuple):
+        return len(train[0])
+    try:
+        return len(train.loader.dataset)
+    except TypeError:
+        return math.inf
+
+
+def _steps(batches: Batches | _Loader) -> int:
+    """Batches an epoch; a guess for a stream."""
+    try:
+        return max(len(batches), 1)
+    except TypeError:
+        return 40
 
 
 def _start(flow: Flow, train: Source) -> None:

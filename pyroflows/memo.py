@@ -7,6 +7,7 @@ remembered here: weakly, and only for as long as nothing it was computed from ha
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from typing import NamedTuple
 
@@ -25,29 +26,47 @@ def _count_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
     _steps += 1
 
 
-def _mark(tensor: Tensor) -> tuple[int, int, int]:
-    return id(tensor), tensor.data_ptr(), tensor._version
+_WORDS = {2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
 
-def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple:
-    """What differs as soon as a parameter or a buffer was stepped, loaded, replaced or moved."""
-    state = [
-        _mark(t)
-        for m in module.modules()
-        for table in (m._parameters, m._buffers)
-        for t in table.values()
-        if t is not None
-    ]
-    return _steps, module.training, torch.is_grad_enabled(), *state, *map(_mark, given)
+def _mark(tensor: Tensor) -> tuple[int, ...]:
+    """Identity, place and version; on a CPU also the bits of the first and the last element.
+
+    Writing to ``tensor.data`` bumps no version and leaves no trace but the bits.
+    """
+    place, size = tensor.data_ptr(), tensor.element_size()
+    mark = id(tensor), place, tensor._version
+    if tensor.device.type != "cpu" or not tensor.numel() or size not in _WORDS:
+        return mark
+    if not tensor.is_contiguous():
+        return mark
+    word = _WORDS[size].from_address
+    return *mark, word(place).value, word(place + size * (tensor.numel() - 1)).value
 
 
-def _can_remember(tensors: tuple[Tensor, ...]) -> bool:
-    """Not while compiling or under ``torch.func``, nor for tensors without a version."""
-    return not (
+def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple | None:
+    """What differs as soon as a parameter or a buffer was stepped, loaded, replaced or moved.
+
+    None where that cannot be told: while compiling or under ``torch.func``, for tensors without a
+    version, and for networks that are plain functions and may depend on anything.
+    """
+    if (
         torch.compiler.is_compiling()
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(t.is_inference() for t in tensors)
-    )
+        or any(t.is_inference() for t in given)
+    ):
+        return None
+    state = [_steps, module.training, torch.is_grad_enabled(), *map(_mark, given)]
+    for m in module.modules():
+        if "net" in m.__dict__:  # sub-modules are not in __dict__: a plain function
+            return None
+        for table in (m._parameters, m._buffers):
+            for t in table.values():
+                if t is not None:
+                    if t.is_inference():
+                        return None
+                    state.append(_mark(t))
+    return tuple(state)
 
 
 class _Entry(NamedTuple):
@@ -71,21 +90,22 @@ class Memo:
     def put(self, output: Tensor, value: Tensor, module: nn.Module, *given: Tensor) -> None:
         """Remember ``value`` for ``output``, computed by ``module`` from ``given``."""
         global _hook
-        if not _can_remember((output, *given)):
+        stamp = None if output.is_inference() else _stamp(module, given)
+        if stamp is None:
             return
         if _hook is None:
             _hook = register_optimizer_step_post_hook(_count_step)
         entries, key = self._entries, id(output)
         reference = weakref.ref(output, lambda _: entries.pop(key, None))
         state = (output._version, output.requires_grad)
-        entries[key] = _Entry(reference, state, _stamp(module, given), value)
+        entries[key] = _Entry(reference, state, stamp, value)
         while len(entries) > self.size:
             entries.pop(next(iter(entries)), None)
 
     def get(self, output: Tensor, module: nn.Module, *given: Tensor) -> Tensor | None:
         """The value remembered for ``output``, or None where it could be out of date."""
         entry = self._entries.get(id(output))
-        if entry is None or entry.output() is not output or not _can_remember((output, *given)):
+        if entry is None or entry.output() is not output or output.is_inference():
             return None
         if entry.state != (output._version, output.requires_grad):
             return None

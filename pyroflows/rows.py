@@ -51,8 +51,11 @@ def checked_rows(
 
 
 def as_pair(value: Any) -> tuple[Any, Any]:
-    """``(x, context)`` from rows alone, or from a pair or list that may leave the context out."""
-    if isinstance(value, (tuple, list)) and len(value) in (1, 2) and isinstance(value[0], Tensor):
+    """``(x, context)`` from rows alone, or from a pair whose context may be left out."""
+    is_pair = isinstance(value, (tuple, list)) and len(value) in (1, 2)
+    # A pair of tensors, or a tuple of two arrays; a list of two lists is two rows.
+    kinds = (Tensor,) if isinstance(value, list) else object
+    if is_pair and isinstance(value[0], kinds) and hasattr(value[0], "shape"):
         return (*value, None)[:2]
     return value, None
 
@@ -86,9 +89,9 @@ def _floats(flow: Flow, value: Any, name: str) -> Tensor:
             array = np.asarray(value)
         except ValueError as error:
             raise ValueError(f"{name}: expected rows of one length ({error})") from None
-        if array.dtype == object:
-            raise ValueError(f"{name}: expected numbers, got an array of Python objects")
-        value = torch.as_tensor(array)
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"{name}: expected real numbers, got an array of {array.dtype}")
+        value = torch.as_tensor(np.ascontiguousarray(array))
     if not value.is_floating_point():
         raise ValueError(
             f"{name}: expected floating-point values, got {value.dtype}; use {name}.float(), and "
@@ -118,20 +121,35 @@ def split_rows(rows: Batch, share: float, seed: int) -> tuple[Batch, Batch]:
         ValueError: the share is not in (0, 1), or leaves one side empty.
     """
     x, context = rows
-    if not 0 < share < 1:
-        raise ValueError(f"val: expected a share in (0, 1), rows, or None, got {share}")
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
-    held = round(share * len(x))
-    if held in (0, len(x)):
-        raise ValueError(
-            f"val: a share of {share} of {len(x)} rows leaves nothing to train on or to validate "
-            "with; give more rows, or val=None"
-        )
+    order = shuffled(len(x), torch.Generator().manual_seed(seed)).to(x.device)
+    held = held_count(len(x), share)
 
     def take(index: Tensor) -> Batch:
         return x[index], None if context is None else context[index]
 
     return take(order[held:]), take(order[:held])
+
+
+def held_count(rows: int, share: float) -> int:
+    """How many of the rows a share is.
+
+    Raises:
+        ValueError: the share is not in (0, 1), or leaves one side empty.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"val: expected a share in (0, 1), rows, or None, got {share}")
+    held = round(share * rows)
+    if held in (0, rows):
+        raise ValueError(
+            f"val: a share of {share} of {rows} rows leaves nothing to train on or to validate "
+            "with; give more rows, or val=None"
+        )
+    return held
+
+
+def shuffled(count: int, generator: torch.Generator) -> Tensor:
+    """A random order from a generator on the CPU, whatever the default device is."""
+    return torch.randperm(count, generator=generator, device="cpu")
 
 
 class Batches:
@@ -159,7 +177,7 @@ class Batches:
 
     def _order(self) -> Tensor:
         count = len(self.rows[0])
-        order = torch.randperm(count, generator=self.generator)
+        order = shuffled(count, self.generator)
         short = -count % self.processes  # equal shards: the first rows fill up the last ones
         return torch.cat([order, order[:short]])[self.rank :: self.processes]
 

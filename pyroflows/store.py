@@ -22,21 +22,17 @@ import torch
 from pyro.nn import PyroModule
 from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 _MODULE = pyro.primitives.module.__code__
 _GETATTR = PyroModule.__getattr__.__code__
-_DEPTH = 12  # frames between a flow's walk and the call that caused it
 
 
 def _registering_frame() -> FrameType | None:
     """The frame of the ``pyro.module`` or ``PyroModule`` access that walks the caller's tree."""
     frame = sys._getframe(2)
-    for _ in range(_DEPTH):
-        if frame is None or frame.f_code in (_MODULE, _GETATTR):
-            return frame
+    while frame is not None and frame.f_code not in (_MODULE, _GETATTR):
         frame = frame.f_back
-    return None
+    return frame
 
 
 def keep_in_step(flow: nn.Module, prefix: str) -> None:
@@ -45,57 +41,77 @@ def keep_in_step(flow: nn.Module, prefix: str) -> None:
     if frame is None:
         return
     if frame.f_code is _MODULE:
-        _take_over(flow, frame.f_locals["name"], prefix)
+        _Link(flow, frame.f_locals["name"], prefix).make()
     elif pyro.settings.get("module_local_params"):
         # SVI asks every parameter for ``unconstrained``, which Pyro forgets to set in this mode.
         for parameter in flow.transform.parameters():
             parameter.unconstrained = weakref.ref(parameter)
 
 
-def _take_over(flow: nn.Module, name: str, prefix: str) -> None:
-    """Make the store's entries under ``name`` and the flow's own tensors one and the same."""
-    store = pyro.get_param_store()
-    linked = flow.__dict__.setdefault("_linked", {})
-    for key, tensor, is_parameter in _own_tensors(flow):
-        full = param_with_module_name(name, f"{prefix}.{key}" if prefix else key)
-        held = store._params.get(full)
-        if held is tensor:
-            continue
-        previous = linked.get(full)
-        moved = previous is not None and held is previous()  # e.g. by .to(): the flow is newer
-        if held is not None and not moved:
-            if held.shape != tensor.shape:
-                raise ValueError(
-                    f"Pyro's parameter store holds {full!r} with shape {tuple(held.shape)}, but "
-                    f"the flow's has shape {tuple(tensor.shape)}: another model used this name; "
-                    "give this one a name of its own, or call pyro.clear_param_store()"
-                )
-            with torch.no_grad():
-                tensor.copy_(held)
-        if not is_parameter or held is not None:
-            _put(store, full, tensor)
-        linked[full] = weakref.ref(tensor)
+def loaded(flow: nn.Module, incompatible_keys: object = None) -> None:
+    """Called when a ``state_dict`` was loaded: newer than what the store holds at this moment."""
+    flow.__dict__["_newer_than"] = {id(t) for t in pyro.get_param_store()._params.values()}
 
 
-def _own_tensors(flow: nn.Module) -> list[tuple[str, Tensor, bool]]:
-    """Trained parameters and persistent buffers, by name."""
-    found = []
-    for path, module in nn.Module.named_modules(flow):
-        dot = f"{path}." if path else ""
-        for key, parameter in module._parameters.items():
-            if parameter is not None and parameter.requires_grad:
-                found.append((dot + key, parameter, True))
-        for key, buffer in module._buffers.items():
-            if buffer is not None and key not in module._non_persistent_buffers_set:
-                found.append((dot + key, buffer, False))
-    return found
+class _Link:
+    """A flow and the store's entries under one name.
 
+    Parameters are put into the store themselves. Buffers are there as copies: what is in the store
+    must be something that takes gradients.
+    """
 
-def _put(store: pyro.params.param_store.ParamStoreDict, full: str, tensor: Tensor) -> None:
-    """Put the very tensor into the store (its public setter would ask a buffer for gradients)."""
-    held = store._params.get(full)
-    if held is not None:
-        store._param_to_name.pop(held, None)
-    store._params[full] = tensor
-    store._param_to_name[tensor] = full
-    store._constraints[full] = constraints.real
+    def __init__(self, flow: nn.Module, name: str, prefix: str) -> None:
+        self.flow = flow
+        self.start = f"{prefix}." if prefix else ""
+        self.name = name
+        self.store = pyro.get_param_store()
+        self.known = flow.__dict__.setdefault("_linked", {})
+        self.newer_than = flow.__dict__.pop("_newer_than", set())
+
+    def make(self) -> None:
+        """Take over what the store holds, unless the flow's own values are newer."""
+        for path, module in nn.Module.named_modules(self.flow):
+            dot = f"{self.start}{path}." if path else self.start
+            for key, parameter in module._parameters.items():
+                if parameter is not None and parameter.requires_grad:
+                    self._parameter(param_with_module_name(self.name, dot + key), parameter)
+            for key, buffer in module._buffers.items():
+                if buffer is not None and key not in module._non_persistent_buffers_set:
+                    self._buffer(param_with_module_name(self.name, dot + key), buffer)
+
+    def _parameter(self, full: str, own: Tensor) -> None:
+        held = self.store._params.get(full)
+        if held is not None and held is not own:
+            if not self._is_own_or_older(full, held):
+                self._take(full, held, own)
+            self.store._param_to_name.pop(held, None)
+            self.store._params[full] = own
+            self.store._param_to_name[own] = full
+        self.known[full] = weakref.ref(own)
+
+    @torch.no_grad()
+    def _buffer(self, full: str, own: Tensor) -> None:
+        held = self.store._params.get(full)
+        if held is None:
+            self.store.setdefault(full, own.to(torch.float64, copy=True))
+            held = self.store._params[full]
+        elif self._is_own_or_older(full, held):
+            held.copy_(own)
+        else:
+            self._take(full, held, own)
+        self.known[full] = weakref.ref(held)
+
+    def _is_own_or_older(self, full: str, held: Tensor) -> bool:
+        """Whether the flow put it there, or a ``state_dict`` was loaded over it since."""
+        known = self.known.get(full)
+        return id(held) in self.newer_than or (known is not None and known() is held)
+
+    @torch.no_grad()
+    def _take(self, full: str, held: Tensor, own: Tensor) -> None:
+        if held.shape != own.shape:
+            raise ValueError(
+                f"Pyro's parameter store holds {full!r} with shape {tuple(held.shape)}, but the "
+                f"flow's has shape {tuple(own.shape)}: another model used this name; give this one "
+                "a name of its own, or call pyro.clear_param_store()"
+            )
+        own.copy_(held)

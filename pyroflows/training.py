@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +65,15 @@ def open_fabric(
     """A launched Fabric; by default on the device, and in the dtype, of ``like``."""
     from lightning_fabric import Fabric
 
-    if precision is None:
-        precision = "64-true" if like.dtype == torch.float64 else "32-true"
+    own = "64-true" if like.dtype == torch.float64 else "32-true"
+    if precision not in (None, own, "16-mixed", "bf16-mixed"):
+        raise ValueError(
+            f"precision: expected None, '16-mixed' or 'bf16-mixed' for a flow in {like.dtype} "
+            f"(move the flow itself with .to(dtype)), got {precision!r}"
+        )
+    if accelerator is None and devices == 1 and like.device.index is not None:
+        devices = [like.device.index]
+    precision = precision or own
     fabric = Fabric(
         accelerator=accelerator or like.device.type,
         devices=devices,
@@ -194,9 +201,11 @@ def optimise(
                 average.restart()
                 continue
             bar.set_postfix(_postfix(history), refresh=False)
-            if since_best >= settings.patience:
+            if evaluate is not None and since_best >= settings.patience:
                 history.stopped = f"no better score for {settings.patience} epochs"
                 break
+        if not history.steps:
+            _give_up(history, factor, settings)
     except KeyboardInterrupt:
         history.stopped = "interrupted"
     finally:
@@ -233,7 +242,10 @@ def _epoch(
 ) -> float:
     """One pass over the batches; the mean training score. The only host synchronisation is last."""
     total, rows = None, 0
-    count = len(batches) if hasattr(batches, "__len__") else None
+    try:
+        count = len(batches)
+    except TypeError:  # a stream
+        count = None
     for index, batch in enumerate(batches):
         done = share[0] + (share[1] - share[0]) * (index / count if count else 0.0)
         for group in optimiser.param_groups:
@@ -270,14 +282,19 @@ def _roll_back(history: History, best: _Snapshot, factor: float, settings: Setti
     """Count a rollback and return the smaller step factor, or give up."""
     history.rollbacks += 1
     if history.rollbacks > MAX_ROLLBACKS:
-        history.stopped = "diverged"
-        raise DivergedError(
-            f"the loss was not finite again after {MAX_ROLLBACKS} rollbacks to the best weights, "
-            f"the last with a step size of {factor * settings.lr:.2g}. The flow holds the best "
-            f"weights found ({len(history.steps)} good epochs). Try a smaller lr=, a smaller "
-            "clip=, flow.double(), a smaller bound= in the builder, or look for extreme rows"
-        )
+        _give_up(history, factor, settings)
     return 0.3 * factor
+
+
+def _give_up(history: History, factor: float, settings: Settings) -> NoReturn:
+    history.stopped = "diverged"
+    kept = "the best weights found" if history.steps else "the weights it came with"
+    raise DivergedError(
+        f"the loss was not finite, also after {min(history.rollbacks, MAX_ROLLBACKS)} rollbacks, "
+        f"the last with a step size of {factor * settings.lr:.2g}. The flow holds {kept} "
+        f"({len(history.steps)} good epochs). Try a smaller lr=, a smaller clip=, flow.double(), a "
+        "smaller bound= in the builder, or look for extreme rows"
+    )
 
 
 def _progress(settings: Settings) -> Any:

@@ -139,3 +139,34 @@ def test_conditional_teacher_needs_contexts():
 def test_bad_held_out_rows_are_named(teacher):
     with pytest.raises(ValueError, match="data: expected shape"):
         pf.distill(teacher, pf.student_of(teacher), data=torch.zeros(5, 3), progress=False)
+
+
+def test_student_has_a_base_of_its_own():
+    class Base(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self):
+            return torch.distributions.Independent(torch.distributions.Normal(self.loc, 1.0), 1)
+
+    teacher = pf.maf(2, layers=1, hidden=(8,), base=Base())
+    assert pf.student_of(teacher).base is not teacher.base
+
+
+def test_student_of_a_hand_made_flow_has_its_support():
+    parts = [pf.transforms.LULinear(2), pf.transforms.ToSupport(constraints.positive, 2)]
+    teacher = pf.Flow(pf.Chain(parts), shape=2)
+    report = pf.distill(teacher, pf.student_of(teacher), max_steps=50, progress=False)
+    assert math.isfinite(report.reverse_kl[0])
+
+
+def test_refuses_another_dtype(teacher):
+    with pytest.raises(ValueError, match="student: its dtype"):
+        pf.distill(teacher, pf.student_of(teacher).double(), max_steps=10, progress=False)
+
+
+@pytest.mark.parametrize("name", ["lr", "clip", "max_steps", "batch_size"])
+def test_refuses_argument(teacher, name):
+    with pytest.raises(ValueError, match=name):
+        pf.distill(teacher, pf.student_of(teacher), **{name: -1}, progress=False)

@@ -255,7 +255,10 @@ BAD = {
     "integers": (lambda: (small(), torch.ones(50, 2).long()), r"x: expected floating-point.*int64"),
     "integer_array": (lambda: (small(), np.ones((50, 2), dtype=int)), "x: expected floating-point"),
     "empty": (lambda: (small(), torch.zeros(0, 2)), "x: expected at least one row"),
-    "strings": (lambda: (small(), np.array([["a", None]], dtype=object)), "x: expected numbers"),
+    "strings": (
+        lambda: (small(), np.array([["a", None]], dtype=object)),
+        "x: expected real numbers",
+    ),
     "outside_support": (
         lambda: (small(support=constraints.positive), rows(50) - 100),
         "x: 50 of 50 rows are outside the flow's support",
@@ -356,3 +359,101 @@ def test_history_plots_and_reads_well():
     assert {line.get_label() for line in ax.get_lines()} >= {"train", "validation"}
     assert "nats" in repr(history)
     plt.close("all")
+
+
+# Found by trying to break it
+
+
+def test_a_flow_that_never_scores_is_an_error():
+    flow = small()
+    with torch.no_grad():
+        next(flow.parameters()).fill_(float("nan"))
+    with pytest.raises(pf.DivergedError, match="the weights it came with"):
+        pf.fit(flow, rows(), **QUICK)
+
+
+@pytest.mark.parametrize("val", [1.5, 0.0, 0.01])
+def test_share_of_a_dataset_is_checked(val):
+    with pytest.raises(ValueError, match="val: "):
+        pf.fit(small(), Pairs(rows(10)), val=val, **QUICK)
+
+
+def test_dataset_order_comes_from_the_seed():
+    courses = []
+    for seed in (1, 2):
+        torch.manual_seed(3)
+        flow = small()
+        torch.manual_seed(seed)
+        courses.append(pf.fit(flow, Pairs(rows_fixed()), dropout=0.0, **QUICK).val)
+    assert courses[0] == courses[1]
+
+
+def rows_fixed():
+    return torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+
+
+def test_mixed_precision_trains_large_nets():
+    flow = pf.maf(10, layers=1, hidden=(256, 256))
+    history = pf.fit(flow, rows(200, 10), precision="bf16-mixed", **QUICK)
+    assert all(map(math.isfinite, history.val))
+
+
+def test_refuses_to_change_the_flows_dtype():
+    with pytest.raises(ValueError, match="precision: "):
+        pf.fit(small(), rows(), precision="bf16-true", **QUICK)
+
+
+def test_leaves_other_modules_dropout_alone():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout = nn.Dropout(0.1)
+            self.linear = nn.Linear(1, 2)
+
+        def forward(self, x, context=None):
+            return self.dropout(self.linear(x))
+
+    layer = pf.transforms.Coupling(Net(), pf.transforms.Affine(), torch.tensor([True, False]))
+    flow = pf.Flow(pf.Chain([layer]), shape=2)
+    pf.fit(flow, rows(), dropout=0.2, **QUICK)
+    assert flow.transform.parts[0].net.dropout.p == 0.1
+
+
+def test_without_validation_patience_does_not_stop():
+    history = pf.fit(small(), rows(), val=None, max_epochs=12, patience=1, lr=0.3, progress=False)
+    assert len(history.train) == 12
+
+
+def test_bad_batch_of_a_loader_leaves_the_flow_as_it_was():
+    x = rows(100)
+    x[60] = float("nan")
+    flow = small()
+    before = {k: v.clone() for k, v in flow.state_dict().items()}
+    loader = DataLoader(TensorDataset(x), batch_size=10)
+    with pytest.raises(ValueError, match="batch 6"):
+        pf.fit(flow, loader, val=None, **QUICK)
+    assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items())
+
+
+def test_takes_arrays_in_pairs_and_reversed_views():
+    x, c = rows().numpy(), rows(300, 1).numpy()
+    history = pf.fit(small(2, 1), x[::-1], c, val=(x[:50], c[:50]), **QUICK)
+    assert len(history.val) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: pf.maf(3, -1), "context: expected an integer >= 0"),
+        (lambda: pf.maf(3, 2.0), "context: expected an integer >= 0"),
+        (lambda: pf.maf(0), "features: expected an integer >= 1"),
+        (lambda: pf.maf(3, layers=0), "layers: expected an integer >= 1"),
+        (lambda: pf.maf(3, hidden=()), "hidden: expected a tuple"),
+        (lambda: pf.maf(3, linear="qr"), "linear: expected one of"),
+        (lambda: pf.nsf(3, bins=1), "bins: expected at least 2"),
+        (lambda: pf.Flow(pf.transforms.LULinear(2), shape=3), "shape: the transform does not take"),
+    ],
+)
+def test_builders_refuse(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -120,7 +120,7 @@ def test_trained_weights_are_the_flows_own():
     train(guide, 60)
     store = pyro.get_param_store()
     for name, parameter in guide.flow.named_parameters():
-        assert store._params[f"AutoFlow.flow$$${name}"] is parameter
+        assert store._params[f"{guide._pyro_name}.flow$$${name}"] is parameter
     outside = guide.flow().sample((2000,)).mean(dim=0)
     inside = torch.stack([guide(DATA)["loc"] for _ in range(500)]).mean()
     assert abs(outside[0] - inside) < 0.3
@@ -409,3 +409,85 @@ def test_constraint_under_autonormal(prior):
     losses = [svi.step(prior) for _ in range(300)]
     assert sum(losses[-50:]) < sum(losses[:50])
     assert torch.allclose(guide.median(prior)["z"], torch.tensor([1.0, -1.0]), atol=0.4)
+
+
+# Found by trying to break it
+
+
+def test_state_dict_loaded_over_a_full_store_is_kept():
+    guide = make_guide()
+    train(guide, 20)
+    saved = copy.deepcopy(guide.state_dict())
+    train(guide, 20)
+    fresh = make_guide().setup(DATA)
+    fresh.load_state_dict(saved)
+    fresh(DATA)
+    assert all(torch.equal(v, saved[k]) for k, v in fresh.state_dict().items())
+
+
+def test_store_loaded_over_a_loaded_state_dict_wins(tmp_path):
+    guide = make_guide()
+    train(guide, 20)
+    pyro.get_param_store().save(tmp_path / "store")
+    wanted = weights(guide.flow)
+    saved = copy.deepcopy(guide.state_dict())
+    for value in saved.values():
+        value.add_(1.0) if value.is_floating_point() else None
+    guide.load_state_dict(saved)
+    pyro.get_param_store().load(tmp_path / "store", map_location="cpu")
+    guide(DATA)
+    assert not moved(wanted, guide.flow)
+
+
+def test_guides_of_different_models_live_side_by_side():
+    def other():
+        pyro.sample("z", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+
+    train(make_guide(), 5)
+    pf.AutoFlow(other, layers=1, hidden=(8,)).setup()()
+    train(make_guide(), 5)
+
+
+def test_store_can_be_hooked_and_optimised_as_in_pyros_tutorials():
+    train(make_guide(), 2)
+    for _, value in pyro.get_param_store().named_parameters():
+        value.register_hook(lambda g: g)
+
+
+@pytest.mark.parametrize("depth", [0, 20])
+def test_deeply_nested_flow_is_in_step(depth):
+    def wrap(flow):
+        for _ in range(depth):
+            flow = torch.nn.Sequential(flow)
+        return flow
+
+    first, second = (pf.maf(2, layers=1, hidden=(8,)) for _ in range(2))
+    for p in first.parameters():
+        p.data.normal_()
+    pyro.module("deep", wrap(first))
+    pyro.module("deep", wrap(second))
+    x = torch.randn(5, 2)
+    assert torch.allclose(first.log_prob(x), second.log_prob(x))
+
+
+def test_model_that_does_not_broadcast_is_run_one_by_one():
+    def careless():
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.factor("f", -0.5 * (z**2).sum())  # sums over the particles too
+
+    guide = pf.AutoFlow(careless, layers=1, hidden=(8,))
+    with pytest.warns(UserWarning, match="one by one"):
+        pf.fit_guide(careless, guide, particles=8, max_steps=300, lr=0.02, progress=False)
+    spread = guide.sample_posterior(4000)["z"].std(0)
+    assert torch.allclose(spread, torch.full((3,), 0.5**0.5), atol=0.12)
+
+
+def test_model_that_is_nan_everywhere_is_an_error():
+    def broken():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", z * float("nan"))
+
+    guide = pf.AutoFlow(broken, layers=1, hidden=(8,))
+    error = pytest.raises(FloatingPointError, match="no finite ELBO in steps 0 to 9")
+    with error, pyro.validation_enabled(False):
+        pf.fit_guide(broken, guide, vectorize=False, particles=1, max_steps=10, progress=False)

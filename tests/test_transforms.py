@@ -561,3 +561,62 @@ def test_abstract_methods_say_which():
         Unfinished()(torch.zeros(2))
     with pytest.raises(NotImplementedError, match="Unfinished.inverse_and_log_det"):
         Unfinished().inv(torch.zeros(2))
+
+
+def test_tensor_bounds_move_with_the_module():
+    support = constraints.interval(torch.zeros(2), torch.ones(2))
+    layer = ToSupport(support, 2).to("meta")
+    assert layer.support.lower_bound.device.type == "meta"
+    assert ToSupport(support, 2).double().support.upper_bound.dtype == torch.float64
+
+
+def test_one_row_leaves_the_biases_alone():
+    flow = pf.maf(3, layers=1, hidden=(8, 8))
+    before = {k: v.clone() for k, v in flow.state_dict().items()}
+    flow.sample((1,))
+    flow.sample()
+    assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items())
+
+
+def test_memory_sees_writes_behind_autograds_back():
+    d = pf.maf(2, layers=1, hidden=(8,))()
+    with torch.no_grad():
+        x = d.sample()
+        for p in d._owner.parameters():
+            p.data.add_(0.3)
+        assert torch.equal(d.log_prob(x), d.log_prob(x.clone()))
+
+
+def test_memory_is_not_kept_for_plain_functions():
+    w = torch.ones(())
+    layer = pf.transforms.Coupling(
+        lambda kept, c: kept * w, pf.transforms.Additive(), torch.tensor([True, False])
+    )
+    d = pf.Flow(layer, shape=2)()
+    with torch.no_grad():
+        x = d.sample()
+        w.add_(1.0)
+        assert torch.equal(d.log_prob(x), d.log_prob(x.clone()))
+
+
+def test_base_distribution_follows_its_buffers():
+    def make(scale):
+        base = torch.distributions.MultivariateNormal(torch.zeros(2), scale * torch.eye(2))
+        return pf.maf(2, layers=1, hidden=(8,), base=base)
+
+    a, b = make(1.0), make(9.0)
+    x = torch.ones(1, 2)
+    assert not torch.allclose(a.log_prob(x), b.log_prob(x))
+    a.load_state_dict(b.state_dict())
+    assert torch.allclose(a.log_prob(x), b.log_prob(x))
+
+
+def test_flow_made_in_inference_mode_works_outside():
+    with torch.inference_mode():
+        flow = pf.maf(2, layers=1, hidden=(8,))
+        flow.sample((2,))
+    assert flow.sample((2,)).shape == (2, 2)
+
+
+def test_number_of_draws_may_be_an_integer():
+    assert pf.maf(2).sample(5).shape == (5, 2)

@@ -45,6 +45,9 @@ def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
     def build(*args: object, **kwargs: object) -> Flow:
         arguments = signature.bind(*args, **kwargs)
         arguments.apply_defaults()
+        context = arguments.arguments.get("context", 0)
+        if not isinstance(context, (tuple, list)):
+            count("context", context, least=0)
         flow = function(*args, **kwargs)
         flow.config = {"builder": function.__name__, "arguments": dict(arguments.arguments)}
         return flow
@@ -86,10 +89,10 @@ def shuffle(features: int, seed: int) -> Permute:
     """
     generator = torch.Generator().manual_seed(seed)
     first = features // 2
-    slots = first + torch.randperm(features - first, generator=generator)[:first]
+    slots = first + torch.randperm(features - first, generator=generator, device="cpu")[:first]
     permutation = torch.full((features,), -1)
-    permutation[slots] = torch.randperm(first, generator=generator)
-    rest = first + torch.randperm(features - first, generator=generator)
+    permutation[slots] = torch.randperm(first, generator=generator, device="cpu")
+    rest = first + torch.randperm(features - first, generator=generator, device="cpu")
     permutation[permutation < 0] = rest
     return Permute(permutation)
 

@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyroflows.history import History
@@ -46,8 +48,9 @@ def fit_guide(
         lr: first step size.
         max_steps: an upper limit.
         clip: largest gradient norm.
-        vectorize: compute all particles at once, in a plate outside all others. A model that cannot
-            be run so is found out at the first step, which then falls back to a loop and says so.
+        vectorize: compute all particles at once, in a plate outside all others. Before the first
+            step two particles are also run one by one; where that fails or gives another
+            log-density, all are run so, with a warning.
         progress: show a progress bar with the ELBO and its standard error.
         **kwargs: keyword arguments of model and guide.
 
@@ -104,8 +107,9 @@ def fit_guide(
             if (step + 1) % _WINDOW and step + 1 < max_steps:
                 continue
             if not window:
+                first = step // _WINDOW * _WINDOW
                 raise FloatingPointError(
-                    f"no finite ELBO in steps {step + 1 - _WINDOW} to {step}: the model's "
+                    f"no finite ELBO in steps {first} to {step}: the model's "
                     "log-density is NaN or infinite where the guide draws. Try a smaller "
                     "init_scale=, another init_loc_fn=, or float64"
                 )
@@ -155,18 +159,69 @@ def _loss_function(
     try:
         with torch.no_grad(), poutine.block():
             together()
+            problem = _vectorized_wrongly(model, guide, args, kwargs, nesting)
     except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
-        alone = with_elbo(False)
-        with torch.no_grad(), poutine.block():
-            alone()  # an error that has nothing to do with vectorising comes out here
-        warnings.warn(
-            f"the model cannot run {particles} particles at once ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); they run one by one, which is slower. Index from the "
-            "right and let batch dimensions broadcast to fix it, or pass vectorize=False",
-            stacklevel=3,
-        )
-        return alone
-    return together
+        problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    if problem is None:
+        return together
+    alone = with_elbo(False)
+    with torch.no_grad(), poutine.block():
+        alone()  # an error that has nothing to do with vectorising comes out here
+    warnings.warn(
+        f"the model cannot run {particles} particles at once ({problem}); they run one by one, "
+        "which is slower. Index from the right and sum over event dimensions only, so that batch "
+        "dimensions broadcast, or pass vectorize=False",
+        stacklevel=3,
+    )
+    return alone
+
+
+def _vectorized_wrongly(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple,
+    kwargs: dict,
+    nesting: int,
+) -> str | None:
+    """Compare the joint log-density of two particles, run at once, with each run by itself."""
+    with pyro.plate("num_particles_vectorized", 2, dim=-nesting - 1):
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        both = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+    if any(_is_random_subsample(site) for site in both.nodes.values()):
+        return None  # each run looks at other rows
+    both.compute_log_prob()
+    at_once = torch.zeros(2)
+    for site in both.nodes.values():
+        if site["type"] == "sample":
+            log_prob = site["log_prob"]
+            apart = log_prob.dim() == nesting + 1 and log_prob.shape[0] == 2
+            at_once = at_once + (log_prob.reshape(2, -1).sum(1) if apart else log_prob.sum())
+    shapes = {
+        name: site["value"].shape
+        for name, site in poutine.trace(guide).get_trace(*args, **kwargs).nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site)
+    }
+    for particle in range(2):
+        values = {
+            name: site["value"].expand(2, *site["value"].shape[1:])[particle].reshape(shapes[name])
+            for name, site in drawn.nodes.items()
+            if name in shapes and name in both.nodes
+        }
+        conditioned = poutine.condition(model, data=values)
+        alone = poutine.trace(conditioned).get_trace(*args, **kwargs).log_prob_sum()
+        if not torch.allclose(at_once[particle].to(alone), alone, rtol=1e-3, atol=1e-3):
+            return (
+                f"its log-density of one draw is {alone:.4f} alone and {at_once[particle]:.4f} "
+                "among others"
+            )
+    return None
+
+
+def _is_random_subsample(site: dict) -> bool:
+    return site["type"] == "sample" and any(
+        frame.full_size is not None and frame.full_size > frame.size
+        for frame in site["cond_indep_stack"]
+    )
 
 
 @torch.no_grad()

@@ -88,6 +88,10 @@ class AutoFlow(AutoContinuous):
                 "model: expected continuous latent sites, found none; a guide has nothing to do"
             ) from error
         start = self._init_loc()
+        # The sites are part of the name under which Pyro's store keeps the weights: the guide of
+        # another model in the same process does not meet them.
+        sites = list(self._unconstrained_shapes)
+        self._pyro_name += f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
         inner = self.builder(self.latent_dim, **self.builder_args)
         outer = ActNorm(self.latent_dim)
         with torch.no_grad():

@@ -81,8 +81,13 @@ class MaskedLinear(nn.Linear):
 
 
 def _traced() -> bool:
-    """Under a compiler or ``torch.func``, which see through plain operations only."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    """Under a compiler, ``torch.func`` or autocast, which see plain operations only."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
+    )
 
 
 def _spans(mask: Tensor) -> list[Span]:

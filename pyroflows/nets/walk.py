@@ -50,7 +50,9 @@ def solve(
     """
     rows, params, upto = like.shape[0], net.params, net.upto
     weights, biases = _in_order(net)
-    sums = [bias[:, None].expand(-1, rows).contiguous() for bias in biases]
+    # A clone also for one row, where .contiguous() would hand out the bias itself.
+    whole = torch.contiguous_format
+    sums = [b[:, None].expand(-1, rows).clone(memory_format=whole) for b in biases]
     if net.from_context is not None:
         sums[0] += net.from_context.weight @ context.mT
     x = like.new_empty(net.features, rows)

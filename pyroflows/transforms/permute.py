@@ -51,7 +51,9 @@ class Permute(FlowTransform):
     @classmethod
     def random(cls, features: int, seed: int = 0) -> Permute:
         """A random order, the same for the same ``features`` and ``seed``."""
-        return cls(torch.randperm(features, generator=torch.Generator().manual_seed(seed)))
+        return cls(
+            torch.randperm(features, generator=torch.Generator().manual_seed(seed), device="cpu")
+        )
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None

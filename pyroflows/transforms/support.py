@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Size, Tensor
@@ -35,6 +37,24 @@ class JoinedSupport(constraints.Constraint):
 
     def __repr__(self) -> str:
         return f"JoinedSupport({self.parts})"
+
+
+def _moved(
+    constraint: constraints.Constraint, fn: Callable[[Tensor], Tensor]
+) -> constraints.Constraint:
+    """The constraint with ``fn`` applied to its tensors; itself if it has none."""
+    own = vars(constraint)
+    changed = {k: fn(v) for k, v in own.items() if isinstance(v, Tensor)}
+    changed |= {
+        k: new
+        for k, v in own.items()
+        if isinstance(v, constraints.Constraint) and (new := _moved(v, fn)) is not v
+    }
+    if not changed:
+        return constraint
+    moved = copy.copy(constraint)
+    vars(moved).update(changed)
+    return moved
 
 
 def _vector(constraint: constraints.Constraint) -> constraints.Constraint:
@@ -77,15 +97,27 @@ class ToSupport(FlowTransform):
             parts = support.parts
         else:
             parts = [(support, features)]
-        self.support = support
         self.features = features
+        self._set(support, parts)
+        self.inputs = sum(inputs for _, inputs, _ in self._parts)
+
+    def _set(
+        self, support: constraints.Constraint, parts: list[tuple[constraints.Constraint, int]]
+    ) -> None:
+        self.support = support
+        self._constraints = parts
         self._parts: list[tuple[Transform, int, int]] = []
         for constraint, length in parts:
             transform = self._bijection(constraint)
             inputs = transform.inverse_shape(Size([length]))[-1]
             self._parts.append((transform, inputs, length))
-        self.inputs = sum(inputs for _, inputs, _ in self._parts)
         self.codomain = _vector(support)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ToSupport:
+        """Bounds given as tensors move with the module."""
+        parts = [(_moved(constraint, fn), length) for constraint, length in self._constraints]
+        self._set(JoinedSupport(parts) if len(parts) > 1 else parts[0][0], parts)
+        return super()._apply(fn, recurse)
 
     @staticmethod
     def _bijection(constraint: constraints.Constraint) -> Transform:
