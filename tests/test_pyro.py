@@ -482,6 +482,7 @@ def test_model_that_does_not_broadcast_is_run_one_by_one():
     assert torch.allclose(spread, torch.full((3,), 0.5**0.5), atol=0.12)
 
 
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_model_that_is_nan_everywhere_is_an_error():
     def broken():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
