@@ -75,7 +75,7 @@ class Base(nn.Module):
         if cached is None or cached[0] is not self.loc:
             made = self.kind(**arguments, validate_args=False)
             cached = self.loc, StandardNormal(made, self.wraps, validate_args=False)
-            if not torch.is_inference_mode_enabled():
+            if not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled()):
                 self.__dict__["_cached"] = cached
         return cached[1]
 
