@@ -1,12 +1,14 @@
 """Normalizing flows for Pyro: a flow is a module whose call is a distribution."""
 
 from pyroflows import datasets, nets, testing, transforms
-from pyroflows.distill import Distillation, distill, student_of
-from pyroflows.distribution import Flow, FlowConstraint, FlowDistribution
+from pyroflows.distill import distill, student_of
+from pyroflows.distillation import Distillation
+from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.fit import fit, initialize
 from pyroflows.flows import iaf, maf, nice, nsf, realnvp
 from pyroflows.history import History
 from pyroflows.infer import AutoFlow, fit_guide
+from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
 

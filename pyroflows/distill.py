@@ -10,78 +10,24 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyroflows.distillation import Contexts, Distillation, divergence_on, draw, drawn, report
 from pyroflows.distribution import Flow
 from pyroflows.flows import iaf, nsf
-from pyroflows.history import History
 from pyroflows.rows import Batch, as_pair, checked_rows, reference
 from pyroflows.training import Settings, open_fabric, optimise
 from pyroflows.transforms import Standardize
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 _EPOCH = 50  # steps between two looks at the student
-
-
-@dataclass
-class Distillation:
-    """What a distillation came to. KL divergences and scores are in nats.
-
-    Attributes:
-        reverse_kl: ``E_student[log s - log t]`` and its standard error.
-        forward_kl: ``E_teacher[log t - log s]`` and its standard error.
-        student_nats: mean log-density of the held-out data under the student, or None.
-        teacher_nats: the same under the teacher.
-        gap: mean of ``log t - log s`` over the held-out rows and its (paired) standard error.
-        student_speed: samples a second, in batches of 10,000.
-        teacher_speed: the same of the teacher.
-        history: the course of training; its score is minus the sum of both divergences.
-    """
-
-    reverse_kl: tuple[float, float]
-    forward_kl: tuple[float, float]
-    student_nats: float | None
-    teacher_nats: float | None
-    gap: tuple[float, float] | None
-    student_speed: float
-    teacher_speed: float
-    history: History = field(repr=False)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The score over the epochs (see ``History.plot``)."""
-        return self.history.plot(ax)
-
-    def __str__(self) -> str:
-        lines = [
-            f"reverse KL (student || teacher)  {_plus_minus(self.reverse_kl)}",
-            f"forward KL (teacher || student)  {_plus_minus(self.forward_kl)}",
-        ]
-        if self.gap is not None:
-            lines += [
-                f"teacher on held-out data         {self.teacher_nats:10.3f} nats",
-                f"student on held-out data         {self.student_nats:10.3f} nats",
-                f"gap                              {_plus_minus(self.gap)}",
-            ]
-        ratio = self.student_speed / self.teacher_speed
-        lines += [
-            f"teacher                          {self.teacher_speed:10,.0f} samples/s",
-            f"student                          {self.student_speed:10,.0f} samples/s, {ratio:.1f}x",
-        ]
-        return "\n".join(lines)
-
-
-def _plus_minus(pair: tuple[float, float]) -> str:
-    return f"{pair[0]:10.4f} +- {pair[1]:.4f}"
 
 
 def student_of(teacher: Flow, **changes: Any) -> Flow:
@@ -137,27 +83,10 @@ def copy_standardisation(teacher: Flow, student: Flow) -> None:
         pair[1].load_state_dict(pair[0].state_dict())
 
 
-class _Contexts:
-    """Contexts to draw under: none, or random rows of those given."""
-
-    def __init__(self, rows: Tensor | None) -> None:
-        self.rows = rows
-
-    def draw(self, n: int) -> Tensor | None:
-        if self.rows is None:
-            return None
-        return self.rows[torch.randint(len(self.rows), (n,), device=self.rows.device)]
-
-
-def _draw(flow: Flow, context: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
-    """``n`` differentiable draws, one under each context, and their log-densities."""
-    return flow(context, validate_args=False).rsample_and_log_prob((n,) if context is None else ())
-
-
 class _Loss(nn.Module):
     """The objective of a step: pairs (noise, teacher sample) first, the reverse KL later."""
 
-    def __init__(self, teacher: Flow, student: Flow, contexts: _Contexts, batch_size: int) -> None:
+    def __init__(self, teacher: Flow, student: Flow, contexts: Contexts, batch_size: int) -> None:
         super().__init__()
         self.student = student
         self.batch_size = batch_size
@@ -171,7 +100,7 @@ class _Loss(nn.Module):
         if pairs_share > 0:
             loss = loss + pairs_share * self._pairs(context)
         if pairs_share < 1:
-            x, log_s = _draw(self.student, context, self.batch_size)
+            x, log_s = draw(self.student, context, self.batch_size)
             log_t = self.teacher(context, validate_args=False).log_prob(x)
             loss = loss + (1 - pairs_share) * (log_s - log_t).mean()
         return loss
@@ -179,7 +108,7 @@ class _Loss(nn.Module):
     def _pairs(self, context: Tensor | None) -> Tensor:
         """Forward KL on teacher samples: finds every mode, and is finite from the start."""
         with torch.no_grad():
-            x, _ = _draw(self.teacher, context, self.batch_size)
+            x, _ = draw(self.teacher, context, self.batch_size)
         return -self.student(context, validate_args=False).log_prob(x).mean()
 
 
@@ -284,7 +213,7 @@ def distill(
     if reference(teacher).device != fabric.device:
         frozen = copy.deepcopy(frozen).to(fabric.device)
     frozen.eval()
-    contexts = _Contexts(None if rows is None else fabric.to_device(rows))
+    contexts = Contexts(None if rows is None else fabric.to_device(rows))
     epochs = math.ceil(max_steps / _EPOCH)
     settings = Settings(
         max_epochs=epochs,
@@ -299,18 +228,18 @@ def distill(
     loss = _Loss(frozen, student, contexts, max(1, batch_size // fabric.world_size))
     judge_context = contexts.draw(2000)
     with torch.no_grad():
-        judged = _draw(frozen, judge_context, 2000)
+        judged = draw(frozen, judge_context, 2000)
 
     def evaluate() -> float:
-        forward = _divergence_on(judged, student, judge_context)
-        reverse = _divergence_on(_drawn(student, judge_context, 2000), frozen, judge_context)
+        forward = divergence_on(judged, student, judge_context)
+        reverse = divergence_on(drawn(student, judge_context, 2000), frozen, judge_context)
         return -(forward.mean() + reverse.mean()).item()
 
     schedule = _Schedule(epochs, warm)
     history = optimise(student, loss, schedule, evaluate, settings, fabric)
     student.eval()
     held = fabric.to_device(held)
-    return _report(frozen, student, contexts, held, history)
+    return report(frozen, student, contexts, held, history)
 
 
 def _check(
@@ -351,61 +280,8 @@ def _check(
             raise ValueError("context: a conditional teacher needs contexts to be distilled under")
         rows = torch.as_tensor(context).to(reference(teacher))
     with torch.no_grad():
-        sample_context = _Contexts(rows).draw(256)
-        x, log_t = _drawn(teacher, sample_context, 256)
+        sample_context = Contexts(rows).draw(256)
+        x, log_t = drawn(teacher, sample_context, 256)
     if not (torch.isfinite(x).all() and torch.isfinite(log_t).all()):
         raise ValueError("teacher: it scores its own samples as NaN or infinite")
     return held, rows
-
-
-@torch.no_grad()
-def _drawn(flow: Flow, context: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
-    return _draw(flow, context, n)
-
-
-@torch.no_grad()
-def _divergence_on(drawn: tuple[Tensor, Tensor], other: Flow, context: Tensor | None) -> Tensor:
-    """``log p(x) - log q(x)`` for each draw x of p: its mean is KL(p || q)."""
-    x, log_p = drawn
-    return log_p - other(context, validate_args=False).log_prob(x.clone())
-
-
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    values = values.double()
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
-
-
-def _report(
-    teacher: Flow, student: Flow, contexts: _Contexts, held: Batch | None, history: History
-) -> Distillation:
-    n = 10_000
-    context = contexts.draw(n)
-    gap = student_nats = teacher_nats = None
-    if held is not None:
-        with torch.no_grad():
-            log_t = teacher.log_prob(*held)
-            log_s = student.log_prob(*held)
-        gap = _mean_and_error(log_t - log_s)
-        student_nats, teacher_nats = log_s.mean().item(), log_t.mean().item()
-    return Distillation(
-        reverse_kl=_mean_and_error(_divergence_on(_drawn(student, context, n), teacher, context)),
-        forward_kl=_mean_and_error(_divergence_on(_drawn(teacher, context, n), student, context)),
-        student_nats=student_nats,
-        teacher_nats=teacher_nats,
-        gap=gap,
-        student_speed=_speed(student, context, n),
-        teacher_speed=_speed(teacher, context, n),
-        history=history,
-    )
-
-
-def _speed(flow: Flow, context: Tensor | None, n: int) -> float:
-    """Samples a second: the median of three batches, after one to warm up."""
-    seconds = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        x, _ = _drawn(flow, context, n)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        seconds.append(time.perf_counter() - begin)
-    return n / statistics.median(seconds[1:])

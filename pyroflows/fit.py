@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
-from torch.utils.data.distributed import DistributedSampler
 
 from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.nets import MADE, MLP
 from pyroflows.rows import (
-    Batch,
-    Batches,
-    as_pair,
     checked_rows,
-    held_count,
     reference,
-    split_rows,
+)
+from pyroflows.sources import (
+    Loader,
+    Source,
+    batches_of,
+    chunks,
+    count_batches,
+    count_rows,
+    sources,
 )
 from pyroflows.training import Settings, open_fabric, optimise
 
@@ -38,32 +39,6 @@ class _Loss(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return -self.flow(context, validate_args=False).log_prob(x).mean()
-
-
-class _Loader:
-    """A data loader, its batches checked as they come."""
-
-    def __init__(self, flow: Flow, loader: DataLoader) -> None:
-        self.flow = flow
-        self.loader = loader
-        self.epoch = -1
-
-    def __len__(self) -> int:
-        return len(self.loader)  # a TypeError for streams, which have none
-
-    def __iter__(self) -> Iterator[Batch]:
-        if hasattr(self.loader.sampler, "set_epoch"):
-            self.epoch += 1
-            self.loader.sampler.set_epoch(self.epoch)
-        for index, batch in enumerate(self.loader):
-            x, context = as_pair(batch)
-            yield checked_rows(
-                self.flow,
-                x,
-                context,
-                name=f"x (batch {index} of the loader)",
-                context_name=f"context (batch {index} of the loader)",
-            )
 
 
 def initialize(flow: Flow, x: Any, context: Any = None) -> None:
@@ -182,11 +157,11 @@ def fit(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     shard = fabric.global_rank, fabric.world_size
-    train, held = _sources(flow, x, context, val, batch_size, seed, shard)
-    plenty = _rows(train) / flow.event_shape.numel()
+    train, held = sources(flow, x, context, val, batch_size, seed, shard)
+    plenty = count_rows(train) / flow.event_shape.numel()
     dropout = _default_dropout(flow, plenty) if dropout is None else _checked_dropout(flow, dropout)
-    batches = _batches(train, batch_size, seed, shard)
-    steps = _steps(batches)
+    batches = batches_of(train, batch_size, seed, shard)
+    steps = count_batches(batches)
     settings = Settings(
         max_epochs=max_epochs or min(max(8000 // steps, 20), 300),
         lr=lr,
@@ -245,104 +220,8 @@ def _set_dropout(flow: Flow, share: float) -> None:
             module.dropout = share
 
 
-Source = Batch | _Loader
-
-
-def _sources(
-    flow: Flow,
-    x: Any,
-    context: Any,
-    val: Any,
-    batch_size: int | None,
-    seed: int,
-    shard: tuple[int, int],
-) -> tuple[Source, Source | None]:
-    """Training data and what is held out, checked."""
-    if isinstance(x, (DataLoader, Dataset)):
-        if context is not None:
-            raise ValueError("context: a Dataset or DataLoader brings its own, in pairs with x")
-        return _streams(flow, x, val, batch_size, seed, shard)
-    train = checked_rows(flow, x, context)
-    if val is None:
-        return train, None
-    if isinstance(val, (int, float)):
-        return split_rows(train, float(val), seed)
-    return train, _held_out(flow, val)
-
-
-def _held_out(flow: Flow, val: Any) -> Source:
-    if isinstance(val, DataLoader):
-        return _Loader(flow, val)
-    if isinstance(val, Dataset):
-        return _Loader(flow, DataLoader(val, batch_size=1024))
-    x, context = as_pair(val)
-    return checked_rows(flow, x, context, name="val", context_name="val's context")
-
-
-def _streams(
-    flow: Flow,
-    x: Dataset | DataLoader,
-    val: Any,
-    batch_size: int | None,
-    seed: int,
-    shard: tuple[int, int],
-) -> tuple[Source, Source | None]:
-    """The same for a data set, or for a loader, which cannot be split."""
-    if isinstance(x, TensorDataset):
-        rows, context = as_pair(x.tensors[:2])
-        return _sources(flow, rows, context, val, batch_size, seed, shard)
-    held = None
-    if isinstance(val, (int, float)):
-        if isinstance(x, DataLoader):
-            raise ValueError(
-                "val: a DataLoader cannot be split; give val= rows or a DataLoader, or None"
-            )
-        count = len(x)
-        part = held_count(count, float(val))
-        generator = torch.Generator().manual_seed(seed)
-        x, val = random_split(x, [count - part, part], generator=generator)
-    if val is not None:
-        held = _held_out(flow, val)
-    if isinstance(x, Dataset):
-        rank, processes = shard
-        sampler = DistributedSampler(x, processes, rank, shuffle=True, seed=seed)
-        x = DataLoader(x, batch_size=max(1, (batch_size or 256) // processes), sampler=sampler)
-    return _Loader(flow, x), held
-
-
-def _batches(
-    train: Source, batch_size: int | None, seed: int, shard: tuple[int, int]
-) -> Batches | _Loader:
-    if isinstance(train, _Loader):
-        return train
-    rows = len(train[0])
-    if batch_size is None:
-        # Near 2.5 sqrt(rows), a power of two: 128 at 3,000 rows, 1,024 from 130,000 on.
-        batch_size = 2 ** round(torch.tensor(2.5 * rows**0.5).log2().item())
-        batch_size = min(max(batch_size, 64), 1024)
-    return Batches(train, batch_size, seed, *shard)
-
-
-def _rows(train: Source) -> float:
-    """How many rows there are; infinity for a stream."""
-    if isinstance(train, tuple):
-        return len(train[0])
-    try:
-        return len(train.loader.dataset)
-    except TypeError:
-        return math.inf
-
-
-def _steps(batches: Batches | _Loader) -> int:
-    """Batches an epoch; a guess for a stream."""
-    try:
-        return max(len(batches), 1)
-    except TypeError:
-        return 40
-
-
 def _start(flow: Flow, train: Source) -> None:
-    if not isinstance(train, _Loader):
+    if not isinstance(train, Loader):
         initialize(flow, *(None if t is None else t[:INITIAL_ROWS] for t in train))
         return
     xs, contexts = [], []
@@ -360,7 +239,7 @@ def _start(flow: Flow, train: Source) -> None:
 def _score(flow: Flow, held: Source, fabric: Any) -> float:
     """Mean log-likelihood of held-out rows in nats, each row once over all processes."""
     total = torch.zeros(2, dtype=torch.float64, device=fabric.device)
-    batches = held if isinstance(held, _Loader) else _chunks(held)
+    batches = held if isinstance(held, Loader) else chunks(held)
     for index, (x, context) in enumerate(batches):
         if index % fabric.world_size == fabric.global_rank:
             x, context = fabric.to_device((x, context))
@@ -369,10 +248,3 @@ def _score(flow: Flow, held: Source, fabric: Any) -> float:
             total[1] += len(x)
     total = fabric.all_reduce(total, reduce_op="sum")
     return (total[0] / total[1]).item()
-
-
-def _chunks(rows: Batch, size: int = 4096) -> Iterator[Batch]:
-    x, context = rows
-    for begin in range(0, len(x), size):
-        stop = begin + size
-        yield x[begin:stop], None if context is None else context[begin:stop]

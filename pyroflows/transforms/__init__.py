@@ -1,7 +1,8 @@
 """Invertible maps: what a flow is made of."""
 
 from pyroflows.transforms.autoregressive import Autoregressive
-from pyroflows.transforms.base import Chain, Conditioned, FlowTransform, Inverse
+from pyroflows.transforms.base import Conditioned, FlowTransform, Inverse
+from pyroflows.transforms.chain import Chain
 from pyroflows.transforms.coupling import Coupling
 from pyroflows.transforms.elementwise import Additive, Affine, Family, RationalQuadraticSpline
 from pyroflows.transforms.linear import LULinear

@@ -1,17 +1,16 @@
 """The contract every transform keeps: two methods, from which torch's whole protocol is derived.
 
-``FlowTransform`` is the contract; ``Inverse``, ``Conditioned`` and ``Chain`` are the three ways to
-make transforms out of transforms. Layers live in the neighbouring files.
+``FlowTransform`` is the contract; ``Inverse`` and ``Conditioned`` are views of one transform.
+``Chain``, which joins several, and the layers live in the neighbouring files.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 from torch.distributions import constraints
 
 from pyroflows.memo import Memo
@@ -273,109 +272,3 @@ class Conditioned(FlowTransform):
     def extra_repr(self) -> str:
         """The transform and the context's shape."""
         return f"{self.transform!r}, context={tuple(self.context.shape)}"
-
-
-class Chain(FlowTransform):
-    """Transforms applied one after the other, in the order given (base to data).
-
-    Args:
-        parts: the transforms; a chain among them is taken apart.
-    """
-
-    def __init__(self, parts: Iterable[FlowTransform]) -> None:
-        super().__init__()
-        flat: list[FlowTransform] = []
-        for part in parts:
-            if not isinstance(part, FlowTransform):
-                raise ValueError(f"parts: expected FlowTransforms, got {type(part).__name__}")
-            flat.extend(part.parts if isinstance(part, Chain) else [part])
-        self.parts = nn.ModuleList(flat)
-
-    @property
-    def fast(self) -> str:
-        """The direction that costs one pass in every part."""
-        directions = {part.fast for part in self.parts} - {"both"}
-        return directions.pop() if len(directions) == 1 else "neither" if directions else "both"
-
-    @property
-    def volume_preserving(self) -> bool:
-        """Whether every part is."""
-        return all(part.volume_preserving for part in self.parts)
-
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> constraints.Constraint:
-        """What may go in."""
-        return self.parts[0].domain if len(self.parts) else constraints.real_vector
-
-    @constraints.dependent_property(is_discrete=False)
-    def codomain(self) -> constraints.Constraint:
-        """What comes out."""
-        return self.parts[-1].codomain if len(self.parts) else constraints.real_vector
-
-    def forward_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """All parts in order; log-determinants add up."""
-        total = None
-        for part in self.parts:
-            x, log_det = part.forward_and_log_det(x, context)
-            total = _plus(total, log_det, part)
-        return x, self._total(total, x)
-
-    def inverse_and_log_det(
-        self, y: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """All inverses in reverse order; log-determinants add up."""
-        total = None
-        for part in reversed(self.parts):
-            y, log_det = part.inverse_and_log_det(y, context)
-            total = _plus(total, log_det, part)
-        return y, self._total(total, y)
-
-    def _total(self, log_det: Tensor | None, value: Tensor) -> Tensor:
-        """Zero where there is no part."""
-        if log_det is None:
-            return value.new_zeros(value.shape[: value.dim() - self.domain.event_dim])
-        return log_det
-
-    def initialize(
-        self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
-    ) -> Tensor:
-        """Initialise the parts one by one, each on what its neighbour passes on."""
-        for part in reversed(self.parts) if inverse else self.parts:
-            value = part.initialize(value, context, inverse=inverse)
-        return value
-
-    def forward_shape(self, shape: Size) -> Size:
-        """The output's shape."""
-        for part in self.parts:
-            shape = part.forward_shape(shape)
-        return shape
-
-    def inverse_shape(self, shape: Size) -> Size:
-        """The input's shape."""
-        for part in reversed(self.parts):
-            shape = part.inverse_shape(shape)
-        return shape
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __iter__(self) -> Iterator[FlowTransform]:
-        return iter(self.parts)
-
-    def __getitem__(self, index: int) -> FlowTransform:
-        return self.parts[index]
-
-    def __repr__(self) -> str:
-        lines = [f"  {i}: {part!r}" for i, part in enumerate(self.parts)]
-        if len(lines) > 24:
-            lines = [*lines[:12], f"  ... {len(lines) - 24} more ...", *lines[-12:]]
-        return "\n".join(["Chain(", *lines, ")"])
-
-
-def _plus(total: Tensor | None, log_det: Tensor, part: FlowTransform) -> Tensor:
-    """The running log-determinant; zeros are not added one by one."""
-    if total is None:
-        return log_det
-    return total if part.volume_preserving else total + log_det
