@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -40,9 +41,11 @@ def alternate(
     round_ = sum(first.values())
     repeats = int(min(max(seconds / round_, 2), most))
     taken: dict[str, list[float]] = {name: [] for name in works}
+    order = list(works)
     for _ in range(repeats):
-        for name, work in works.items():
-            taken[name].append(timed(work))
+        random.shuffle(order)  # what runs before whom decides what the caches hold
+        for name in order:
+            taken[name].append(timed(works[name]))
     return taken
 
 

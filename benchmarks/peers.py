@@ -54,6 +54,17 @@ def pyroflows(
     return Contender(flow, flow.log_prob, lambda n: flow.sample((n,)))
 
 
+def pyroflows_residual(
+    features: int, hidden: int, layers: int, spline: bool, scores_fast: bool
+) -> Contender | None:
+    """The same with its parameter-free skips, which a builder adds unless told not to."""
+    if spline:
+        return None
+    sizes = {"layers": layers, "hidden": (hidden, hidden)}
+    flow = (pf.maf if scores_fast else pf.iaf)(features, linear="reverse", **sizes)
+    return Contender(flow, flow.log_prob, lambda n: flow.sample((n,)))
+
+
 def pyroflows_default(
     features: int, hidden: int, layers: int, spline: bool, scores_fast: bool
 ) -> Contender | None:
@@ -162,6 +173,7 @@ def available() -> dict[str, Callable[..., Contender | None]]:
     """What is installed, this project first."""
     found: dict[str, Callable[..., Contender | None]] = {
         "pyroflows": pyroflows,
+        "pyroflows (residual)": pyroflows_residual,
         "pyroflows (default)": pyroflows_default,
         "pyro": pyro,
     }

@@ -186,7 +186,7 @@ def show(line: dict) -> None:
         memory = line["peak_megabytes"].get(name)
         held = f"  peak {memory:9.1f} MB" if memory else ""
         print(
-            f"  {name:20s} {mid:10.2f} ms [{low:.2f}, {high:.2f}]  {mid / ours:8.2f}x"
+            f"  {name:21s} {mid:10.2f} ms [{low:.2f}, {high:.2f}]  {mid / ours:8.2f}x"
             f"  {line['parameters'][name]:>10,} parameters{held}",
             flush=True,
         )
