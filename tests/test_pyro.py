@@ -492,3 +492,14 @@ def test_model_that_is_nan_everywhere_is_an_error():
     error = pytest.raises(FloatingPointError, match="no finite ELBO in steps 0 to 9")
     with error, pyro.validation_enabled(False):
         pf.fit_guide(broken, guide, vectorize=False, particles=1, max_steps=10, progress=False)
+
+
+def test_copied_guide_keeps_its_model_and_goes_its_own_way(local_parameters):
+    guide = make_guide().setup(DATA)
+    train(guide, 5)
+    twin = copy.deepcopy(guide)
+    kept = weights(guide.flow)
+    assert not moved(kept, twin.flow)
+    train(twin, 5)
+    assert not moved(kept, guide.flow)
+    assert len(moved(kept, twin.flow)) == len(kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -165,6 +166,15 @@ class AutoFlow(AutoContinuous):
             name: value.quantile(torch.as_tensor(quantiles).to(value), dim=0)
             for name, value in draws.items()
         }
+
+    def __deepcopy__(self, memo: dict) -> AutoFlow:
+        # Weights and Pyro's context are copied; the model and what was learnt of it are shared.
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(self.__dict__, master=None)
+        for name in ("_parameters", "_buffers", "_modules", "_pyro_context"):
+            twin.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        return twin
 
     def __getstate__(self) -> dict:
         # Pyro's version forgets the model on the living guide too; the copy alone goes without it.
