@@ -222,7 +222,9 @@ def _set_dropout(flow: Flow, share: float) -> None:
 
 def _start(flow: Flow, train: Source) -> None:
     if not isinstance(train, Loader):
-        initialize(flow, *(None if t is None else t[:INITIAL_ROWS] for t in train))
+        # Evenly spaced: the first rows of sorted data would be no sample of them.
+        step = -(-len(train[0]) // INITIAL_ROWS)
+        initialize(flow, *(None if t is None else t[::step] for t in train))
         return
     xs, contexts = [], []
     for x, context in train:

@@ -184,7 +184,7 @@ def optimise(
                 finite = math.isfinite(train) and _all_finite(parameters)
                 val = evaluate() if evaluate is not None and finite else None
                 if not finite or (val is not None and not math.isfinite(val)):
-                    factor = _roll_back(history, best, factor, settings)
+                    factor = _roll_back(history, factor, settings)
                     loss, optimiser = _set_up(fabric, loss, parameters, settings)
                     restarted = True
                 else:
@@ -278,7 +278,7 @@ def _scores(history: History) -> list[float]:
     return history.val or history.train
 
 
-def _roll_back(history: History, best: _Snapshot, factor: float, settings: Settings) -> float:
+def _roll_back(history: History, factor: float, settings: Settings) -> float:
     """Count a rollback and return the smaller step factor, or give up."""
     history.rollbacks += 1
     if history.rollbacks > MAX_ROLLBACKS:

@@ -457,3 +457,10 @@ def test_takes_arrays_in_pairs_and_reversed_views():
 def test_builders_refuse(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_start_sees_sorted_data_from_end_to_end():
+    x = torch.arange(50_000.0)[:, None]
+    flow = pf.maf(1, layers=1, hidden=(4,))
+    pf.fit(flow, x, val=x[::100], max_epochs=1, progress=False)
+    assert flow.transform.parts[-1].loc.item() == pytest.approx(25_000, rel=0.01)
