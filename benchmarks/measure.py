@@ -35,11 +35,13 @@ def alternate(
     Args:
         works: what to run, by contender.
         seconds: how long all may take together, after one call each to warm up.
-        most: repeats at the most; there are always at least two.
+        most: repeats at the most. There are at least two, or one where two would take ten times as
+            long as they may.
     """
     first = {name: timed(work) for name, work in works.items()}
     round_ = sum(first.values())
-    repeats = int(min(max(seconds / round_, 2), most))
+    least = 2 if 2 * round_ < 10 * seconds else 1
+    repeats = int(min(max(seconds / round_, least), most))
     taken: dict[str, list[float]] = {name: [] for name in works}
     order = list(works)
     for _ in range(repeats):

@@ -28,11 +28,14 @@ class Contender:
         module: holds the parameters.
         log_prob: scores ``(rows, features)``.
         sample: draws ``n`` rows.
+        compiled: runs under ``torch.compile``, and trains with one kernel for all parameters, as
+            ``pf.fit(compile=True)`` does.
     """
 
     module: nn.Module
     log_prob: Callable[[Tensor], Tensor]
     sample: Callable[[int], Tensor]
+    compiled: bool = False
 
     @property
     def parameters(self) -> int:
@@ -73,6 +76,17 @@ def pyroflows_default(
         return None
     flow = (pf.maf if scores_fast else pf.iaf)(features, layers=layers)
     return Contender(flow, flow.log_prob, lambda n: flow.sample((n,)))
+
+
+def pyroflows_compiled(
+    features: int, hidden: int, layers: int, spline: bool, scores_fast: bool
+) -> Contender | None:
+    """The first again, under ``torch.compile``; a walk over many features stays as it is."""
+    if not scores_fast:
+        return None
+    made = pyroflows(features, hidden, layers, spline, scores_fast)
+    score = torch.compile(lambda x: made.module(validate_args=False).log_prob(x))
+    return Contender(made.module, score, made.sample, compiled=True)
 
 
 def pyro(features: int, hidden: int, layers: int, spline: bool, scores_fast: bool) -> Contender:
@@ -175,6 +189,7 @@ def available() -> dict[str, Callable[..., Contender | None]]:
         "pyroflows": pyroflows,
         "pyroflows (residual)": pyroflows_residual,
         "pyroflows (default)": pyroflows_default,
+        "pyroflows (compiled)": pyroflows_compiled,
         "pyro": pyro,
     }
     for name, make in (("zuko", zuko), ("nflows", nflows), ("normflows", normflows)):

@@ -18,6 +18,7 @@ import argparse
 import json
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyro
@@ -65,7 +66,8 @@ def sampling(contender: Contender, x: torch.Tensor) -> Work:
 def training(contender: Contender, x: torch.Tensor) -> Work:
     """Loss, gradient and a step of Adam."""
     contender.module.train()
-    optimiser = torch.optim.Adam(contender.module.parameters(), lr=1e-5)
+    kind = {"fused": True} if contender.compiled else {}
+    optimiser = torch.optim.Adam(contender.module.parameters(), lr=1e-5, **kind)
 
     def work() -> None:
         optimiser.zero_grad()
@@ -87,35 +89,59 @@ def differentiating(contender: Contender, x: torch.Tensor) -> Work:
     return work
 
 
-# name: (what is done, spline, the MAF's orientation, sizes at which it is measured)
-WORKS: dict[str, tuple[Callable[[Contender, torch.Tensor], Work], bool, bool, tuple[int, ...]]] = {
-    "log_prob": (scoring, False, True, (6, 21, 64, 784)),
-    "train_step": (training, False, True, (6, 21, 64, 784)),
-    "sample": (sampling, False, True, (6, 21, 64, 784)),
-    "iaf_log_prob": (scoring, False, False, (6, 21, 64, 784)),
-    "inverse_gradient": (differentiating, False, False, (6, 21, 64)),
-    "spline_log_prob": (scoring, True, True, (6, 21, 64)),
-    "spline_train_step": (training, True, True, (6, 21, 64)),
-    "spline_sample": (sampling, True, True, (6, 21, 64)),
+@dataclass(frozen=True)
+class Measure:
+    """A line of the table.
+
+    Attributes:
+        make: what is done.
+        spline: splines instead of affine maps.
+        scores_fast: the MAF's orientation, not the IAF's.
+        sizes: numbers of features at which it is measured.
+        rows: instead of the size's own.
+        but: contenders that have nothing of their own to show here.
+    """
+
+    make: Callable[[Contender, torch.Tensor], Work]
+    spline: bool = False
+    scores_fast: bool = True
+    sizes: tuple[int, ...] = (6, 21, 64, 784)
+    rows: int | None = None
+    but: tuple[str, ...] = ()
+
+
+COMPILED = ("pyroflows (compiled)",)
+WORKS = {
+    "log_prob": Measure(scoring),
+    "train_step": Measure(training),
+    "sample": Measure(sampling, but=COMPILED),
+    "sample_one": Measure(sampling, rows=1, but=COMPILED),
+    "iaf_log_prob": Measure(scoring, scores_fast=False),
+    "iaf_log_prob_one": Measure(scoring, scores_fast=False, rows=1),
+    "inverse_gradient": Measure(differentiating, scores_fast=False, sizes=(6, 21, 64)),
+    "spline_log_prob": Measure(scoring, spline=True, sizes=(6, 21, 64)),
+    "spline_train_step": Measure(training, spline=True, sizes=(6, 21, 64)),
+    "spline_sample": Measure(sampling, spline=True, sizes=(6, 21, 64), but=COMPILED),
 }
 
 
 def run_work(name: str, size: int, batch: int | None, seconds: float) -> dict:
     """One line of the table: all contenders at one work and size."""
-    make, spline, scores_fast, _ = WORKS[name]
+    measure = WORKS[name]
+    spline = measure.spline
     features, hidden, layers, rows = SIZES[size]
-    rows = batch or rows
+    rows = batch or measure.rows or rows
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(rows, features, device=device)
     works, parameters, memory = {}, {}, {}
     for contender, build in available().items():
         torch.manual_seed(0)
-        made = build(features, hidden, layers, spline, scores_fast)
-        if made is None or (device == "cuda" and contender == "pyro"):
+        made = build(features, hidden, layers, spline, measure.scores_fast)
+        if made is None or contender in measure.but or (device == "cuda" and contender == "pyro"):
             continue
         made.module.to(device)
         parameters[contender] = made.parameters
-        works[contender] = make(made, x)
+        works[contender] = measure.make(made, x)
     torch.distributions.Distribution.set_default_validate_args(False)
     if name == "inverse_gradient":
         memory = {contender: peak_bytes(work) for contender, work in works.items()}
@@ -199,7 +225,7 @@ def main(args: argparse.Namespace) -> None:
     lines = []
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in args.works:
-        measured_at = (6, 21, 64) if name == "guide_step" else WORKS[name][3]
+        measured_at = (6, 21, 64) if name == "guide_step" else WORKS[name].sizes
         for size in (s for s in args.sizes if s in measured_at):
             if name == "guide_step":
                 lines.append(run_guide(size, args.seconds))

@@ -145,6 +145,7 @@ def distill(
     average: float = 0.99,
     patience: int = 20,
     progress: bool = True,
+    compile: bool = False,
     accelerator: str | None = None,
     devices: int | str | list[int] = 1,
     strategy: str = "auto",
@@ -172,6 +173,7 @@ def distill(
         average: decay of the weights' exponential average.
         patience: looks (every 50 steps) without a better student before stopping.
         progress: show a progress bar.
+        compile: run the step under ``torch.compile``.
         accelerator: as in Lightning Fabric; by default where the student is.
         devices: as in Fabric.
         strategy: as in Fabric.
@@ -224,6 +226,7 @@ def distill(
         average=average,
         progress=progress and fabric.is_global_zero,
         label="distill",
+        compile=compile,
     )
     loss = _Loss(frozen, student, contexts, max(1, batch_size // fabric.world_size))
     judge_context = contexts.draw(2000)

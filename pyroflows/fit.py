@@ -84,6 +84,7 @@ def fit(
     start: bool = True,
     seed: int = 0,
     progress: bool = True,
+    compile: bool = False,
     accelerator: str | None = None,
     devices: int | str | list[int] = 1,
     strategy: str = "auto",
@@ -118,6 +119,8 @@ def fit(
         start: make the data-dependent start first (``pf.initialize``); False to go on training.
         seed: of the split and of the batches; the global generator is used for dropout only.
         progress: show a progress bar with train and validation nats.
+        compile: run the step under ``torch.compile``: pays for flows small enough for calls to
+            cost more than arithmetic, after about a minute of compiling.
         accelerator: as in Lightning Fabric; by default where the flow is.
         devices: as in Fabric: how many, or which.
         strategy: as in Fabric, for example ``"ddp"``.
@@ -129,7 +132,8 @@ def fit(
 
     Raises:
         ValueError: data that do not fit the flow (integers, NaN, another shape, outside its
-            support, no rows), or an argument out of range; nothing is trained then.
+            support, no rows), an argument out of range, or no compiler to compile with; nothing is
+            trained then.
         DivergedError: the loss was not finite again after three rollbacks; the flow holds the best
             weights found.
 
@@ -171,6 +175,7 @@ def fit(
         average=_default_average(steps) if average is None else average,
         progress=progress and fabric.is_global_zero,
         label="fit",
+        compile=compile,
     )
     evaluate = None if held is None else lambda: _score(flow, held, fabric)
     before = copy.deepcopy(flow.state_dict())

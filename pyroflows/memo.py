@@ -29,7 +29,15 @@ def _count_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
 _WORDS = {2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
 
-def _mark(tensor: Tensor) -> tuple[int, ...]:
+def steps_taken() -> int:
+    """How many steps optimisers took since this was first asked for or a value remembered."""
+    global _hook
+    if _hook is None:
+        _hook = register_optimizer_step_post_hook(_count_step)
+    return _steps
+
+
+def mark(tensor: Tensor) -> tuple[int, ...]:
     """Identity, place and version; on a CPU also the bits of the first and the last element.
 
     Writing to ``tensor.data`` bumps no version and leaves no trace but the bits.
@@ -56,7 +64,7 @@ def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple | None:
         or any(t.is_inference() for t in given)
     ):
         return None
-    state = [_steps, module.training, torch.is_grad_enabled(), *map(_mark, given)]
+    state = [steps_taken(), module.training, torch.is_grad_enabled(), *map(mark, given)]
     for m in module.modules():
         if "net" in m.__dict__:  # sub-modules are not in __dict__: a plain function
             return None
@@ -65,7 +73,7 @@ def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple | None:
                 if t is not None:
                     if t.is_inference():
                         return None
-                    state.append(_mark(t))
+                    state.append(mark(t))
     return tuple(state)
 
 
@@ -89,12 +97,10 @@ class Memo:
 
     def put(self, output: Tensor, value: Tensor, module: nn.Module, *given: Tensor) -> None:
         """Remember ``value`` for ``output``, computed by ``module`` from ``given``."""
-        global _hook
-        stamp = None if output.is_inference() else _stamp(module, given)
+        compiling = torch.compiler.is_compiling()
+        stamp = None if compiling or output.is_inference() else _stamp(module, given)
         if stamp is None:
             return
-        if _hook is None:
-            _hook = register_optimizer_step_post_hook(_count_step)
         entries, key = self._entries, id(output)
         reference = weakref.ref(output, lambda _: entries.pop(key, None))
         state = (output._version, output.requires_grad)

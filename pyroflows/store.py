@@ -37,7 +37,8 @@ def _registering_frame() -> FrameType | None:
 
 def keep_in_step(flow: nn.Module, prefix: str) -> None:
     """Called when ``flow``'s tree is walked; acts only if Pyro is the one who walks it."""
-    frame = _registering_frame()
+    # Under a compiler there are no frames to look at, and Pyro is not traced.
+    frame = None if torch.compiler.is_compiling() else _registering_frame()
     if frame is None:
         return
     if frame.f_code is _MODULE:

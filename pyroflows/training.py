@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from pyroflows.compiling import prepare_compiler
 from pyroflows.history import History
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Settings:
         average: decay of the exponential average of the weights; 0 for none.
         progress: a progress bar, where there is a terminal.
         label: what the bar says.
+        compile: the loss is compiled; ask for a compiler.
     """
 
     max_epochs: int
@@ -51,6 +53,7 @@ class Settings:
     average: float
     progress: bool
     label: str
+    compile: bool = False
 
 
 def open_fabric(
@@ -167,6 +170,9 @@ def optimise(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("flow: it has no parameters that require a gradient, nothing to train")
+    if settings.compile:
+        prepare_compiler(fabric.device)
+        loss.compile()
     loss, optimiser = _set_up(fabric, loss, parameters, settings)
     average = _Average(parameters, settings.average)
     best = _Snapshot(model)
@@ -224,7 +230,11 @@ def _set_up(
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    optimiser = torch.optim.AdamW(groups, lr=settings.lr, foreach=True)
+    # One kernel for all; with loss scaling it would unscale the gradients after they are clipped.
+    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+    fused = not scaled and fabric.device.type in ("cpu", "cuda")
+    kind = {"fused": True} if fused else {"foreach": True}
+    optimiser = torch.optim.AdamW(groups, lr=settings.lr, **kind)
     if hasattr(loss, "_forward_module"):  # set up before a rollback
         return loss, fabric.setup_optimizers(optimiser)
     return fabric.setup(loss, optimiser)

@@ -24,7 +24,7 @@ ROWS = [
     ["registry"],
     ["flows"],
     ["plots", "quantize", "latents", "infer.diagnostics", "diagnostics"],
-    ["training", "history", "rows", "sources", "distillation"],
+    ["compiling", "training", "history", "rows", "sources", "distillation"],
     ["fit", "infer", "initialize"],
     ["distill", "persist"],
     ["export", "testing", "laws"],

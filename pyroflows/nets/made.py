@@ -81,6 +81,7 @@ class MADE(nn.Module):
         marks = torch.arange(-1, features + 1)
         self.upto = [torch.searchsorted(d, marks).tolist() for d in (inputs, *degrees)]
         self.from_context = nn.Linear(context, self.hidden[0], bias=False) if context else None
+        self._way: walk.Way | None = None  # the last one, for as long as the weights stay
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -93,20 +94,31 @@ class MADE(nn.Module):
         out = self.last(through_hidden(self, x, context))
         return out.unflatten(-1, (self.features, self.params))
 
+    def check_masks(self) -> None:
+        """Raise a ``ValueError`` where replaced masks cannot be walked."""
+        walk.check_masks(self)
+
     def solve(
         self,
         step: Callable[[int, Tensor], Tensor],
         like: Tensor,
         context: Tensor | None = None,
+        sweep: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The fixed point ``x_i = step(i, params_i(x_<i))``; see ``pyroflows.nets.walk.solve``."""
-        return walk.solve(self, step, like, context)
+        return walk.solve(self, step, like, context, sweep)
 
-    def transposed_solve(
-        self, x: Tensor, context: Tensor | None, grad: Tensor, slope: Tensor, pull: Tensor
-    ) -> Tensor:
-        """Back through the fixed point; see ``pyroflows.nets.walk.transposed_solve``."""
-        return walk.transposed_solve(self, x, context, grad, slope, pull)
+    def solve_back(
+        self,
+        step: Callable[[int, Tensor, Tensor], object],
+        x: Tensor,
+        context: Tensor | None = None,
+    ) -> tuple[list[Tensor | None], Tensor | None]:
+        """Gradients back through the fixed point; see ``pyroflows.nets.walk.solve_back``."""
+        return walk.solve_back(self, step, x, context)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_way": None}
 
     def __repr__(self) -> str:
         context = f", context={self.from_context.in_features}" if self.from_context else ""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.memo import mark, steps_taken
+
 # Below this many weights one dense product is faster than several that skip zeros.
 _DENSE = 1 << 16
 Span = tuple[int, int, int]  # outputs a .. b - 1 see inputs before c only
@@ -22,7 +24,7 @@ class _SpannedLinear(torch.autograd.Function):
         bias: Tensor,
         layer: MaskedLinear,
     ) -> Tensor:
-        masked = weight * layer.mask
+        masked = layer.masked_weight()
         ctx.save_for_backward(x, weight, masked)
         ctx.layer = layer
         out = x.new_empty(len(x), len(weight))
@@ -37,13 +39,28 @@ class _SpannedLinear(torch.autograd.Function):
         (x, weight, masked), mask = ctx.saved_tensors, ctx.layer.mask
         if torch.is_grad_enabled():  # a second derivative is asked for: in terms of autograd
             return grad @ (weight * mask), (grad.mT @ x) * mask, grad.sum(dim=0), None
-        grad_x, grad_weight = torch.zeros_like(x), torch.empty_like(masked)
+        grad_x = torch.zeros_like(x)
         for a, b, c in ctx.layer.spans:
             grad_x[:, :c].addmm_(grad[:, a:b], masked[a:b, :c])
-            torch.mm(grad[:, a:b].mT, x[:, :c], out=grad_weight[a:b, :c])
-            grad_weight[a:b, :c].mul_(mask[a:b, :c])
-            grad_weight[a:b, c:] = 0
-        return grad_x, grad_weight, grad.sum(dim=0), None
+        return grad_x, weight_gradient(ctx.layer, grad, x), grad.sum(dim=0), None
+
+
+def weight_gradient(layer: MaskedLinear, grad: Tensor, x: Tensor) -> Tensor:
+    """``grad^T x`` where the mask lets something pass, without the products that end in zero.
+
+    Args:
+        layer: whose weight it is.
+        grad: ``(rows, outputs)``, the gradient of what the layer gave.
+        x: ``(rows, inputs)``, what it read.
+    """
+    if not layer.spans:
+        return (grad.mT @ x).mul_(layer.mask)
+    found = torch.empty_like(layer.weight)
+    for a, b, c in layer.spans:
+        torch.mm(grad[:, a:b].mT, x[:, :c], out=found[a:b, :c])
+        found[a:b, :c].mul_(layer.mask[a:b, :c])
+        found[a:b, c:] = 0
+    return found
 
 
 class MaskedLinear(nn.Linear):
@@ -61,6 +78,8 @@ class MaskedLinear(nn.Linear):
         # In the weight's dtype: a boolean one would be converted at every product.
         self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
         self.spans = _spans(mask) if mask.numel() >= _DENSE else []
+        # The masked weight, and what it was made from: see masked_weight.
+        self._kept: tuple[tuple, Tensor] | None = None
         # Fan-in of what the mask leaves, or the first outputs of a wide layer start too small.
         bound = mask.sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
         with torch.no_grad():
@@ -68,19 +87,35 @@ class MaskedLinear(nn.Linear):
             self.bias.uniform_(-1, 1).mul_(bound[:, 0])
 
     def masked_weight(self) -> Tensor:
-        """The weight with zeros where nothing may pass."""
-        return self.weight * self.mask
+        """The weight with zeros where nothing may pass.
+
+        In eval mode it is made once and kept until the weight was changed, replaced or moved, or
+        an optimiser stepped; not where a gradient has to pass.
+        """
+        passes = torch.is_grad_enabled() and self.weight.requires_grad
+        if self.training or passes or traced() or self.weight.is_inference():
+            return self.weight * self.mask
+        source = steps_taken(), mark(self.weight), id(self.mask)
+        kept = self._kept
+        if kept is None or kept[0] != source:
+            with torch.inference_mode(False), torch.no_grad():
+                kept = source, self.weight * self.mask
+            self._kept = kept
+        return kept[1]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """``(*batch, inputs)`` to ``(*batch, outputs)``."""
-        if not self.spans or _traced():
+        if not self.spans or traced():
             return F.linear(x, self.masked_weight(), self.bias)
         rows = x.reshape(-1, x.shape[-1])
         out = _SpannedLinear.apply(rows, self.weight, self.bias, self)
         return out.reshape(*x.shape[:-1], self.out_features)
 
 
-def _traced() -> bool:
+def traced() -> bool:
     """Under a compiler, ``torch.func`` or autocast, which see plain operations only."""
     return (
         torch.compiler.is_compiling()

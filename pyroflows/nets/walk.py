@@ -6,34 +6,260 @@ one full pass a feature costs about the arithmetic of two passes in all. Inside 
 only the block's own columns are multiplied; one large product a layer then carries the finished
 block to all rows still open.
 
+Where calls cost more than arithmetic (few rows, many features) a block is swept instead: all its
+features at once, again and again until nothing changes. The map from one sweep to the next is
+strictly triangular, so its fixed point is unique, reached after at most as many sweeps as there are
+features, and proved by one more sweep that changes no bit.
+
 Units stand in rows here, ``(units, rows of data)``, so that a range of units is contiguous.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+from pyroflows.nets.masked_linear import traced, weight_gradient
 
 if TYPE_CHECKING:
     from pyroflows.nets.made import MADE
 
 _LOCAL = 512_000  # multiply-adds that take about as long as the call that does them
+_SWEEP = 2_500_000  # multiply-adds that take about as long as the calls of one sweep
+_NARROWEST, _WIDEST = 16, 128  # blocks between which sweeps were measured to pay
+_SCALAR = 100  # multiply-adds in whose time a family treats one parameter
 
 
 def _blocks(net: MADE, rows: int) -> list[tuple[int, int]]:
     """Ranges of features, as wide as keeps a step's local product near the cost of calling it."""
     per_degree = max(net.hidden) / net.features
     width = int(_LOCAL / max(rows * per_degree**2, 1))
-    width = min(max(width, 8), 32)
-    return [(a, min(a + width, net.features)) for a in range(0, net.features, width)]
+    return _ranges(net.features, min(max(width, 8), 32))
+
+
+def _swept_blocks(net: MADE, rows: int) -> list[tuple[int, int]] | None:
+    """Ranges wide enough to be swept, or None where walking is faster."""
+    widths = [net.features, *net.hidden, net.features * net.params]
+    square = sum(a * b for a, b in zip(widths, widths[1:], strict=False)) / net.features**2
+    linear = _SCALAR * net.params
+    # The positive root of rows (square w^2 + linear w) = _SWEEP.
+    budget = _SWEEP / max(rows, 1)
+    width = 2 * budget / (linear + (linear**2 + 4 * square * budget) ** 0.5)
+    width = min(int(width), net.features, _WIDEST)
+    return _ranges(net.features, width) if width >= _NARROWEST else None
+
+
+def _ranges(features: int, width: int) -> list[tuple[int, int]]:
+    return [(a, min(a + width, features)) for a in range(0, features, width)]
+
+
+def _counts(marks: list[int]) -> list[int]:
+    """How many units there are of each degree, from -1 on."""
+    return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+
+
+def check_masks(net: MADE) -> None:
+    """See that no unit looks at what comes after it in the order of the walk.
+
+    Raises:
+        ValueError: a mask was replaced by one whose units are not sorted by degree.
+    """
+    masks = _in_order(net, [layer.mask for layer in (*net.layers, net.last)])
+    outputs = [0, *range(0, net.features * net.params + 1, net.params)]
+    for layer, (mask, reads) in enumerate(zip(masks, net.upto, strict=True)):
+        last = layer == len(net.layers)
+        above = outputs if last else net.upto[layer + 1]
+        for degree in range(-1, net.features):
+            rows = mask[above[degree + 1] : above[degree + 2]]
+            if rows[:, reads[degree + (1 if last else 2)] :].any():
+                raise ValueError(
+                    f"net: expected units sorted by degree, but in layer {layer} of {net} units of "
+                    f"degree {degree} see units of a higher one; build the masks with MADE, or "
+                    "pass the network as a plain function, which is inverted by one call a feature"
+                )
+
+
+class Way(NamedTuple):
+    """A net's weights, cut up for a walk in these blocks of features.
+
+    Attributes:
+        source: the masked weights it was made from.
+        blocks: ranges of features.
+        weights: the masked weights, features in the order of the walk.
+        units: ``units[layer][degree + 1]``, what a degree's units see of their own block: a piece
+            of the weight, and the range of the values that it reads; None where there is nothing.
+        outputs: the same for the parameters of each feature.
+    """
+
+    source: list[Tensor]
+    blocks: list[tuple[int, int]]
+    weights: list[Tensor]
+    units: list[list[tuple[Tensor, int, int] | None]]
+    outputs: list[tuple[Tensor, int, int] | None]
+
+
+def _way(net: MADE, blocks: list[tuple[int, int]]) -> Way:
+    """The way through the net; in eval mode kept until a weight changes."""
+    source = [layer.masked_weight() for layer in (*net.layers, net.last)]
+    kept = net._way
+    if kept is not None and kept.blocks == blocks and all(map(_same, kept.source, source)):
+        return kept
+    weights, upto, params = _in_order(net, source), net.upto, net.params
+    # The context's own units first, then every degree with the columns of its block so far.
+    degrees = [(-1, -1), *((i, start) for start, stop in blocks for i in range(start, stop))]
+
+    def piece(layer: int, a: int, b: int, c: int, d: int) -> tuple[Tensor, int, int] | None:
+        return (weights[layer][a:b, c:d], c, d - c) if b > a and d > c else None
+
+    way = Way(
+        source,
+        blocks,
+        weights,
+        [
+            [piece(n, above[k + 1], above[k + 2], reads[s + 1], reads[k + 2]) for k, s in degrees]
+            for n, (reads, above) in enumerate(zip(upto, upto[1:], strict=False))
+        ],
+        [
+            piece(-1, i * params, (i + 1) * params, upto[-1][start + 1], upto[-1][i + 1])
+            for i, start in degrees[1:]
+        ],
+    )
+    net._way = None if net.training else way
+    return way
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b
+
+
+class _Walk:
+    """The state of a walk: what is known of every unit's sum so far.
+
+    Args:
+        net: the network.
+        way: its weights, cut up.
+        like: ``(rows, features)``.
+        context: ``(rows, context)`` or None.
+    """
+
+    def __init__(self, net: MADE, way: Way, like: Tensor, context: Tensor | None) -> None:
+        self.net, self.way, rows = net, way, like.shape[0]
+        biases = [layer.bias for layer in (*net.layers, net.last)]
+        if net.descending:
+            biases[-1] = _flipped(net, biases[-1])
+        # A clone also for one row, where .contiguous() would hand out the bias itself.
+        whole = torch.contiguous_format
+        self.sums = [b[:, None].expand(-1, rows).clone(memory_format=whole) for b in biases]
+        if net.from_context is not None:
+            self.sums[0].addmm_(net.from_context.weight, context.mT)
+        self.x = like.new_empty(net.features, rows)
+        # What each layer reads: activations take the sums' place where no skip needs those.
+        self.skips = [*map(net.has_skip, range(len(net.layers))), False]
+        self.values = [self.x]
+        for above, skipped in zip(self.sums[:-1], self.skips[1:], strict=True):
+            self.values.append(torch.empty_like(above) if skipped else above)
+        counts = [_counts(marks) for marks in net.upto[1:]]
+        units = [above.split(count) for above, count in zip(self.sums, counts, strict=False)]
+        results = [
+            own if value is above else value.split(count)
+            for own, value, above, count in zip(
+                units, self.values[1:], self.sums, counts, strict=False
+            )
+        ]
+        # Whether a rectifier may work in place.
+        in_place = [net.activation == "relu" and not skipped for skipped in self.skips[1:]]
+        self.hidden = list(
+            zip(way.units, self.values, units, results, self.skips, in_place, strict=False)
+        )
+        self.parameters = self.sums[-1].split(net.params)
+
+    def finish(self, degree: int) -> None:
+        """The units of one degree, given all before its block and what its block has so far."""
+        below = None
+        for pieces, read, above, value, skip, in_place in self.hidden:
+            unit, piece = above[degree + 1], pieces[degree + 1]
+            if piece is not None:
+                weight, first, count = piece
+                unit.addmm_(weight, read.narrow(0, first, count))
+            if skip:
+                unit.add_(below)
+            if in_place:
+                unit.relu_()
+            else:
+                value[degree + 1].copy_(self.net.activate(unit))
+            below = unit
+
+    def push(self, start: int, stop: int) -> None:
+        """Carry the columns of the degrees ``start .. stop - 1`` to all later rows."""
+        net, upto = self.net, self.net.upto
+        for layer, weight in enumerate(self.way.weights):
+            c, d = upto[layer][start + 1], upto[layer][stop + 1]
+            last = layer == len(net.layers)
+            first = stop * net.params if last else upto[layer + 1][stop + 1]
+            if d > c and first < weight.shape[0]:
+                self.sums[layer][first:].addmm_(weight[first:, c:d], self.values[layer][c:d])
+
+    def through(self, start: int, stop: int, step: Callable[[int, Tensor], Tensor]) -> None:
+        """Walk a block, feature by feature."""
+        net, top, rows = self.net, self.values[-1], self.x.unbind()
+        for place in range(start, stop):
+            theta, piece = self.parameters[place], self.way.outputs[place]
+            if piece is not None:
+                weight, first, count = piece
+                theta.addmm_(weight, top.narrow(0, first, count))
+            i = net.features - 1 - place if net.descending else place
+            rows[place].copy_(step(i, theta.mT))
+            if place + 1 < net.features:
+                self.finish(place)
+
+    def swept(
+        self, start: int, stop: int, now: Tensor, sweep: Callable[[int, int, Tensor], Tensor]
+    ) -> bool:
+        """Sweep a block from ``now`` on; whether that ended in a proven fixed point."""
+        net = self.net
+        spans = [(marks[start + 1], marks[stop + 1]) for marks in net.upto]
+        spans.append((start * net.params, stop * net.params))
+        local = [
+            weight[a:b, c:d]
+            for weight, (a, b), (c, d) in zip(self.way.weights, spans[1:], spans, strict=False)
+        ]
+        sums = [t[a:b] for t, (a, b) in zip(self.sums, spans[1:], strict=True)]
+        for _ in range(stop - start + 1):
+            read, h, found = now, None, []
+            for above, weight, skip in zip(sums[:-1], local, self.skips, strict=False):
+                below, h = h, torch.addmm(above, weight, read)
+                if skip:
+                    h += below
+                read = net.activate(h)
+                found.append((h, read))
+            theta = torch.addmm(sums[-1], local[-1], read)
+            before, now = now, sweep(start, stop, theta.unflatten(0, (-1, net.params)).mT)
+            if torch.equal(before, now):
+                break
+        else:
+            # Zeros of the mask times infinity are NaN, which equals nothing. In the walk what is
+            # not finite reaches only the features that depend on it.
+            return False
+        self.x[start:stop] = now
+        sums[-1].copy_(theta)
+        for (h, read), above, value, (a, b) in zip(
+            found, sums, self.values[1:], spans[1:], strict=False
+        ):
+            above.copy_(h)
+            value[a:b] = read
+        return True
 
 
 @torch.no_grad()
 def solve(
-    net: MADE, step: Callable[[int, Tensor], Tensor], like: Tensor, context: Tensor | None
+    net: MADE,
+    step: Callable[[int, Tensor], Tensor],
+    like: Tensor,
+    context: Tensor | None,
+    sweep: Callable[[int, int, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The fixed point ``x_i = step(i, params_i(x_<i))``, features in order. Exact.
 
@@ -42,169 +268,157 @@ def solve(
     Args:
         net: the network.
         step: gives feature i, ``(rows,)``, from its parameters ``(rows, params)``.
-        like: ``(rows, features)``; its number of rows, dtype and device are used.
+        like: ``(rows, features)``; its number of rows, dtype and device are used, and sweeps start
+            from it.
         context: ``(rows, context)`` or None.
+        sweep: the same for many features at once, those that are number ``a .. b - 1`` in the order
+            in which the net takes them: ``sweep(a, b, parameters)`` gives ``(b - a, rows)`` from
+            ``(b - a, rows, params)``. Without it there are no sweeps.
 
     Returns:
         The fixed point ``(rows, features)`` and its parameters ``(rows, features, params)``.
     """
-    rows, params, upto = like.shape[0], net.params, net.upto
-    weights, biases = _in_order(net)
-    # A clone also for one row, where .contiguous() would hand out the bias itself.
-    whole = torch.contiguous_format
-    sums = [b[:, None].expand(-1, rows).clone(memory_format=whole) for b in biases]
-    if net.from_context is not None:
-        sums[0] += net.from_context.weight @ context.mT
-    x = like.new_empty(net.features, rows)
-    # What each layer reads. Where no skip needs the sums any more, activations take their place.
-    skips = [*map(net.has_skip, range(len(net.layers))), False]
-    values = [x]
-    for layer, above in enumerate(sums[:-1]):
-        values.append(torch.empty_like(above) if skips[layer + 1] else above)
-
-    def finish(degree: int, start: int) -> None:
-        """The units of one degree, given the columns from degree ``start`` on."""
-        for layer, weight in enumerate(weights[:-1]):
-            ends, reads = upto[layer + 1], upto[layer]
-            a, b = ends[degree + 1], ends[degree + 2]
-            if a == b:
-                continue
-            c, d = reads[start + 1], reads[degree + 2]
-            unit = sums[layer][a:b]
-            if d > c:
-                unit.addmm_(weight[a:b, c:d], values[layer][c:d])
-            if skips[layer]:
-                unit += sums[layer - 1][a:b]
-            if net.activation == "relu":
-                torch.clamp_min(unit, 0, out=values[layer + 1][a:b])
-            else:
-                values[layer + 1][a:b] = net.activate(unit)
-
-    def push(start: int, stop: int) -> None:
-        """Carry the columns of the degrees ``start .. stop - 1`` to all later rows."""
-        for layer, weight in enumerate(weights):
-            c, d = upto[layer][start + 1], upto[layer][stop + 1]
-            last = layer == len(net.layers)
-            first = stop * params if last else upto[layer + 1][stop + 1]
-            if d > c and first < weight.shape[0]:
-                sums[layer][first:].addmm_(weight[first:, c:d], values[layer][c:d])
-
-    finish(-1, -1)  # what depends on the context alone
-    push(-1, 0)
-    out, weight, hidden = sums[-1], weights[-1], values[-1]
-    for start, stop in _blocks(net, rows):
-        c = upto[-1][start + 1]
-        for i in range(start, stop):
-            mine = out[i * params : (i + 1) * params]
-            d = upto[-1][i + 1]
-            if d > c:
-                mine.addmm_(weight[i * params : (i + 1) * params, c:d], hidden[c:d])
-            x[i] = step(net.features - 1 - i if net.descending else i, mine.mT)
-            if i + 1 < net.features:
-                finish(i, start)
+    swept = None if sweep is None or traced() else _swept_blocks(net, like.shape[0])
+    way = _way(net, swept or _blocks(net, like.shape[0]))
+    walk = _Walk(net, way, like, context)
+    guess = like.flip(1).mT if net.descending else like.mT
+    walk.finish(-1)  # what depends on the context alone
+    walk.push(-1, 0)
+    for start, stop in way.blocks:
+        if not (swept and walk.swept(start, stop, guess[start:stop], sweep)):
+            walk.through(start, stop, step)
         if stop < net.features:
-            push(start, stop)
-    theta = out.unflatten(0, (net.features, params))
+            walk.push(start, stop)
+    x, theta = walk.x, walk.sums[-1].unflatten(0, (net.features, net.params))
     if net.descending:
         x, theta = x.flip(0), theta.flip(0)
     return x.mT, theta.permute(2, 0, 1)
 
 
 @torch.no_grad()
-def transposed_solve(
-    net: MADE, x: Tensor, context: Tensor | None, grad: Tensor, slope: Tensor, pull: Tensor
-) -> Tensor:
-    """``v`` with ``J^T v = grad`` for ``J = dy/dx`` of ``y_i = g(x_i; params_i(x_<i))``.
+def solve_back(
+    net: MADE,
+    step: Callable[[int, Tensor, Tensor], object],
+    x: Tensor,
+    context: Tensor | None,
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """Back through the fixed point: the gradients of weights and context.
 
-    The same walk backwards: once ``v`` is known for all features after d, the adjoints of the units
-    of degree d are complete.
+    The same walk backwards: once the adjoints of the parameters are known for all features after d,
+    those of the units of degree d are complete.
 
     Args:
         net: the network.
-        x: ``(rows, features)``, where J is taken.
+        step: ``step(i, sent, adjoint)`` writes the adjoint of feature i's parameters, ``(params,
+            rows)``, into ``adjoint``; ``sent``, ``(rows,)``, is what the parameters of all later
+            features send to feature i. Features come in descending order.
+        x: ``(rows, features)``, where the network is taken.
         context: ``(rows, context)`` or None.
-        grad: ``(rows, features)``.
-        slope: ``dy_i/dx_i`` at fixed parameters, ``(rows, features)``.
-        pull: ``dy_i/dparams_i``, ``(rows, features, params)``.
 
     Returns:
-        ``v``, ``(rows, features)``.
+        The gradients of ``parameters(net)`` and of the context.
     """
-    params, upto = net.params, net.upto
-    weights, _ = _in_order(net)
-    slopes = _activation_slopes(net, x, context)
-    grad, slope, pull = grad.mT, slope.mT, pull.permute(1, 2, 0)
-    if net.descending:
-        grad, slope, pull = grad.flip(0), slope.flip(0), pull.flip(0)
-    grad, slope, pull = grad.contiguous(), slope.contiguous(), pull.contiguous()
-    v = torch.empty_like(grad)
-    # What each layer sends back: adjoints of its sums, (units above, rows).
-    sent = [s.new_empty(s.shape) for s in slopes] + [v.new_empty(weights[-1].shape[0], len(x))]
-    # What arrives at the values each layer reads: inputs, then the activations.
-    arrived = [torch.zeros_like(grad), *(torch.zeros_like(s) for s in slopes)]
+    params, upto, rows = net.params, net.upto, len(x)
+    weights = _in_order(net, [layer.masked_weight() for layer in (*net.layers, net.last)])
+    values, slopes = _activations(net, x, context)
+    # What each layer sends back, the adjoints of its sums, and what arrives at the values it reads.
+    sent = [*map(torch.empty_like, slopes), x.new_empty(weights[-1].shape[0], rows)]
+    arrived = [x.new_zeros(net.features, rows), *map(torch.zeros_like, slopes)]
+    skips = [*map(net.has_skip, range(len(net.layers))), False]
+    # ends[l][d + 1]: how many of layer l's sums have a degree below d.
+    ends = [*upto[1:], [0, *range(0, net.features * params + 1, params)]]
+    # All of one degree at a time.
+    columns = [w.mT.split(_counts(marks)) for w, marks in zip(weights, upto, strict=True)]
+    arrivals = [t.split(_counts(marks)) for t, marks in zip(arrived, upto, strict=True)]
+    bends = [t.split(_counts(marks)) for t, marks in zip(slopes, upto[1:], strict=True)]
+    adjoints = [t.split(_counts(marks)) for t, marks in zip(sent, ends, strict=True)]
 
     def finish(degree: int, stop: int) -> None:
         """The units of one degree, given what was sent by the degrees below ``stop``."""
-        for layer in reversed(range(len(weights))):
-            c, d = upto[layer][degree + 1], upto[layer][degree + 2]
-            if c == d:
+        for layer in range(len(weights) - 1, -1, -1):
+            arrival = arrivals[layer][degree + 1]
+            if not arrival.shape[0]:
                 continue
-            last = layer == len(net.layers)
-            above = [n * params for n in range(net.features + 1)] if last else None
-            a = above[degree + 1] if last else upto[layer + 1][degree + 1]
-            b = above[stop] if last else upto[layer + 1][stop + 1]
-            if b > a:
-                arrived[layer][c:d].addmm_(weights[layer][a:b, c:d].mT, sent[layer][a:b])
-            if layer > 0:
-                sums = arrived[layer][c:d] * slopes[layer - 1][c:d]
-                if layer < len(net.layers) and net.has_skip(layer):
-                    sums += sent[layer][c:d]
-                sent[layer - 1][c:d] = sums
+            # A feature's parameters see lower degrees only, a unit its own too.
+            a = ends[layer][degree + (2 if layer == len(net.layers) else 1)]
+            count = ends[layer][stop + 1] - a
+            if count > 0:
+                local = columns[layer][degree + 1].narrow(1, a, count)
+                arrival.addmm_(local, sent[layer].narrow(0, a, count))
+            if layer:
+                adjoint = adjoints[layer - 1][degree + 1]
+                torch.mul(arrival, bends[layer - 1][degree + 1], out=adjoint)
+                if skips[layer]:
+                    adjoint.add_(adjoints[layer][degree + 1])
 
     def push(start: int, stop: int) -> None:
         """Carry what the degrees ``start .. stop - 1`` sent to all lower ones."""
         for layer, weight in enumerate(weights):
-            last = layer == len(net.layers)
-            a = start * params if last else upto[layer + 1][start + 1]
-            b = stop * params if last else upto[layer + 1][stop + 1]
+            a, b = ends[layer][start + 1], ends[layer][stop + 1]
             below = upto[layer][start + 1]
             if b > a and below > 0:
                 arrived[layer][:below].addmm_(weight[a:b, :below].mT, sent[layer][a:b])
 
-    for start, stop in reversed(_blocks(net, len(x))):
-        for i in reversed(range(start, stop)):
+    for start, stop in reversed(_blocks(net, rows)):
+        for i in range(stop - 1, start - 1, -1):
             finish(i, stop)
-            v[i] = (grad[i] - arrived[0][i]) / slope[i]
-            sent[-1][i * params : (i + 1) * params] = pull[i] * v[i]
+            feature = net.features - 1 - i if net.descending else i
+            step(feature, arrivals[0][i + 1][0], adjoints[-1][i + 1])
         push(start, stop)
-    return (v.flip(0) if net.descending else v).mT
-
-
-def _in_order(net: MADE) -> tuple[list[Tensor], list[Tensor]]:
-    """All layers' masked weights and biases, features in the order of the walk."""
-    weights = [layer.masked_weight() for layer in (*net.layers, net.last)]
-    biases = [layer.bias for layer in (*net.layers, net.last)]
+    finish(-1, 0)
     if net.descending:
-
-        def flipped(rows: Tensor) -> Tensor:
-            return rows.unflatten(0, (net.features, net.params)).flip(0).flatten(0, 1)
-
-        weights[0] = weights[0].flip(1)
-        weights[-1], biases[-1] = flipped(weights[-1]), flipped(biases[-1])
-    return weights, biases
+        sent[-1] = _flipped(net, sent[-1])
+    return _gradients(net, sent, values, context)
 
 
-def _activation_slopes(net: MADE, x: Tensor, context: Tensor | None) -> list[Tensor]:
-    """The activation's derivative at every hidden unit, ``(units, rows)`` for each layer."""
-    slopes, h = [], None
+def parameters(net: MADE) -> list[Tensor]:
+    """All weights and biases, in the order of ``solve_back``'s gradients."""
+    found = [t for layer in (*net.layers, net.last) for t in (layer.weight, layer.bias)]
+    return found if net.from_context is None else [*found, net.from_context.weight]
+
+
+def _gradients(
+    net: MADE, sent: list[Tensor], values: list[Tensor], context: Tensor | None
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """From what each layer read and the adjoints of its sums."""
+    found: list[Tensor | None] = []
+    for layer, adjoint, value in zip((*net.layers, net.last), sent, values, strict=True):
+        wanted = layer.weight.requires_grad
+        found.append(weight_gradient(layer, adjoint.mT, value) if wanted else None)
+        found.append(adjoint.sum(dim=1) if layer.bias.requires_grad else None)
+    if net.from_context is None:
+        return found, None
+    return [*found, sent[0] @ context], sent[0].mT @ net.from_context.weight
+
+
+def _in_order(net: MADE, weights: list[Tensor]) -> list[Tensor]:
+    """The weights with features in the order of the walk."""
+    if not net.descending:
+        return weights
+    return [weights[0].flip(1), *weights[1:-1], _flipped(net, weights[-1])]
+
+
+def _flipped(net: MADE, outputs: Tensor) -> Tensor:
+    """Rows, or units, of the parameters with the features in reverse order."""
+    return outputs.unflatten(0, (net.features, net.params)).flip(0).flatten(0, 1)
+
+
+def _activations(net: MADE, x: Tensor, context: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+    """What each layer reads, ``(rows, inputs)``, and each unit's slope, ``(units, rows)``."""
+    values, slopes, h = [x], [], None
     for index, layer in enumerate(net.layers):
-        reads = x if index == 0 else net.activate(h)
-        new = layer(reads)
+        new = layer(values[-1])
         if index == 0 and net.from_context is not None:
             new = new + net.from_context(context)
         h = h + new if net.has_skip(index) else new
+        if net.activation == "relu":
+            values.append(h.relu())
+            slopes.append((h.mT > 0).to(h.dtype, memory_format=torch.contiguous_format))
+            continue
         with torch.enable_grad():
             leaf = h.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(net.activate(leaf).sum(), leaf)
+            value = net.activate(leaf)
+            (slope,) = torch.autograd.grad(value.sum(), leaf)
+        values.append(value.detach())
         slopes.append(slope.mT.contiguous())
-    return slopes
+    return values, slopes

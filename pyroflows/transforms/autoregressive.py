@@ -13,8 +13,121 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pyroflows.nets.walk import parameters
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.elementwise import Family
+
+# A compiler unrolls a walk over its features; over more than these it would take minutes.
+MOST_UNROLLED = 16
+
+
+class _Implicit(torch.autograd.Function):
+    """Puts the graph of ``y - f(x) = 0`` behind an ``x`` that was solved for without one.
+
+    Takes y, and f(x) with its log-determinant as evaluated at the solution; gives x and
+    ``-log_det``. Backward solves ``J^T v = dx`` once (the implicit function theorem); ``v`` is then
+    y's gradient and ``-v`` that of f(x), from where autograd reaches the weights and the context.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        y: Tensor,
+        fx: Tensor,
+        log_det: Tensor,
+        x: Tensor,
+        transposed_solve: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        ctx.transposed_solve = transposed_solve
+        return x.detach().clone(), -log_det
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad_x: Tensor, grad_log_det: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        v = ctx.transposed_solve(grad_x, -grad_log_det)
+        return v, -v, -grad_log_det, None, None
+
+
+class _Walked(torch.autograd.Function):
+    """The inverse by a net that walks; its gradient by one walk back.
+
+    With ``y_i = g(x_i; theta_i(x_<i))`` and ``L = log dg/dx``, let a be the adjoint of x, and c
+    that of ``-sum L``. The implicit function theorem gives y's adjoint ``v = a / g'`` and the
+    parameters' ``-c dL/dtheta - v dg/dtheta``, which send on to a of the features before.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        layer: Autoregressive,
+        y: Tensor,
+        context: Tensor | None,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        x, log_det, theta = layer._walk(y, context)
+        ctx.layer = layer
+        ctx.save_for_backward(x, theta, context)
+        # A tensor of its own: a view could not be changed in place.
+        return x.clone(memory_format=torch.contiguous_format), log_det
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad_x: Tensor, grad_log_det: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, theta, context = ctx.saved_tensors
+        a, inverse_slope, own, pull = _local(ctx.layer.family, x, theta, grad_x, grad_log_det)
+        v = torch.empty_like(a)
+
+        def step(i: int, sent: Tensor, adjoint: Tensor) -> None:
+            torch.mul(a[i].add_(sent), inverse_slope[i], out=v[i])
+            torch.addcmul(own[i], pull[i], v[i], value=-1, out=adjoint)
+
+        gradients, grad_context = ctx.layer.net.solve_back(step, x, context)
+        return None, v.mT, grad_context, *gradients
+
+
+# Compilers cannot trace the derivative of what they trace, so there is a break in the graph here.
+@torch.compiler.disable
+def _with_graph(layer: Autoregressive, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _Walked.apply(layer, y, context, *parameters(layer.net))
+
+
+@torch.compiler.disable
+def _eagerly(
+    layer: Autoregressive, y: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return layer._walk(y, context)
+
+
+def _local(
+    family: Family, x: Tensor, theta: Tensor, grad_x: Tensor, grad_log_det: Tensor
+) -> tuple[Tensor, ...]:
+    """What each feature's own map contributes to the walk back, features first, rows last.
+
+    Gives ``a = grad_x - c dL/dx``, ``1 / g'``, ``-c dL/dtheta`` and ``dg/dtheta``.
+    """
+    with torch.enable_grad():
+        x, theta = x.detach().requires_grad_(), theta.detach().requires_grad_()
+        y, log_derivative = family.forward(x, theta)
+        (pull,) = torch.autograd.grad(y.sum(), theta, retain_graph=True)
+        a, own = grad_x, torch.zeros_like(theta)
+        if log_derivative.requires_grad:
+            scored = (log_derivative * -grad_log_det[:, None]).sum()
+            by_x, own = torch.autograd.grad(
+                scored, (x, theta), allow_unused=True, materialize_grads=True
+            )
+            a = a + by_x
+    first = torch.contiguous_format
+    inverse_slope = log_derivative.detach().neg().exp()
+    return (
+        a.mT.clone(memory_format=first),
+        inverse_slope.mT.contiguous(),
+        own.permute(1, 2, 0).contiguous(),
+        pull.permute(1, 2, 0).contiguous(),
+    )
 
 
 class _Implicit(torch.autograd.Function):
@@ -60,6 +173,9 @@ class Autoregressive(FlowTransform):
             depends on ``x_<i`` alone.
         family: what is done to each feature.
 
+    Raises:
+        ValueError: the net is a ``MADE`` with replaced masks that cannot be walked.
+
     Example:
         >>> import torch, pyroflows as pf
         >>> net = lambda x, c: torch.nn.functional.pad(x[..., :-1], (1, 0))[..., None]
@@ -72,6 +188,8 @@ class Autoregressive(FlowTransform):
 
     def __init__(self, net: Callable[[Tensor, Tensor | None], Tensor], family: Family) -> None:
         super().__init__()
+        if hasattr(net, "check_masks"):
+            net.check_masks()
         self.net = net
         self.family = family
 
@@ -97,13 +215,63 @@ class Autoregressive(FlowTransform):
         if context is not None:
             batch = torch.broadcast_shapes(y.shape[:-1], context.shape[:-1])
             y, context = y.expand(*batch, -1), context.expand(*batch, -1)
-        x, log_det = self._solve(y, context)
-        if not torch.is_grad_enabled() or not self._is_differentiable(y, context):
-            return x, log_det
+        wants_graph = torch.is_grad_enabled() and self._is_differentiable(y, context)
+        if not hasattr(self.net, "solve_back"):
+            return self._implicit(y, context) if wants_graph else self._loop(y, context)
+        flat = y.reshape(-1, y.shape[-1])
+        rows = None if context is None else context.reshape(-1, context.shape[-1])
+        if wants_graph:
+            x, log_det = _with_graph(self, flat, rows)
+        elif torch.compiler.is_compiling() and y.shape[-1] > MOST_UNROLLED:
+            x, log_det, _ = _eagerly(self, flat, rows)
+        else:
+            x, log_det, _ = self._walk(flat, rows)
+        return x.reshape(y.shape), log_det.reshape(y.shape[:-1])
+
+    def _is_differentiable(self, y: Tensor, context: Tensor | None) -> bool:
+        # What a plain function depends on shows in its result alone.
+        if y.requires_grad or (context is not None and context.requires_grad):
+            return True
+        is_module = isinstance(self.net, nn.Module)
+        hidden = self.net.parameters() if is_module else [self.net(y.detach(), context)]
+        return any(s.requires_grad for s in hidden)
+
+    @torch.no_grad()
+    def _walk(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """``x``, ``log|det dx/dy|`` and the parameters of ``(rows, features)``, without a graph."""
+        columns, last = y.mT.contiguous(), y.shape[-1] - 1
+        descending = getattr(self.net, "descending", False)
+        in_order = columns.flip(0) if descending else columns
+        rows = columns.unbind()
+        # By place in the net's order, a swept block at its first: a walk after a sweep replaces it.
+        derivatives: dict[int, Tensor] = {}
+
+        def step(i: int, theta: Tensor) -> Tensor:
+            x, derivatives[last - i if descending else i] = self.family.inverse(rows[i], theta)
+            return x
+
+        def sweep(a: int, b: int, theta: Tensor) -> Tensor:
+            x, derivatives[a] = self.family.inverse(in_order[a:b], theta)
+            return x
+
+        x, theta = self.net.solve(step, y, context, sweep)
+        blocks = [d if d.dim() == 2 else d[None] for d in derivatives.values()]
+        return x, torch.cat(blocks).sum(dim=0), theta
+
+    @torch.no_grad()
+    def _loop(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``x`` and ``log|det dx/dy|`` by one network call a feature, without a graph."""
+        x = y.clone()
+        for i in range(y.shape[-1]):
+            x[..., i] = self.family.inverse(y, self.net(x, context))[0][..., i]
+        return x, self.family.inverse(y, self.net(x, context))[1].sum(dim=-1)
+
+    def _implicit(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same with a graph, for any net."""
+        x, _ = self._loop(y, context)
         with torch.enable_grad():
-            at = x.detach().requires_grad_()
-            theta = self.net(at, context)
-            fx, log_derivative = self.family.forward(at, theta)
+            at = x.requires_grad_()
+            fx, log_derivative = self._forward(at, context)
             log_det = log_derivative.sum(dim=-1)
 
         def transposed_solve(grad_x: Tensor, grad_log_det: Tensor) -> Tensor:
@@ -111,60 +279,15 @@ class Autoregressive(FlowTransform):
                 grad_x = (
                     grad_x + torch.autograd.grad(log_det, at, grad_log_det, retain_graph=True)[0]
                 )
-            return self._transposed_solve(at.detach(), theta.detach(), grad_x, context)
+            return self._sweep(at.detach(), grad_x, log_derivative.detach().exp(), context)
 
         return _Implicit.apply(y, fx, log_det, x, transposed_solve)
 
-    def _is_differentiable(self, y: Tensor, context: Tensor | None) -> bool:
-        # What a plain function depends on shows in its result alone.
-        is_module = isinstance(self.net, nn.Module)
-        hidden = self.net.parameters() if is_module else [self.net(y.detach(), context)]
-        return any(s is not None and s.requires_grad for s in (y, context, *hidden))
-
-    @torch.no_grad()
-    def _solve(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``x`` and ``log|det dx/dy|``, without a graph."""
-        flat = y.reshape(-1, y.shape[-1])
-        rows = None if context is None else context.reshape(-1, context.shape[-1])
-        if hasattr(self.net, "solve"):
-            columns = flat.mT.contiguous()
-            log_det = flat.new_zeros(len(flat))
-
-            def step(i: int, theta: Tensor) -> Tensor:
-                x, log_derivative = self.family.inverse(columns[i], theta)
-                log_det.add_(log_derivative)
-                return x
-
-            x, _ = self.net.solve(step, flat, rows)
-        else:
-            x = flat.clone()
-            for i in range(y.shape[-1]):
-                x[:, i] = self.family.inverse(flat, self.net(x, rows))[0][:, i]
-            log_det = self.family.inverse(flat, self.net(x, rows))[1].sum(dim=-1)
-        return x.reshape(y.shape), log_det.reshape(y.shape[:-1])
-
-    def _transposed_solve(
-        self, x: Tensor, theta: Tensor, grad: Tensor, context: Tensor | None
-    ) -> Tensor:
-        """``v`` with ``J^T v = grad`` for the Jacobian J of forward at x."""
-        with torch.enable_grad():
-            leaf = theta.requires_grad_()
-            y, log_derivative = self.family.forward(x, leaf)
-            (pull,) = torch.autograd.grad(y.sum(), leaf)
-        slope = log_derivative.detach().exp()
-        if not hasattr(self.net, "transposed_solve"):
-            return self._sweep(x, grad, slope, context)
-        rows = None if context is None else context.detach().reshape(-1, context.shape[-1])
-        flat = (t.reshape(-1, t.shape[-1]) for t in (grad, slope))
-        v = self.net.transposed_solve(
-            x.reshape(-1, x.shape[-1]), rows, *flat, pull.reshape(-1, *pull.shape[-2:])
-        )
-        return v.reshape(x.shape)
-
     def _sweep(self, x: Tensor, grad: Tensor, slope: Tensor, context: Tensor | None) -> Tensor:
-        """The same for any net: J is a diagonal plus a strictly lower triangle.
+        """``v`` with ``J^T v = grad`` for the Jacobian J of forward at x.
 
-        So Jacobi sweeps are exact after ``features`` of them, and may stop once nothing changes.
+        J is a diagonal plus a strictly lower triangle, so Jacobi sweeps are exact after
+        ``features`` of them, and may stop once nothing changes.
         """
         with torch.enable_grad():
             x = x.requires_grad_()

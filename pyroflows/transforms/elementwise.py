@@ -87,9 +87,8 @@ class Affine(Family):
 
     def inverse(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``(y - t) exp(-s)`` and ``-s``."""
-        raw, t = theta.unbind(-1)
-        s = -self.bound * raw.tanh()
-        return (y - t) * s.exp(), s
+        s = theta.select(-1, 0).tanh() * -self.bound
+        return (y - theta.select(-1, 1)) * s.exp(), s
 
 
 @dataclass(frozen=True)
