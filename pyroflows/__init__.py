@@ -4,10 +4,11 @@ from pyroflows import datasets, nets, testing, transforms
 from pyroflows.distill import distill, student_of
 from pyroflows.distillation import Distillation
 from pyroflows.distribution import Flow, FlowDistribution
+from pyroflows.export import to_arviz
 from pyroflows.fit import fit, initialize
 from pyroflows.flows import iaf, maf, nice, nsf, realnvp
 from pyroflows.history import History
-from pyroflows.infer import AutoFlow, fit_guide
+from pyroflows.infer import AutoFlow, NeuTra, fit_guide
 from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
@@ -29,6 +30,8 @@ __all__ = [
     # guides
     "AutoFlow",
     "fit_guide",
+    "NeuTra",
+    "to_arviz",
     # distillation
     "student_of",
     "distill",
