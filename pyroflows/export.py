@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import site_is_factor, site_is_subsample
-from torch import Size, Tensor
+from torch import Tensor
 
 from pyroflows.infer.diagnostics import importance_weights, psis
+from pyroflows.infer.model_runs import ModelRuns
 from pyroflows.infer.neutra import NeuTra
 
 _PROPOSALS = 10  # per draw kept, when draws are resampled by weight
-_ELEMENTS = 2**24  # at most, over all sites, in one run of the model
 
 
 def to_arviz(
@@ -82,10 +79,9 @@ def to_arviz(
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     with torch.no_grad(), poutine.block():
         draws, stats, attributes = _draws_of(model, posterior, num_samples, resample, args, kwargs)
-        runs = _Runs(model, args, kwargs)
-        draws = runs.checked(draws)
-        shape = next(iter(draws.values())).shape[:2]
-        flat = {name: value.flatten(0, 1) for name, value in draws.items()}
+        runs = ModelRuns(model, draws, args, kwargs)
+        shape = draws[runs.latent[0]].shape[:2]
+        flat = {name: draws[name].flatten(0, 1) for name in runs.latent}
         run = runs.run(flat, shape.numel())
         groups = {
             "posterior": {**flat, **{name: run.values[name] for name in runs.deterministic}},
@@ -149,166 +145,6 @@ def _draws_of(
     draws = {name: value[kept][None] for name, value in weighted.draws.items()}
     stats = {"log_q": weighted.log_q[kept], "log_weight": weighted.log_weight[kept]}
     return draws, stats, {"pareto_k": float(khat), "resampled": int(resample)}
-
-
-class _Run(NamedTuple):
-    """What one or many runs of the model gave, draws first."""
-
-    values: dict[str, Tensor]  # (S, *site shape): what the run itself computed or drew
-    log_likelihood: dict[str, Tensor]  # (S, *batch), observed sites
-    log_joint: Tensor  # (S,)
-
-
-class _Runs:
-    """A model with its arguments, run under many draws of its latent sites.
-
-    The first run, of the prior, shows the sites and their shapes without draws.
-    """
-
-    def __init__(self, model: Callable[..., Any], args: tuple, kwargs: dict) -> None:
-        self.model, self.args, self.kwargs = model, args, kwargs
-        self.vectorized: bool | None = None
-        self.latent: list[str] = []
-        self.observed: list[str] = []
-        self.deterministic: list[str] = []
-        self.sites = self._trace(model)
-        self.nesting = 0
-        for name, site in self.sites.items():
-            frames = site["cond_indep_stack"]
-            for frame in frames:
-                if frame.full_size and frame.size < frame.full_size:
-                    raise ValueError(
-                        f"model: plate {frame.name!r} takes {frame.size} of {frame.full_size} "
-                        "rows; ArviZ needs all. Pass all rows and no subsample_size"
-                    )
-            reach = [-frame.dim for frame in frames if frame.vectorized]
-            self.nesting = max(self.nesting, len(site["fn"].batch_shape), *reach)
-            if site["infer"].get("_deterministic"):
-                self.deterministic.append(name)
-            elif not site["is_observed"]:
-                self.latent.append(name)
-            elif not site_is_factor(site):
-                self.observed.append(name)
-
-    def _trace(self, model: Callable[..., Any]) -> dict[str, dict]:
-        trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
-        trace.compute_log_prob()
-        return {
-            name: site
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and not site_is_subsample(site)
-        }
-
-    def checked(self, draws: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The draws of the model's latent sites, all there and of the right shape."""
-        missing = [name for name in self.latent if name not in draws]
-        if missing or not self.latent:
-            raise ValueError(
-                f"posterior: expected draws of the model's latent sites {self.latent}, got those "
-                f"of {sorted(draws)}"
-            )
-        sample = draws[self.latent[0]].shape[:2]
-        for name in self.latent:
-            wanted = (*sample, *self.sites[name]["value"].shape)
-            if len(sample) < 2 or draws[name].shape != wanted:
-                raise ValueError(
-                    f"posterior: expected draws of {name!r} of shape (chains, draws, *site shape) "
-                    f"= {wanted}, got {tuple(draws[name].shape)}"
-                )
-        return {name: draws[name] for name in self.latent}
-
-    def run(self, draws: dict[str, Tensor], size: int, anew: bool = False) -> _Run:
-        """Run the model at given draws ``(size, *site shape)``, or drawing its sites itself.
-
-        Args:
-            draws: of the latent sites, or none to draw them from the prior.
-            size: how many runs.
-            anew: draw the observed sites too.
-        """
-        if self.vectorized is None:
-            self.vectorized = self._can_vectorize(draws)
-        each = sum(2 * site["value"].numel() for site in self.sites.values())
-        step = max(_ELEMENTS // each, 1) if self.vectorized else 1
-        parts = [
-            self._run_part({k: v[at : at + step] for k, v in draws.items()}, rows, anew)
-            for at, rows in ((at, min(step, size - at)) for at in range(0, size, step))
-        ]
-        return _Run(
-            *({k: torch.cat([p[i][k] for p in parts]) for k in parts[0][i]} for i in (0, 1)),
-            torch.cat([part.log_joint for part in parts]),
-        )
-
-    def _run_part(self, draws: dict[str, Tensor], size: int, anew: bool) -> _Run:
-        model = poutine.uncondition(self.model) if anew else self.model
-        if not self.vectorized:
-            values = {name: value[0] for name, value in draws.items()}
-            sites = self._trace(poutine.condition(model, data=values))
-        else:
-            values = {}
-            for name, value in draws.items():
-                gap = self.nesting - len(self.sites[name]["fn"].batch_shape)
-                values[name] = value.reshape(size, *[1] * gap, *value.shape[1:])
-            with pyro.plate("_draws", size, dim=-1 - self.nesting):
-                sites = self._trace(poutine.condition(model, data=values))
-        return self._collect(sites, size, anew)
-
-    def _collect(self, sites: dict[str, dict], size: int, anew: bool) -> _Run:
-        values = {
-            name: _rows(name, sites[name]["value"], size, self.sites[name]["value"].shape)
-            for name in (self.sites if anew else self.deterministic)
-        }
-        likelihood, joint = {}, 0.0
-        for name, site in sites.items():
-            shape = self.sites[name]["log_prob"].shape
-            joint = joint + _rows(name, site["log_prob"], size, shape).reshape(size, -1).sum(1)
-            if name in self.observed:
-                log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
-                likelihood[name] = _rows(name, log_prob, size, shape)
-        return _Run(values, likelihood, joint)
-
-    def _can_vectorize(self, draws: dict[str, Tensor]) -> bool:
-        """Try two draws at once and each alone; warn where that differs."""
-        both = {name: value[[0, -1]] for name, value in draws.items()}
-        self.vectorized = False
-        alone = self.run(both, 2).log_joint
-        self.vectorized = True
-        try:
-            together = self._run_part(both, 2, False).log_joint
-        except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
-            problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        else:
-            if torch.allclose(together, alone, rtol=1e-3, atol=1e-3, equal_nan=True):
-                return True
-            problem = "its log-density of a draw is another alone than among others"
-        warnings.warn(
-            f"the model cannot run many draws at once ({problem}); they run one by one, which is "
-            "slower. Index from the right and sum over event dimensions only",
-            stacklevel=4,
-        )
-        return False
-
-    def dims(self) -> dict[str, list[str]]:
-        """Names of every site's dimensions: its plates', else ArviZ's default."""
-        named = {}
-        for name, site in self.sites.items():
-            names = [f"{name}_dim_{i}" for i in range(site["value"].dim())]
-            batch = len(site["fn"].batch_shape)
-            for frame in site["cond_indep_stack"]:
-                if frame.vectorized and -frame.dim <= batch:
-                    names[batch + frame.dim] = frame.name
-            named[name] = names
-        return named
-
-
-def _rows(name: str, value: Tensor, size: int, shape: Size) -> Tensor:
-    """``(size, *shape)`` from a value with singleton plate dimensions, or without draws."""
-    if value.shape == shape:  # the same for every draw
-        return value.expand(size, *shape)
-    if value.shape[:1] != (size,) or value.numel() != size * shape.numel():
-        raise ValueError(
-            f"site {name!r} has shape {tuple(value.shape)} in {size} runs, {tuple(shape)} in one"
-        )
-    return value.reshape(size, *shape)
 
 
 def _in_arviz(

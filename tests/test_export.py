@@ -205,7 +205,7 @@ def test_chunks_make_no_difference(monkeypatch):
     draws = {"loc": torch.randn(1, 11)}
     y = torch.tensor([1.0, 2.0])
     whole = pf.to_arviz(gauss, draws, y)
-    monkeypatch.setattr("pyroflows.export._ELEMENTS", 24)
+    monkeypatch.setattr("pyroflows.infer.model_runs._ELEMENTS", 24)
     parts = pf.to_arviz(gauss, draws, y)
     assert np.allclose(whole.log_likelihood["y"], parts.log_likelihood["y"])
     assert parts.posterior_predictive["y"].shape == (1, 11, 2)
@@ -301,10 +301,10 @@ def test_groups_without_content_are_left_out():
 @pytest.mark.parametrize(
     ("draws", "message"),
     [
-        ({}, "latent sites"),
-        ({"other": torch.zeros(1, 3)}, "latent sites"),
-        ({"loc": torch.zeros(3)}, "shape"),
-        ({"loc": torch.zeros(1, 3, 2)}, "shape"),
+        ({}, "every latent site"),
+        ({"other": torch.zeros(1, 3)}, "every latent site"),
+        ({"loc": torch.zeros(3)}, "leading shapes"),
+        ({"loc": torch.zeros(1, 3, 2)}, r"draws of 'loc' of shape \(chains, draws, \*\(\)\)"),
         (3.0, "expected a guide"),
     ],
 )
