@@ -254,6 +254,18 @@ def test_model_that_does_not_broadcast_runs_one_by_one():
     assert data.posterior_predictive["y"].shape == (1, 4, 3)
 
 
+def test_deterministic_site_that_mixes_draws_up_is_noticed():
+    def summed():
+        with pyro.plate("groups", 3):
+            level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        pyro.deterministic("total", level.sum())
+
+    level = torch.randn(1, 4, 3)
+    with pytest.warns(UserWarning, match="total of a draw .* one by one"):
+        data = pf.to_arviz(summed, {"level": level})
+    assert np.allclose(data.posterior["total"].values, level.sum(-1), atol=1e-5)
+
+
 def test_float64_stays():
     y = torch.tensor([1.0, 2.0], dtype=torch.float64)
     data = pf.to_arviz(gauss, {"loc": torch.randn(1, 4, dtype=torch.float64)}, y)

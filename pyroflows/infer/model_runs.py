@@ -151,16 +151,17 @@ class ModelRuns:
         """Try two draws at once and each alone; warn where that differs."""
         both = {name: value[[0, -1]] for name, value in draws.items()}
         self.vectorized = False
-        alone = self.run(both, 2).log_joint
+        alone = self.run(both, 2)
         self.vectorized = True
         try:
-            together = self._run_part(both, 2, False).log_joint
+            together = self._run_part(both, 2, False)
         except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
             problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         else:
-            if torch.allclose(together, alone, rtol=1e-3, atol=1e-3, equal_nan=True):
+            apart = _differences(together, alone)
+            if not apart:
                 return True
-            problem = "its log-density of a draw is another alone than among others"
+            problem = f"{apart[0]} of a draw is another alone than among others"
         warnings.warn(
             f"the model cannot run many draws at once ({problem}); they run one by one, which is "
             "slower. Index from the right and sum over event dimensions only",
@@ -190,3 +191,16 @@ def _rows(name: str, value: Tensor, size: int, shape: Size) -> Tensor:
             f"site {name!r} has shape {tuple(value.shape)} in {size} runs, {tuple(shape)} in one"
         )
     return value.reshape(size, *shape)
+
+
+def _differences(one: Run, other: Run) -> list[str]:
+    """Which densities and values of two runs, at the same draws, are not equal."""
+    mine, theirs = (
+        {"the log-density": run.log_joint, **run.log_likelihood, **run.values}
+        for run in (one, other)
+    )
+    return [
+        name
+        for name, value in mine.items()
+        if not torch.allclose(value, theirs[name], rtol=1e-3, atol=1e-3, equal_nan=True)
+    ]
