@@ -172,7 +172,8 @@ class ModelRuns:
     def dims(self) -> dict[str, list[str]]:
         """Names of every site's dimensions: its plates', else ArviZ's default."""
         named = {}
-        for name, site in self.sites.items():
+        for name in (*self.latent, *self.deterministic, *self.observed):
+            site = self.sites[name]
             names = [f"{name}_dim_{i}" for i in range(site["value"].dim())]
             batch = len(site["fn"].batch_shape)
             for frame in site["cond_indep_stack"]:
