@@ -142,13 +142,7 @@ class NeuTra:
 
     def _set_up(self, args: tuple, kwargs: dict) -> None:
         """Build the guide if need be, and see that it covers the model."""
-        try:
-            self.guide.setup(*args, **kwargs)
-        except NotImplementedError as error:
-            raise ValueError(
-                "model: expected continuous latent sites only, and one has no map to R^n "
-                f"({str(error).splitlines()[0]}); sum discrete sites out"
-            ) from error
+        self.guide.setup(*args, **kwargs)
         self.guide.get_transform()  # brings the flow in step with Pyro's parameter store
         with torch.no_grad():
             trace = self._trace(dict(self.guide()), args, kwargs)
