@@ -88,6 +88,21 @@ def test_density_is_that_of_the_pulled_back_model():
     assert draws["rate"].dtype == torch.float64
 
 
+def test_potential_has_the_jacobian_of_a_bent_flow():
+    guide = quick(correlated, steps=0)
+    neutra = pf.NeuTra(correlated, guide)
+    neutra._set_up((), {})
+    with torch.no_grad():
+        for parameter in guide.flow.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    flow, posterior = guide.flow.detached(), dist.MultivariateNormal(MEAN, COVARIANCE)
+    for z in torch.randn(3, 2):
+        jacobian = torch.autograd.functional.jacobian(flow.transform, z)
+        expected = posterior.log_prob(flow.transform(z)) + torch.linalg.slogdet(jacobian)[1]
+        got = -neutra._potential(flow, z, (), {})
+        assert torch.allclose(got, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_draws_go_to_arviz():
     y = torch.tensor([0.4, 0.9, 0.2, 1.5])
     neutra = pf.NeuTra(positive, quick(positive, y, steps=0))

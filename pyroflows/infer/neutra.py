@@ -12,6 +12,7 @@ from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyroflows.distribution import Flow
 from pyroflows.infer.guides import AutoFlow
 
 _STARTS = 100
@@ -103,8 +104,7 @@ class NeuTra:
         flow = self.guide.flow.detached()
 
         def potential(z: dict[str, Tensor]) -> Tensor:
-            latent, log_det = flow.transform.forward_and_log_det(z["z"])
-            return -self._log_density(latent, args, kwargs) - log_det
+            return self._potential(flow, z["z"], args, kwargs)
 
         chains, diverging = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
         for chain in range(num_chains):
@@ -160,6 +160,11 @@ class NeuTra:
                     f"model: {name!r} is {kind} latent site that the guide does not draw; "
                     "expected continuous sites only, all in the guide. Sum discrete ones out"
                 )
+
+    def _potential(self, flow: Flow, z: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Minus the log-density that the base vector ``(latent_dim,)`` has, in nats."""
+        latent, log_det = flow.transform.forward_and_log_det(z)
+        return -self._log_density(latent, args, kwargs) - log_det
 
     def _log_density(self, latent: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Log joint density in nats of one unconstrained vector, with the Jacobian of c."""
