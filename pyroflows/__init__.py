@@ -4,10 +4,20 @@ from pyroflows import datasets, infer, nets, testing, transforms
 from pyroflows.distill import distill, student_of
 from pyroflows.distillation import Distillation
 from pyroflows.distribution import Flow, FlowDistribution
+from pyroflows.export import to_arviz
 from pyroflows.fit import fit, initialize
 from pyroflows.flows import iaf, maf, nice, nsf, realnvp
 from pyroflows.history import History
-from pyroflows.infer import AutoFlow, Report, fit_guide, importance_weights, khat, psis, report
+from pyroflows.infer import (
+    AutoFlow,
+    NeuTra,
+    Report,
+    fit_guide,
+    importance_weights,
+    khat,
+    psis,
+    report,
+)
 from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
@@ -35,6 +45,8 @@ __all__ = [
     "psis",
     "khat",
     "infer",
+    "NeuTra",
+    "to_arviz",
     # distillation
     "student_of",
     "distill",

@@ -10,12 +10,14 @@ from pyroflows.infer.diagnostics import (
 )
 from pyroflows.infer.fit_guide import fit_guide
 from pyroflows.infer.guides import AutoFlow
+from pyroflows.infer.neutra import NeuTra
 from pyroflows.infer.objectives import ForwardKL, ImportanceELBO, PathELBO
 from pyroflows.infer.report import Report, report
 
 __all__ = [
     "AutoFlow",
     "fit_guide",
+    "NeuTra",
     "PathELBO",
     "ImportanceELBO",
     "ForwardKL",

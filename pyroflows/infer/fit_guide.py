@@ -102,8 +102,12 @@ def fit_guide(
         guide.setup(*first, **kwargs)
     elbo = _elbo(objective, model, guide, first, kwargs, particles, vectorize)
 
-    def loss(now: tuple[Any, ...]) -> Tensor:
-        return elbo.differentiable_loss(model, guide, *now, **kwargs)
+    def backward(now: tuple[Any, ...]) -> float:
+        if not hasattr(elbo, "differentiable_loss"):  # as Pyro's RenyiELBO
+            return elbo.loss_and_grads(model, guide, *now, **kwargs)
+        loss = elbo.differentiable_loss(model, guide, *now, **kwargs)
+        loss.backward()
+        return loss.item()
 
     parameters = _parameters(model, guide, first, kwargs)
     if not parameters:
@@ -117,7 +121,7 @@ def fit_guide(
     try:
         with stack:
             history = _ascend(
-                loss, itertools.chain([first], steps), parameters, bar, guide, lr, clip, average
+                backward, itertools.chain([first], steps), parameters, bar, guide, lr, clip, average
             )
     finally:
         bar.close()
@@ -126,7 +130,7 @@ def fit_guide(
 
 
 def _ascend(
-    loss: Callable[[tuple[Any, ...]], Tensor],
+    backward: Callable[[tuple[Any, ...]], float],
     batches: Iterator[tuple[Any, ...]],
     parameters: list[Tensor],
     bar: Any,
@@ -145,7 +149,7 @@ def _ascend(
     drops = 0
     try:
         for step in bar:
-            elbo, error = _step(loss, next(batches), parameters, optimiser, clip)
+            elbo, error = _step(backward, next(batches), parameters, optimiser, clip)
             if elbo is None:
                 history.skipped += 1
                 if error is not None and history.skipped > _STRAYS and not (window or before):
@@ -187,7 +191,7 @@ def _ascend(
 
 
 def _step(
-    loss: Callable[[tuple[Any, ...]], Tensor],
+    backward: Callable[[tuple[Any, ...]], float],
     batch: tuple[Any, ...],
     parameters: list[Tensor],
     optimiser: torch.optim.Optimizer,
@@ -196,12 +200,10 @@ def _step(
     """One step, and its ELBO; None where it could not be taken, and what the model raised."""
     optimiser.zero_grad()
     try:
-        value = loss(batch)
-        value.backward()
+        elbo = -backward(batch)
     except ERRORS as error:
         return None, error
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-    elbo = -value.item()
     if not (math.isfinite(elbo) and math.isfinite(norm.item())):
         return None, None
     optimiser.step()

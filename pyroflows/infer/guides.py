@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.flows import iaf, realnvp
-from pyroflows.infer.particles import ERRORS, LogJoint
+from pyroflows.infer.particles import ERRORS, LogJoint, nesting
 from pyroflows.infer.start import best_gaussian, first_point
 from pyroflows.transforms import Chain, Whiten
 
@@ -48,6 +48,11 @@ class AutoFlow(AutoContinuous):
     holds, the guide continues from the store's values. Flat priors (``ImproperUniform``) work.
 
     Works with ``SVI``, ``Trace_ELBO()(model, guide)``, ``Predictive`` and ``NeuTraReparam``.
+
+    Attributes:
+        flow: the ``Flow`` over the stacked unconstrained sites, from ``setup`` on.
+        plate_nesting: how many dimensions to the left the model's plates reach.
+        dtype: the flow's, the widest among the model's sites.
 
     Args:
         model: a Pyro model whose latent variables are continuous and of fixed shape.
@@ -118,6 +123,7 @@ class AutoFlow(AutoContinuous):
         try:
             super()._setup_prototype(*args, **kwargs)
             self._check_sites()
+            self._look_at(*args, **kwargs)
         except RuntimeError as error:
             self.prototype_trace = None
             if "no latent variables" not in str(error):
@@ -134,7 +140,7 @@ class AutoFlow(AutoContinuous):
         self._pyro_name += f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
         builder = self.builder or (realnvp if self.latent_dim > 1 else iaf)
         inner = builder(self.latent_dim, **self.builder_args)
-        start = self._init_loc().to(self._dtype())
+        start = self._init_loc().to(self.dtype)
         outer = Whiten(self.latent_dim).to(start)
         try:
             outer.set(*self._start(start, args, kwargs))
@@ -159,11 +165,14 @@ class AutoFlow(AutoContinuous):
                         "pf.AutoAmortizedFlow, which has an encoder for such sites"
                     )
 
-    def _dtype(self) -> torch.dtype:
-        """The widest floating dtype among the model's values."""
-        values = [s["value"] for s in self.prototype_trace.nodes.values() if s["type"] == "sample"]
+    def _look_at(self, *args: Any, **kwargs: Any) -> None:
+        """Learn what the prototype, which holds no observed sites, does not show."""
+        with torch.no_grad(), poutine.block():
+            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        self.plate_nesting = nesting(trace)
+        values = [site["value"] for site in trace.nodes.values() if site["type"] == "sample"]
         kinds = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
-        return functools.reduce(torch.promote_types, kinds)
+        self.dtype = functools.reduce(torch.promote_types, kinds)  # the widest among all sites
 
     def _start(self, start: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         """Location and factor of the outermost layer."""

@@ -84,7 +84,7 @@ class LogJoint:
 
     def __init__(self, guide: AutoFlow, args: tuple, kwargs: dict) -> None:
         self.guide, self.args, self.kwargs = guide, args, kwargs
-        self.depth = nesting(guide.prototype_trace)
+        self.depth = guide.plate_nesting
         self.together = True
 
     def __call__(self, latent: Tensor) -> Tensor:

@@ -1,0 +1,406 @@
+"""Guides that start well, gradients of low variance, weights, and verdicts that do not lie."""
+
+import math
+import warnings
+
+import arviz as az
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceTailAdaptive_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch.distributions import constraints
+
+import pyroflows as pf
+from pyroflows.infer import ForwardKL, ImportanceELBO, PathELBO
+
+FLOAT64 = torch.float64
+COVARIANCE = torch.tensor([[4.0, 1.5], [1.5, 1.0]], dtype=FLOAT64)
+MEAN = torch.tensor([100.0, -3.0], dtype=FLOAT64)
+
+
+def gaussian():
+    pyro.sample("z", dist.MultivariateNormal(MEAN, COVARIANCE))
+
+
+def regression(x, y):
+    """Flat priors, one of them on the positive numbers."""
+    beta = pyro.sample("beta", dist.ImproperUniform(constraints.real, (), (2,)))
+    sigma = pyro.sample("sigma", dist.ImproperUniform(constraints.positive, (), ()))
+    mean = beta[..., :1] + beta[..., 1:] * x
+    pyro.sample("y", dist.Normal(mean, sigma[..., None]).to_event(1), obs=y)
+
+
+def line():
+    x = torch.linspace(1000, 1100, 40, dtype=FLOAT64)
+    return x, 5e4 + 30.0 * x + 100 * torch.randn(40, dtype=FLOAT64)
+
+
+# Where guides start
+
+
+def test_start_is_the_posterior_where_that_is_a_gaussian():
+    guide = pf.AutoFlow(gaussian).setup()
+    torch.testing.assert_close(guide.whiten.loc, MEAN)
+    torch.testing.assert_close(guide.whiten.tril @ guide.whiten.tril.mT, COVARIANCE)
+    found = pf.report(gaussian, guide, num_samples=1000)
+    assert found.elbo == pytest.approx(0.0, abs=1e-6)
+
+
+def test_flat_priors_and_units_of_any_size():
+    x, y = line()
+    design = torch.stack([torch.ones_like(x), x], dim=1)
+    exact = torch.linalg.lstsq(design, y[:, None]).solution[:, 0]
+    guide = pf.AutoFlow(regression, layers=2, hidden=(16,)).setup(x, y)
+    assert guide.flow.sample((3,)).dtype == FLOAT64
+    pf.fit_guide(regression, guide, x, y, max_steps=300, progress=False)
+    found = pf.report(regression, guide, x, y, num_samples=2000)
+    draws = found.draws["beta"]
+    assert ((draws.mean(0) - exact).abs() < 0.1 * draws.std(0)).all()
+    assert (found.draws["sigma"] > 0).all()
+
+
+def test_centred_hierarchy_has_no_mode_and_starts_all_the_same():
+    y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+
+    def schools():
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        theta = dist.Normal(mu[..., None], tau[..., None]).expand((*mu.shape, 8)).to_event(1)
+        theta = pyro.sample("theta", theta)
+        pyro.sample("y", dist.Normal(theta, 12.0).to_event(1), obs=y)
+
+    guide = pf.AutoFlow(schools).setup()
+    assert (guide.whiten.tril.diagonal() > 1e-2).all()
+    assert pf.report(schools, guide, num_samples=1000).elbo > -45
+
+
+def test_init_without_newton_is_narrow_at_the_given_place():
+    guide = pf.AutoFlow(
+        gaussian,
+        init="init",
+        init_scale=0.5,
+        init_loc_fn=pyro.infer.autoguide.init_to_value(values={"z": torch.ones(2, dtype=FLOAT64)}),
+    ).setup()
+    assert guide.whiten.loc.tolist() == [1.0, 1.0]
+    assert guide.whiten.tril.tolist() == [[0.5, 0.0], [0.0, 0.5]]
+
+
+def test_hidden_sites_are_left_alone():
+    def model():
+        pyro.sample("kept", dist.Normal(0.0, 1.0))
+        pyro.sample("left", dist.Bernoulli(0.5))
+
+    guide = pf.AutoFlow(model, pf.iaf, hide=["left"], layers=1, hidden=(8,)).setup()
+    assert list(guide.sample_posterior(2)) == ["kept"]
+
+
+def test_state_loads_into_a_guide_that_was_set_up():
+    x, y = line()
+    guides = [pf.AutoFlow(regression, layers=1, hidden=(8,)).setup(x, y) for _ in range(2)]
+    pf.testing.randomize(guides[0].flow, gain=0.1)
+    guides[1].load_state_dict(guides[0].state_dict())
+    z = torch.randn(4, 3, dtype=FLOAT64)
+    torch.testing.assert_close(guides[0].flow.log_prob(z), guides[1].flow.log_prob(z))
+
+
+def discrete():
+    pyro.sample("kind", dist.Bernoulli(0.5))
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def subsampled():
+    with pyro.plate("rows", 100, subsample_size=10):
+        pyro.sample("local", dist.Normal(0.0, 1.0))
+
+
+def improper():
+    scale = pyro.sample("scale", dist.ImproperUniform(constraints.positive, (), ()))
+    pyro.sample("y", dist.Normal(0.0, scale).mask(False), obs=torch.tensor(1.0))
+
+
+def hopeless():
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.factor("likelihood", z * float("nan"))
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (discrete, "discrete.* site 'kind'"),
+        (subsampled, "latent site 'local' is inside the plate 'rows'.*AutoAmortizedFlow"),
+        (hopeless, "log-density of site 'likelihood' is NaN or infinite at the start"),
+        (lambda: None, "expected continuous latent sites, found none"),
+    ],
+    ids=["discrete", "subsampled", "hopeless", "empty"],
+)
+def test_models_a_guide_cannot_serve(model, message):
+    with pytest.raises(ValueError, match=message), pyro.validation_enabled(False):
+        pf.AutoFlow(model).setup()
+
+
+def test_posterior_without_end_is_an_error():
+    guide = pf.AutoFlow(improper, layers=1, hidden=(8,))
+    with pytest.raises(ValueError, match="'scale'.*the posterior is improper"):
+        pf.fit_guide(improper, guide, lr=0.5, max_steps=1000, progress=False)
+
+
+# Objectives
+
+
+def off_guide(**options):
+    """A flow guide that is not at its optimum."""
+    guide = pf.AutoFlow(gaussian, pf.iaf, layers=1, hidden=(4,), linear="reverse", **options)
+    guide.setup()
+    pf.testing.randomize(guide.flow, gain=0.2)
+    return guide
+
+
+def gradients(elbo, guide, repeats):
+    parameters = list(guide.flow.parameters())
+    found = []
+    for _ in range(repeats):
+        guide.zero_grad()
+        elbo.loss_and_grads(gaussian, guide)
+        flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        found.append(torch.cat([g.flatten() for g in flat]))
+    return torch.stack(found)
+
+
+SETTINGS = {"num_particles": 256, "vectorize_particles": True, "max_plate_nesting": 0}
+
+
+def test_path_gradient_agrees_with_the_total_one_in_expectation():
+    guide = off_guide()
+    path, total = (gradients(kind(**SETTINGS), guide, 60) for kind in (PathELBO, Trace_ELBO))
+    error = (path.var(0) / 60 + total.var(0) / 60).sqrt()
+    z = (path.mean(0) - total.mean(0)) / error.clamp(min=1e-12)
+    assert z.abs().max() < 4.5
+    assert error.max() > 0
+
+
+def test_path_gradient_vanishes_at_the_optimum():
+    guide = pf.AutoFlow(gaussian, pf.iaf, layers=2, hidden=(8,)).setup()  # starts there
+    assert gradients(PathELBO(**SETTINGS), guide, 3).abs().max() < 1e-8
+    assert gradients(Trace_ELBO(**SETTINGS), guide, 3).abs().max() > 1e-3
+
+
+def test_importance_gradient_is_that_of_the_bound():
+    """Against autograd through the bound itself, in expectation."""
+    guide = off_guide()
+    settings = {**SETTINGS, "num_particles": 8}
+    reparameterised = gradients(ImportanceELBO(**settings), guide, 1500)
+    plain = gradients(RenyiELBO(alpha=0, **settings), guide, 1500)
+    error = (reparameterised.var(0) / 1500 + plain.var(0) / 1500).sqrt().clamp(min=1e-12)
+    assert ((reparameterised.mean(0) - plain.mean(0)) / error).abs().max() < 4.5
+    assert reparameterised.var(0).sum() < plain.var(0).sum()
+
+
+def test_forward_kl_moves_towards_the_posterior():
+    guide = off_guide()
+    before = pf.report(gaussian, guide, num_samples=4000).elbo
+    history = pf.fit_guide(
+        gaussian, guide, objective=ForwardKL(**SETTINGS), max_steps=300, progress=False
+    )
+    after = pf.report(gaussian, guide, num_samples=4000).elbo
+    assert after > before
+    assert after > -0.01
+    assert history.skipped == 0
+
+
+@pytest.mark.parametrize(
+    "elbo",
+    [
+        PathELBO(num_particles=4),
+        ImportanceELBO(**SETTINGS),
+        RenyiELBO(alpha=0.5, **SETTINGS),
+        TraceTailAdaptive_ELBO(**SETTINGS),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_objectives_train_under_svi(elbo):
+    guide = off_guide()
+    before = pf.report(gaussian, guide, num_samples=4000).elbo
+    svi = SVI(gaussian, guide, pyro.optim.Adam({"lr": 1e-2}), elbo)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pyro says of its own objectives
+        losses = [svi.step() for _ in range(60)]
+    assert len(losses) == 60  # Pyro's tail-adaptive one has no value to show
+    assert pf.report(gaussian, guide, num_samples=4000).elbo > before + 0.5 * abs(before)
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
+def test_path_gradient_of_pyro_guides(kind):
+    guide = kind(gaussian)
+    guide()
+    history = pf.fit_guide(gaussian, guide, max_steps=200, lr=0.1, progress=False)
+    assert math.isfinite(history.train[-1])
+
+
+def test_path_gradient_refuses_what_cannot_be_differentiated():
+    def guide():
+        pyro.sample("k", dist.Poisson(pyro.param("rate", torch.tensor(2.0))))
+
+    with pytest.raises(NotImplementedError, match="site 'k' is drawn from Poisson"):
+        PathELBO(max_plate_nesting=0).differentiable_loss(guide, guide)
+
+
+# Training
+
+
+def test_steps_at_which_the_model_raises_are_counted():
+    calls = []
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        calls.append(1)
+        if len(calls) > 200 and len(calls) % 7 == 0:
+            raise ValueError("not positive definite")
+        pyro.factor("f", -z.square())
+
+    guide = pf.AutoFlow(model, pf.iaf, layers=1, hidden=(4,)).setup()
+    calls[:] = [1] * 150
+    history = pf.fit_guide(model, guide, max_steps=300, progress=False)
+    assert 10 < history.skipped < 100
+
+
+def test_a_model_that_always_raises_says_why():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if z.requires_grad:
+            raise ValueError("a mistake in the model")
+
+    guide = AutoNormal(model)
+    guide()
+    with pytest.raises(ValueError, match="a mistake in the model"):
+        pf.fit_guide(model, guide, objective="elbo", vectorize=False, progress=False)
+
+
+def test_mini_batches():
+    data = 3.0 + torch.randn(100)
+
+    def model(rows):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 100, subsample=rows):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=rows)
+
+    loader = torch.utils.data.DataLoader(data, batch_size=25, shuffle=True)
+    guide = pf.AutoFlow(model, pf.iaf, layers=1, hidden=(4,))
+    pf.fit_guide(model, guide, batches=loader, max_steps=400, progress=False)
+    assert guide.median()["loc"].item() == pytest.approx(data.mean().item(), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"particles": 0}, "particles, max_steps"),
+        ({"average": 1.0}, "average one in"),
+        ({"objective": "best"}, "objective: expected one of"),
+        ({"batches": []}, "batches: expected at least one"),
+    ],
+)
+def test_fit_guide_refuses(arguments, message):
+    guide = pf.AutoFlow(gaussian, layers=1, hidden=(4,)).setup()
+    with pytest.raises(ValueError, match=message):
+        pf.fit_guide(gaussian, guide, progress=False, **arguments)
+
+
+# Weights and verdicts
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
+def test_psis_is_arviz_own(spread):
+    log_weight = spread * torch.randn(2000, dtype=FLOAT64)
+    smoothed, shape = pf.psis(log_weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected, k = az.psislw(log_weight.numpy())
+    assert shape == pytest.approx(float(k), abs=1e-6)
+    np.testing.assert_allclose(smoothed.numpy(), np.asarray(expected), atol=1e-6)
+
+
+def test_psis_knows_the_tail_of_a_pareto():
+    uniform = torch.rand(100_000, dtype=FLOAT64)
+    for shape in (0.3, 0.7, 1.2):
+        assert pf.khat(-shape * uniform.log()) == pytest.approx(shape, abs=0.1)
+
+
+def test_special_weights():
+    assert pf.khat(torch.full((1000,), 3.0)) == -math.inf
+    assert pf.khat(torch.randn(10)) == math.inf
+    assert pf.khat(torch.cat([torch.randn(100), torch.tensor([float("nan")])])) == math.inf
+    zero = torch.randn(1000)
+    zero[:10] = -math.inf
+    assert math.isfinite(pf.khat(zero))
+
+
+def test_ten_thousand_weights_cost_one_run_of_the_model():
+    runs = []
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        runs.append(z.shape)
+
+    guide = pf.AutoFlow(model, layers=1, hidden=(4,)).setup()
+    runs.clear()
+    found = pf.importance_weights(model, guide, num_samples=10_000)
+    assert [shape for shape in runs if shape[0] == 10_000] == [(10_000, 3)]
+    assert found.draws["z"].shape == (10_000, 3)
+    assert found.log_weight.shape == (10_000,)
+
+
+def test_weights_of_plates_and_of_models_one_by_one():
+    y = torch.randn(5)
+
+    def model():
+        with pyro.plate("rows", 5):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    guide = AutoNormal(model)
+    guide()
+    together = pf.importance_weights(model, guide, num_samples=50)
+    alone = pf.importance_weights(model, guide, num_samples=50, vectorize=False)
+    for found in (together, alone):
+        assert found.draws["z"].shape == (50, 5)
+        expected = dist.Normal(0.0, 1.0).log_prob(found.draws["z"]).sum(1)
+        expected = expected + dist.Normal(found.draws["z"], 1.0).log_prob(y).sum(1)
+        torch.testing.assert_close(found.log_p, expected)
+
+
+def test_report_on_an_exact_guide():
+    found = pf.report(gaussian, gaussian, num_samples=500)
+    assert found.khat == -math.inf
+    assert found.ess == pytest.approx(500)
+    assert found.largest_shift < 1e-9
+    assert "Exact" in str(found)
+
+
+def shifted(by, width):
+    def guide():
+        pyro.sample("z", dist.Normal(torch.tensor(by, dtype=FLOAT64), width))
+
+    return guide
+
+
+def standard():
+    pyro.sample("z", dist.Normal(torch.tensor(0.0, dtype=FLOAT64), 1.0))
+
+
+def test_report_measures_how_far_a_guide_is_off():
+    found = pf.report(standard, shifted(0.5, 1.2), num_samples=20_000)
+    assert found.trusted
+    assert found.shift["z"].item() == pytest.approx(-0.5, abs=0.05)
+    assert found.means()["z"].item() == pytest.approx(0.0, abs=0.05)
+    assert found.evidence == pytest.approx(0.0, abs=4 * found.evidence_error + 1e-3)
+    assert "z by 0.5" in found.verdict
+    assert found.resample(5000)["z"].mean().item() == pytest.approx(0.0, abs=0.1)
+
+
+def test_report_distrusts_a_guide_too_narrow():
+    found = pf.report(standard, shifted(0.0, 0.3), num_samples=5000)
+    assert not found.trusted
+    assert found.verdict.startswith("Do not trust it")
