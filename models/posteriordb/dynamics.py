@@ -53,10 +53,13 @@ def one_comp_mm_elim_abs(data: Data, steps: int = ELIMINATION_STEPS) -> None:
         pyro.sample(name, dist.HalfCauchy(one)) for name in ("k_a", "K_m", "V_m", "sigma")
     )
     dose, fastest = k_a * data["D"] / data["V"], V_m / data["V"]
+    saved, most = fastest * K_m, -fastest
 
     def slope(time: float, c: Tensor) -> Tensor:
-        c = c.clamp_min(0.0)  # a step may overshoot zero where parameters are extreme
-        return dose * (-k_a * time).exp() - fastest * c / (K_m + c)
+        # Elimination is fastest C / (K_m + C) = fastest - saved / (K_m + C): fewer operations.
+        inflow = torch.addcmul(most, dose, (k_a * -time).exp())
+        # A step may overshoot zero where parameters are extreme.
+        return torch.addcdiv(inflow, saved, K_m + c.clamp_min(0.0))
 
     times = [data["t0"].item(), *data["times"].tolist()]
     # Where K_m is small, C leaves a thin layer at 0 at once: the first steps are short.
