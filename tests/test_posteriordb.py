@@ -79,17 +79,17 @@ def with_wrong_scale(port, data):
 
 
 @pytest.mark.parametrize(
-    ("name", "break_it"),
+    ("name", "break_it", "step"),
     [
-        ("kidiq-kidscore_momiq", without_prior_on_sigma),
-        ("sblrc-blr", with_columns_swapped),
-        ("bball_drive_event_1-hmm_drive_1", with_wrong_transitions),
-        ("hudson_lynx_hare-lotka_volterra", with_wrong_start),
-        ("eight_schools-eight_schools_noncentered", with_wrong_scale),
+        ("kidiq-kidscore_momiq", without_prior_on_sigma, 1),
+        ("sblrc-blr", with_columns_swapped, 10),
+        ("bball_drive_event_1-hmm_drive_1", with_wrong_transitions, 10),
+        ("hudson_lynx_hare-lotka_volterra", with_wrong_start, 10),
+        ("eight_schools-eight_schools_noncentered", with_wrong_scale, 1),
     ],
 )
-def test_a_wrong_port_fails(name, break_it, load):
-    port, data, draws = load(name, 1)
+def test_a_wrong_port_fails(name, break_it, step, load):
+    port, data, draws = load(name, step)
     proof = prove(*break_it(port, data), draws)
     assert proof.z > proof.bound
 
@@ -153,7 +153,7 @@ def test_decayed_sum_is_the_recursion():
     torch.testing.assert_close(decayed_sum(x, decay), torch.stack(errors, dim=-1))
 
 
-@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize("length", [2, 3, 8])
 def test_hidden_markov_sums_over_all_paths(length):
     transition = torch.rand(2, 2, dtype=torch.float64).log_softmax(-1)
     emission = dist.Normal(torch.tensor([[[0.0], [2.0]]]).double(), 1.0).to_event(1)
@@ -167,6 +167,12 @@ def test_hidden_markov_sums_over_all_paths(length):
     model = mixtures_and_hmms.HiddenMarkov(transition, emission, length)
     torch.testing.assert_close(model.log_prob(y), torch.stack(paths).logsumexp(0))
     torch.testing.assert_close(model.expand((3,)).log_prob(y), model.log_prob(y).expand(3))
+
+
+def test_hidden_markov_needs_a_step():
+    emission = dist.Normal(torch.zeros(1, 2, 1), 1.0).to_event(1)
+    with pytest.raises(ValueError, match="length: expected 2 outcomes or more, got 1"):
+        mixtures_and_hmms.HiddenMarkov(torch.zeros(2, 2), emission, 1)
 
 
 def test_gradients_are_on_the_unconstrained_scale(load):

