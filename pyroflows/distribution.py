@@ -322,7 +322,7 @@ class Flow(nn.Module):
     def __getstate__(self) -> dict:
         for tensor in (*self.parameters(), *self.buffers()):
             tensor.__dict__.pop("unconstrained", None)  # Pyro's weak reference cannot be pickled
-        return {k: v for k, v in self.__dict__.items() if k not in ("_linked", "_newer_than")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_linked", "_newer_than", "_members")}
 
     def __repr__(self) -> str:
         context = f", context={tuple(self.context_shape)}" if self.context_shape else ""
@@ -339,7 +339,8 @@ def _detached(module: nn.Module) -> Any:
     view.__dict__.update(module.__dict__)
     if isinstance(module, FlowTransform):
         view.__dict__.update(_inv=None, _memo=Memo(size=1))
-    view.__dict__.pop("_cached", None)
+    for derived in ("_cached", "_members"):
+        view.__dict__.pop(derived, None)
     parameters = module._parameters.items()
     view._parameters = {k: None if p is None else p.detach() for k, p in parameters}
     view._buffers = dict(module._buffers)

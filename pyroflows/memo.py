@@ -65,7 +65,7 @@ def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple | None:
     ):
         return None
     state = [steps_taken(), module.training, torch.is_grad_enabled(), *map(mark, given)]
-    for m in module.modules():
+    for m, _ in _members(module):
         if "net" in m.__dict__:  # sub-modules are not in __dict__: a plain function
             return None
         for table in (m._parameters, m._buffers):
@@ -75,6 +75,15 @@ def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple | None:
                         return None
                     state.append(mark(t))
     return tuple(state)
+
+
+def _members(module: nn.Module) -> list[tuple[nn.Module, tuple]]:
+    """A module and all below it, each with its children; walked again only where those changed."""
+    kept = module.__dict__.get("_members")
+    if kept is None or any(tuple(m._modules.values()) != children for m, children in kept):
+        kept = [(m, tuple(m._modules.values())) for m in module.modules()]
+        module.__dict__["_members"] = kept
+    return kept
 
 
 class _Entry(NamedTuple):

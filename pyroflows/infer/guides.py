@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyroflows.distribution import Flow, FlowDistribution
-from pyroflows.flows import iaf, realnvp
+from pyroflows.flows import iaf
 from pyroflows.infer.particles import ERRORS, LogJoint, nesting
 from pyroflows.infer.start import best_gaussian, first_point
 from pyroflows.transforms import Chain, Whiten
@@ -56,8 +56,8 @@ class AutoFlow(AutoContinuous):
 
     Args:
         model: a Pyro model whose latent variables are continuous and of fixed shape.
-        builder: ``builder(features)`` returns the flow; by default ``pf.realnvp``, fast both ways,
-            or ``pf.iaf`` for a single latent variable.
+        builder: ``builder(features)`` returns the flow; by default ``pf.iaf``, small, since a
+            guide must sample fast and score its own draws.
         init: ``"newton"`` for the start described above (up to 400 dimensions; beyond, and where
             the model has no second derivatives, as ``"init"``), ``"init"`` for a narrow Gaussian at
             ``init_loc_fn``.
@@ -138,8 +138,7 @@ class AutoFlow(AutoContinuous):
         # another model in the same process does not meet them.
         sites = list(self._unconstrained_shapes)
         self._pyro_name += f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
-        builder = self.builder or (realnvp if self.latent_dim > 1 else iaf)
-        inner = builder(self.latent_dim, **self.builder_args)
+        inner = self._build()
         start = self._init_loc().to(self.dtype)
         outer = Whiten(self.latent_dim).to(start)
         try:
@@ -150,6 +149,13 @@ class AutoFlow(AutoContinuous):
         flow = Flow(Chain([inner.transform.to(start), outer]), inner.base, shape=self.latent_dim)
         flow.config = inner.config
         self.flow = flow.to(start)
+
+    def _build(self) -> Flow:
+        if self.builder is not None:
+            return self.builder(self.latent_dim, **self.builder_args)
+        # Four layers of nets just wide enough: in front of a whitening map more brought nothing.
+        width = min(max(32, 2 * self.latent_dim), 128)
+        return iaf(self.latent_dim, **{"layers": 4, "hidden": (width, width), **self.builder_args})
 
     def _check_sites(self) -> None:
         for name, site in self.prototype_trace.iter_stochastic_nodes():

@@ -137,7 +137,8 @@ class FlowTransform(TransformModule):
         return output
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_inv": None, "_memo": Memo(size=1)}
+        state = {k: v for k, v in self.__dict__.items() if k != "_members"}
+        return {**state, "_inv": None, "_memo": Memo(size=1)}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
