@@ -7,7 +7,7 @@ from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.fit import fit, initialize
 from pyroflows.flows import iaf, maf, nice, nsf, realnvp
 from pyroflows.history import History
-from pyroflows.infer import AutoFlow, fit_guide
+from pyroflows.infer import AutoAmortizedFlow, AutoFlow, fit_guide
 from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
@@ -28,6 +28,7 @@ __all__ = [
     "DivergedError",
     # guides
     "AutoFlow",
+    "AutoAmortizedFlow",
     "fit_guide",
     # distillation
     "student_of",
