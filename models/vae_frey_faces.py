@@ -8,9 +8,9 @@ arXiv:1606.04934). Prints one table, saves one picture::
 
 Data: 1,965 frames of 28 x 20 grey pixels (B. Frey, S. Roweis), split as in the experiments of van
 den Berg et al. 2018, arXiv:1803.05649: see ``pf.datasets.freyfaces``. That paper's table gives, for
-64 latent dimensions, 4.53 +- 0.02 bits per dimension without a flow and 4.47 +- 0.05 with IAF (three
-splits). Its nets are gated convolutions and its pixels 256-way; here they are small perceptrons and
-each pixel is a discretised logistic, so it is the two rows' difference that can be compared.
+64 latent dimensions, 4.53 +- 0.02 bits per dimension without a flow and 4.47 +- 0.05 with IAF. Its
+nets are gated convolutions and its pixels 256-way; here they are small perceptrons and each pixel
+is a discretised logistic, so it is the two rows' difference that can be compared.
 ``--smoke`` takes random pictures and needs no file.
 """
 
