@@ -4,13 +4,15 @@ One model, one encoder, two guides of the same budget: ``pf.AutoAmortizedFlow`` 
 autoencoder of Kingma & Welling 2014 (arXiv:1312.6114), and with one (Kingma et al. 2016,
 arXiv:1606.04934). Prints one table, saves one picture::
 
-    python models/vae_frey_faces.py [--out runs/vae_frey_faces.png] [--epochs 600] [--smoke]
+    python models/vae_frey_faces.py [--out runs/vae_frey_faces.png] [--epochs 200] [--smoke]
 
 Data: 1,965 frames of 28 x 20 grey pixels (B. Frey, S. Roweis), split as in the experiments of van
 den Berg et al. 2018, arXiv:1803.05649: see ``pf.datasets.freyfaces``. That paper's table gives, for
 64 latent dimensions, 4.53 +- 0.02 bits per dimension without a flow and 4.47 +- 0.05 with IAF. Its
 nets are gated convolutions and its pixels 256-way; here they are small perceptrons and each pixel
-is a discretised logistic, so it is the two rows' difference that can be compared.
+is a discretised logistic, so it is the two rows' difference that can be compared. After 60 epochs
+(one core, shared; 51 and 102 seconds) the test faces scored 4.63 without a flow and 4.66 with IAF:
+so early in training the flow does not pay yet.
 ``--smoke`` takes random pictures and needs no file.
 """
 
@@ -234,7 +236,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     out = Path("runs/vae_frey_faces.png")
     parser.add_argument("--out", type=Path, default=out, help="picture")
-    parser.add_argument("--epochs", type=int, default=600)
+    parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--hidden", type=int, default=300, help="width of encoder and decoder")
     parser.add_argument("--layers", type=int, default=4, help="of the flow")
     parser.add_argument("--seed", type=int, default=0)
