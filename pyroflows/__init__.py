@@ -1,13 +1,22 @@
 """Normalizing flows for Pyro: a flow is a module whose call is a distribution."""
 
-from pyroflows import datasets, nets, testing, transforms
+from pyroflows import datasets, infer, nets, testing, transforms
 from pyroflows.distill import distill, student_of
 from pyroflows.distillation import Distillation
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.fit import fit, initialize
 from pyroflows.flows import iaf, maf, nice, nsf, realnvp
 from pyroflows.history import History
-from pyroflows.infer import AutoAmortizedFlow, AutoFlow, fit_guide
+from pyroflows.infer import (
+    AutoAmortizedFlow,
+    AutoFlow,
+    Report,
+    fit_guide,
+    importance_weights,
+    khat,
+    psis,
+    report,
+)
 from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
@@ -30,6 +39,12 @@ __all__ = [
     "AutoFlow",
     "AutoAmortizedFlow",
     "fit_guide",
+    "report",
+    "Report",
+    "importance_weights",
+    "psis",
+    "khat",
+    "infer",
     # distillation
     "student_of",
     "distill",

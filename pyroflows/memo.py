@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class _Entry(NamedTuple):
     output: weakref.ref
     state: tuple[int, bool]
     stamp: tuple
-    value: Tensor
+    value: Any
 
 
 class Memo:
@@ -95,7 +95,7 @@ class Memo:
         self.size = size
         self._entries: dict[int, _Entry] = {}
 
-    def put(self, output: Tensor, value: Tensor, module: nn.Module, *given: Tensor) -> None:
+    def put(self, output: Tensor, value: Any, module: nn.Module, *given: Tensor) -> None:
         """Remember ``value`` for ``output``, computed by ``module`` from ``given``."""
         compiling = torch.compiler.is_compiling()
         stamp = None if compiling or output.is_inference() else _stamp(module, given)
@@ -108,7 +108,7 @@ class Memo:
         while len(entries) > self.size:
             entries.pop(next(iter(entries)), None)
 
-    def get(self, output: Tensor, module: nn.Module, *given: Tensor) -> Tensor | None:
+    def get(self, output: Tensor, module: nn.Module, *given: Tensor) -> Any:
         """The value remembered for ``output``, or None where it could be out of date."""
         entry = self._entries.get(id(output))
         if entry is None or entry.output() is not output or output.is_inference():

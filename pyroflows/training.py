@@ -106,7 +106,7 @@ class _Snapshot:
             tensor.copy_(copy)
 
 
-class _Average:
+class Average:
     """An exponential average of the parameters; its early steps weigh all weights so far alike."""
 
     def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
@@ -115,11 +115,13 @@ class _Average:
         self.restart()
 
     def restart(self) -> None:
+        """Forget the weights so far."""
         self._steps = 0
         self._values = [p.detach().clone() for p in self._parameters]
 
     @torch.no_grad()
     def update(self) -> None:
+        """Take in the weights as they are."""
         self._steps += 1
         decay = min(self._decay, self._steps / (9 + self._steps))
         torch._foreach_lerp_(self._values, self._parameters, 1 - decay)
@@ -136,6 +138,11 @@ class _Average:
             yield
         finally:
             self._put(raw)
+
+    def put(self) -> None:
+        """Leave the averaged weights in the module."""
+        if self._decay:
+            self._put(self._values)
 
     @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:
@@ -174,7 +181,7 @@ def optimise(
         prepare_compiler(fabric.device)
         loss.compile()
     loss, optimiser = _set_up(fabric, loss, parameters, settings)
-    average = _Average(parameters, settings.average)
+    average = Average(parameters, settings.average)
     best = _Snapshot(model)
     factor = 1.0
     since_best = 0
@@ -244,7 +251,7 @@ def _epoch(
     loss: nn.Module,
     batches: Iterable[tuple[Any, ...]],
     optimiser: torch.optim.Optimizer,
-    average: _Average,
+    average: Average,
     settings: Settings,
     fabric: Fabric,
     factor: float,

@@ -474,7 +474,9 @@ def test_model_that_is_nan_everywhere_is_an_error():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.factor("f", z * float("nan"))
 
-    guide = pf.AutoFlow(broken, layers=1, hidden=(8,))
+    with pytest.raises(ValueError, match="log-density of site 'f' is NaN or infinite at the start"):
+        pf.AutoFlow(broken, layers=1, hidden=(8,)).setup()
+    guide = AutoNormal(broken)
     error = pytest.raises(FloatingPointError, match="no finite ELBO in steps 0 to 9")
     with error, pyro.validation_enabled(False):
         pf.fit_guide(broken, guide, vectorize=False, particles=1, max_steps=10, progress=False)

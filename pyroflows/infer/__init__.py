@@ -1,7 +1,32 @@
 """Variational inference with flows."""
 
 from pyroflows.infer.amortized import AutoAmortizedFlow
+from pyroflows.infer.diagnostics import (
+    WeightedDraws,
+    effective_size,
+    importance_weights,
+    khat,
+    khat_threshold,
+    psis,
+)
 from pyroflows.infer.fit_guide import fit_guide
 from pyroflows.infer.guides import AutoFlow
+from pyroflows.infer.objectives import ForwardKL, ImportanceELBO, PathELBO
+from pyroflows.infer.report import Report, report
 
-__all__ = ["AutoFlow", "AutoAmortizedFlow", "fit_guide"]
+__all__ = [
+    "AutoFlow",
+    "AutoAmortizedFlow",
+    "fit_guide",
+    "PathELBO",
+    "ImportanceELBO",
+    "ForwardKL",
+    "importance_weights",
+    "WeightedDraws",
+    "psis",
+    "khat",
+    "khat_threshold",
+    "effective_size",
+    "report",
+    "Report",
+]

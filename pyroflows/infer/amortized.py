@@ -24,7 +24,7 @@ from pyroflows.distribution import Flow
 from pyroflows.flows import iaf
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.store import InStep
-from pyroflows.transforms import Chain, ContextAffine
+from pyroflows.transforms import ActNorm, Chain, ContextAffine
 
 
 class AutoAmortizedFlow(AutoGuide):
@@ -79,7 +79,7 @@ class AutoAmortizedFlow(AutoGuide):
         builder: Callable[..., Flow] | None = iaf,
         *,
         init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
+        init_scale: float = 1.0,
         **builder_args: Any,
     ) -> None:
         if not isinstance(encoder, nn.Module):
@@ -123,8 +123,9 @@ class AutoAmortizedFlow(AutoGuide):
         _check_rows(rows, self._plate_of_the_model(*args, **kwargs))
         self._build(start, rows)
         if self._global_values:
-            others = poutine.block(self.model, hide=list(local))
-            how = {"init_loc_fn": self.init_loc_fn, "init_scale": self.init_scale}
+            # It sees the global sites' prior alone: their density given some locals is not theirs.
+            others = poutine.block(self.model, expose=list(self._global_values))
+            how = {"init": "init", "init_loc_fn": self.init_loc_fn, "init_scale": self.init_scale}
             guide = AutoFlow(others, self.builder, **how, **self.builder_args)
             self.add_module("global_guide", guide)
             guide.setup(*args, **kwargs)
@@ -247,8 +248,9 @@ class AutoAmortizedFlow(AutoGuide):
 
 
 def _no_flow(features: int, context: int = 0) -> Flow:
-    """The identity: what closes it makes it a Gaussian."""
-    return Flow(Chain([]), shape=features, context=context)
+    """A Gaussian for global sites; the identity for local ones, which the context closes."""
+    parts = [] if context else [ActNorm(features)]
+    return Flow(Chain(parts), shape=features, context=context)
 
 
 class _Plate(NamedTuple):

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
-from pyro.poutine.util import site_is_subsample
+from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from pyroflows.compiling import compiled_transforms, prepare_compiler
 from pyroflows.history import History
+from pyroflows.infer.objectives import PathELBO
+from pyroflows.infer.particles import ERRORS, can_run_together, plate_nesting
+from pyroflows.training import Average
 
 _WINDOW = 100
 _DROPS = 3
+_STRAYS = 10  # failures in a row, before anything worked, that are no stray particles
+_RUNAWAY = 1e4  # spread, in units of the start's, of a posterior that has no end
 
 
 def fit_guide(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
-    particles: int = 64,
-    lr: float = 5e-3,
-    max_steps: int = 3000,
+    objective: str | ELBO = "auto",
+    particles: int = 128,
+    lr: float = 1e-2,
+    max_steps: int = 4000,
     clip: float = 10.0,
+    average: float = 0.99,
     vectorize: bool = True,
+    batches: Iterable[tuple[Any, ...]] | None = None,
     progress: bool = True,
     compile: bool = False,
     **kwargs: Any,
@@ -40,20 +46,28 @@ def fit_guide(
 
     Adam with clipped gradients. Every 100 steps the median ELBO is compared with that of the 100
     before; where it gained less than two standard errors, or 0.01 nats, the step shrinks to 0.3 of
-    its size, and after the third time training stops. Steps whose loss or gradient is not finite
-    are skipped and counted. The trained tensors are those in Pyro's parameter store.
+    its size, and after the third time training stops. The parameters end as an exponential average
+    of the last steps. Steps whose loss or gradient is not finite, or for which the model raises (a
+    covariance that is not positive definite at a stray particle), are skipped and counted. The
+    trained tensors are those in Pyro's parameter store.
 
     Args:
         model: a Pyro model.
         guide: any Pyro guide, ``pf.AutoFlow`` first of all.
         *args: the model's and guide's arguments.
+        objective: ``"path"`` (``pf.infer.PathELBO``), ``"elbo"`` (``Trace_ELBO``), any Pyro ELBO of
+            your own making (which then decides about particles), or ``"auto"``: the path gradient
+            where the guide allows it.
         particles: draws per step.
         lr: first step size.
         max_steps: an upper limit.
         clip: largest gradient norm.
+        average: decay of the parameters' average; 0 for none.
         vectorize: compute all particles at once, in a plate outside all others. Before the first
             step two particles are also run one by one; where that fails or gives another
             log-density, all are run so, with a warning.
+        batches: the arguments of each step instead of ``args``, gone through again and again: an
+            iterable of tuples, for example a ``DataLoader``.
         progress: show a progress bar with the ELBO and its standard error.
         compile: run the flows of guide and model under ``torch.compile``; Pyro's own part of the
             step stays as it is.
@@ -63,7 +77,8 @@ def fit_guide(
         The ELBO in nats over the steps (a median per 100), with ``.plot()``.
 
     Raises:
-        ValueError: an argument out of range, or nothing to train.
+        ValueError: an argument out of range, nothing to train, or a posterior without end: one that
+            is improper, whose ELBO grows without bound.
         FloatingPointError: a whole window of steps was not finite.
 
     Example:
@@ -71,61 +86,86 @@ def fit_guide(
         >>> def model():
         ...     pyro.sample("z", dist.Normal(3.0, 0.5))
         >>> guide = pf.AutoFlow(model, layers=1, hidden=(8,))
-        >>> history = pf.fit_guide(model, guide, max_steps=500, progress=False)
+        >>> history = pf.fit_guide(model, guide, max_steps=300, progress=False)
         >>> abs(guide.median()["z"].item() - 3.0) < 0.2
         True
     """
-    if particles < 1 or max_steps < 1 or lr <= 0 or clip <= 0:
+    if particles < 1 or max_steps < 1 or lr <= 0 or clip <= 0 or not 0 <= average < 1:
         raise ValueError(
-            "particles, max_steps, lr, clip: expected positive numbers, got "
-            f"{particles}, {max_steps}, {lr}, {clip}"
+            "particles, max_steps, lr, clip: expected positive numbers, average one in [0, 1), got "
+            f"{particles}, {max_steps}, {lr}, {clip}, {average}"
         )
-    start = time.perf_counter()
+    begin = time.perf_counter()
+    steps = itertools.repeat(args) if batches is None else _again(batches)
+    first = next(steps)
     if hasattr(guide, "setup"):
-        guide.setup(*args, **kwargs)
-    loss = _loss_function(model, guide, args, kwargs, particles, vectorize)
-    _, parameters = _captured(loss)
+        guide.setup(*first, **kwargs)
+    elbo = _elbo(objective, model, guide, first, kwargs, particles, vectorize)
+
+    def loss(now: tuple[Any, ...]) -> Tensor:
+        return elbo.differentiable_loss(model, guide, *now, **kwargs)
+
+    parameters = _parameters(model, guide, first, kwargs)
     if not parameters:
         raise ValueError("guide: neither it nor the model has parameters to train")
-    optimiser = torch.optim.Adam(parameters, lr=lr)
-    history = History(unit="nats of the ELBO")
+    stack = contextlib.ExitStack()
+    if compile:
+        prepare_compiler(next(iter(parameters)).device)
+        flows = [m for m in (model, guide) if isinstance(m, torch.nn.Module)]
+        stack.enter_context(compiled_transforms(flows))
     bar = _progress(max_steps, progress)
+    try:
+        with stack:
+            history = _ascend(
+                loss, itertools.chain([first], steps), parameters, bar, guide, lr, clip, average
+            )
+    finally:
+        bar.close()
+    history.seconds = time.perf_counter() - begin
+    return history
+
+
+def _ascend(
+    loss: Callable[[tuple[Any, ...]], Tensor],
+    batches: Iterator[tuple[Any, ...]],
+    parameters: list[Tensor],
+    bar: Any,
+    guide: Callable[..., Any],
+    lr: float,
+    clip: float,
+    average: float,
+) -> History:
+    """The loop itself."""
+    optimiser = torch.optim.Adam(parameters, lr=lr)
+    mean = Average(parameters, average)
+    history = History(unit="nats of the ELBO")
+    history.stopped = f"all {len(bar)} steps done"
     window: list[float] = []
     before: tuple[float, float] | None = None
     drops = 0
-    history.stopped = f"all {max_steps} steps done"
-    stack = contextlib.ExitStack()
     try:
-        if compile:
-            prepare_compiler(next(iter(parameters)).device)
-            flows = [m for m in (model, guide) if isinstance(m, torch.nn.Module)]
-            stack.enter_context(compiled_transforms(flows))
         for step in bar:
-            value, found = _captured(loss)
-            for extra in found - parameters:
-                parameters.add(extra)
-                optimiser.add_param_group({"params": [extra]})
-            optimiser.zero_grad()
-            value.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-            elbo = -value.item()
-            if math.isfinite(elbo) and math.isfinite(norm.item()):
-                optimiser.step()
-                window.append(elbo)
-            else:
+            elbo, error = _step(loss, next(batches), parameters, optimiser, clip)
+            if elbo is None:
                 history.skipped += 1
-            if (step + 1) % _WINDOW and step + 1 < max_steps:
+                if error is not None and history.skipped > _STRAYS and not (window or before):
+                    raise error
+            else:
+                mean.update()
+                window.append(elbo)
+            if (step + 1) % _WINDOW and step + 1 < len(bar):
                 continue
             if not window:
-                first = step // _WINDOW * _WINDOW
                 raise FloatingPointError(
-                    f"no finite ELBO in steps {first} to {step}: the model's "
-                    "log-density is NaN or infinite where the guide draws. Try a smaller "
-                    "init_scale=, another init_loc_fn=, or float64"
+                    f"no finite ELBO in steps {step // _WINDOW * _WINDOW} to {step}: the model's "
+                    "log-density is NaN or infinite where the guide draws, or it raises "
+                    f"({error or 'it does not'}). Try another init_loc_fn=, a smaller lr=, or "
+                    "float64"
                 )
             now = _middle_and_error(window)
             history.record(step + 1, now[0], None, optimiser.param_groups[0]["lr"])
             bar.set_postfix(elbo=f"{now[0]:.2f} +- {now[1]:.2f}", refresh=False)
+            _check_bounded(guide, now[0])
             flat = before is not None and _is_flat(before, now)
             before, window = now, []
             if flat:
@@ -139,130 +179,119 @@ def fit_guide(
     except KeyboardInterrupt:
         history.stopped = "interrupted"
     finally:
-        stack.close()
-        bar.close()
-        history.best = max(len(history.steps) - 1, 0)
-        history.seconds = time.perf_counter() - start
         optimiser.zero_grad()
+    if history.steps:
+        mean.put()
+    history.best = max(len(history.steps) - 1, 0)
     return history
 
 
-def _loss_function(
+def _step(
+    loss: Callable[[tuple[Any, ...]], Tensor],
+    batch: tuple[Any, ...],
+    parameters: list[Tensor],
+    optimiser: torch.optim.Optimizer,
+    clip: float,
+) -> tuple[float | None, Exception | None]:
+    """One step, and its ELBO; None where it could not be taken, and what the model raised."""
+    optimiser.zero_grad()
+    try:
+        value = loss(batch)
+        value.backward()
+    except ERRORS as error:
+        return None, error
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    elbo = -value.item()
+    if not (math.isfinite(elbo) and math.isfinite(norm.item())):
+        return None, None
+    optimiser.step()
+    return elbo, None
+
+
+def _again(batches: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """The batches without end, each as the arguments of one step."""
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        if empty:
+            raise ValueError("batches: expected at least one each time they are gone through")
+
+
+def _elbo(
+    objective: str | ELBO,
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple,
     kwargs: dict,
     particles: int,
     vectorize: bool,
-) -> Callable[[], Tensor]:
-    """The negative ELBO, vectorised over particles where the model allows it."""
-    nesting = _plate_nesting(model, guide, args, kwargs)
-
-    def with_elbo(vectorized: bool) -> Callable[[], Tensor]:
-        elbo = Trace_ELBO(
-            num_particles=particles, vectorize_particles=vectorized, max_plate_nesting=nesting
+) -> ELBO:
+    """The objective, vectorised over particles where the model allows it."""
+    if isinstance(objective, ELBO):
+        return objective
+    kinds = {"auto": PathELBO, "path": PathELBO, "elbo": Trace_ELBO}
+    if objective not in kinds:
+        raise ValueError(
+            f"objective: expected one of {sorted(kinds)} or an ELBO, got {objective!r}"
         )
-        return lambda: elbo.differentiable_loss(model, guide, *args, **kwargs)
-
-    if not vectorize or particles == 1:
-        return with_elbo(False)
-    together = with_elbo(True)
-    try:
-        with torch.no_grad(), poutine.block():
-            together()
-            problem = _vectorized_wrongly(model, guide, args, kwargs, nesting)
-    except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
-        problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    if problem is None:
-        return together
-    alone = with_elbo(False)
-    with torch.no_grad(), poutine.block():
-        alone()  # an error that has nothing to do with vectorising comes out here
-    warnings.warn(
-        f"the model cannot run {particles} particles at once ({problem}); they run one by one, "
-        "which is slower. Index from the right and sum over event dimensions only, so that batch "
-        "dimensions broadcast, or pass vectorize=False",
-        stacklevel=3,
+    depth = plate_nesting(model, guide, args, kwargs)
+    together = (
+        vectorize
+        and particles > 1
+        and can_run_together(model, guide, args, kwargs, particles, depth)
     )
-    return alone
-
-
-def _vectorized_wrongly(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple,
-    kwargs: dict,
-    nesting: int,
-) -> str | None:
-    """Compare the joint log-density of two particles, run at once, with each run by itself."""
-    with pyro.plate("num_particles_vectorized", 2, dim=-nesting - 1):
-        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
-        both = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
-    if any(_is_random_subsample(site) for site in both.nodes.values()):
-        return None  # each run looks at other rows
-    both.compute_log_prob()
-    at_once = torch.zeros(2)
-    for site in both.nodes.values():
-        if site["type"] == "sample":
-            log_prob = site["log_prob"]
-            apart = log_prob.dim() == nesting + 1 and log_prob.shape[0] == 2
-            at_once = at_once + (log_prob.reshape(2, -1).sum(1) if apart else log_prob.sum())
-    shapes = {
-        name: site["value"].shape
-        for name, site in poutine.trace(guide).get_trace(*args, **kwargs).nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
+    settings = {
+        "num_particles": particles,
+        "vectorize_particles": together,
+        "max_plate_nesting": depth,
     }
-    for particle in range(2):
-        values = {
-            name: site["value"].expand(2, *site["value"].shape[1:])[particle].reshape(shapes[name])
-            for name, site in drawn.nodes.items()
-            if name in shapes and name in both.nodes
-        }
-        conditioned = poutine.condition(model, data=values)
-        alone = poutine.trace(conditioned).get_trace(*args, **kwargs).log_prob_sum()
-        if not torch.allclose(at_once[particle].to(alone), alone, rtol=1e-3, atol=1e-3):
-            return (
-                f"its log-density of one draw is {alone:.4f} alone and {at_once[particle]:.4f} "
-                "among others"
-            )
-    return None
-
-
-def _is_random_subsample(site: dict) -> bool:
-    return site["type"] == "sample" and any(
-        frame.full_size is not None and frame.full_size > frame.size
-        for frame in site["cond_indep_stack"]
-    )
+    if objective == "auto":
+        try:
+            with torch.no_grad(), poutine.block():
+                PathELBO(max_plate_nesting=depth).differentiable_loss(model, guide, *args, **kwargs)
+        except NotImplementedError:
+            objective = "elbo"
+        except ERRORS:
+            pass  # a stray particle
+    return kinds[objective](**settings)
 
 
 @torch.no_grad()
-def _plate_nesting(
+def _parameters(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
-) -> int:
-    """How many dimensions to the left the plates reach, found by one run."""
-    with poutine.block():
-        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
-        ran = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
-    frames = (
-        frame
-        for trace in (drawn, ran)
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-    )
-    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
-
-
-def _captured(loss: Callable[[], Tensor]) -> tuple[Tensor, set[Tensor]]:
-    """The loss, and the leaf tensors that Pyro's statements read: what must be optimised."""
+) -> list[Tensor]:
+    """The leaf tensors that Pyro's statements read: what must be optimised."""
     with poutine.trace(param_only=True) as capture:
-        value = loss()
-    found = {
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        poutine.replay(model, trace=drawn)(*args, **kwargs)
+    found = [
         site["value"].unconstrained() if hasattr(site["value"], "unconstrained") else site["value"]
         for site in capture.trace.nodes.values()
         if site["type"] == "param"
-    }
-    return value, {p for p in found if p.requires_grad}
+    ]
+    return list(dict.fromkeys(p for p in found if p.requires_grad))
+
+
+@torch.no_grad()
+def _check_bounded(guide: Callable[..., Any], elbo: float) -> None:
+    """Raise where a flow guide has run away from its start: the posterior has no end there."""
+    flow = getattr(guide, "flow", None)
+    whiten = getattr(guide, "whiten", None)
+    if flow is None or whiten is None:
+        return
+    latent = flow.sample((256,))
+    spread = whiten.inverse_and_log_det(latent)[0].std(dim=0)
+    bad = (spread > _RUNAWAY) | (spread < 1 / _RUNAWAY)
+    if not bad.any():
+        return
+    names = guide.sites_of(bad)
+    raise ValueError(
+        f"model: the ELBO ({elbo:.4g} nats) grows without bound along {', '.join(map(repr, names))}"
+        ", where the guide has grown or shrunk by a factor of 10,000 from its start: the posterior "
+        "is improper there. Give these sites a proper prior, or check the likelihood"
+    )
 
 
 def _middle_and_error(values: list[float]) -> tuple[float, float]:

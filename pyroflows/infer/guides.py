@@ -3,42 +3,69 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.nn import pyro_method
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyroflows.distribution import Flow, FlowDistribution
-from pyroflows.flows import iaf
-from pyroflows.transforms import ActNorm, Chain
+from pyroflows.flows import iaf, realnvp
+from pyroflows.infer.particles import ERRORS, LogJoint
+from pyroflows.infer.start import best_gaussian, first_point
+from pyroflows.transforms import Chain, Whiten
+
+
+def _middle(site: dict) -> Tensor:
+    """The prior's median, or zero in unconstrained space where it cannot be sampled."""
+    fn = site["fn"]
+    try:
+        return init_to_median(site)
+    except NotImplementedError:
+        to_support = biject_to(fn.support)
+        return to_support(torch.zeros(to_support.inverse_shape(fn.shape())))
+
+
+_WHITENED = 400  # up to so many dimensions a full covariance is worth its second derivatives
+STARTS = ("newton", "init")
 
 
 class AutoFlow(AutoContinuous):
     """A guide whose posterior is a flow over the model's unconstrained latent variables.
 
     All latent sites, each mapped to R^n by ``biject_to(support)``, are stacked into one vector; the
-    flow is a density over it. It starts near a point, at a small scale: a learned location and
-    scale outside the flow make that start, and training moves them. Parameters exist from
-    ``setup`` on (the first call makes it otherwise): ``state_dict``s load and optimisers see them
-    before the first step. Under a name that Pyro's parameter store already holds, the guide
-    continues from the store's values.
+    flow is a density over it. Its outermost layer is a fixed affine map that ``setup`` finds: the
+    best Gaussian on a Newton ascent of the posterior (after Pathfinder, Zhang et al. 2022), so that
+    the flow in front of it starts near the posterior, at scale one, whatever the units.
+
+    Parameters exist from ``setup`` on (the first call makes it otherwise): ``state_dict``s load and
+    optimisers see them before the first step. Under a name that Pyro's parameter store already
+    holds, the guide continues from the store's values. Flat priors (``ImproperUniform``) work.
 
     Works with ``SVI``, ``Trace_ELBO()(model, guide)``, ``Predictive`` and ``NeuTraReparam``.
 
     Args:
         model: a Pyro model whose latent variables are continuous and of fixed shape.
-        builder: ``builder(features)`` returns the flow; ``pf.iaf`` by default, since a guide must
-            sample fast.
-        init_loc_fn: where each site starts, as in Pyro's autoguides.
-        init_scale: the start's standard deviation in unconstrained space.
+        builder: ``builder(features)`` returns the flow; by default ``pf.realnvp``, fast both ways,
+            or ``pf.iaf`` for a single latent variable.
+        init: ``"newton"`` for the start described above (up to 400 dimensions; beyond, and where
+            the model has no second derivatives, as ``"init"``), ``"init"`` for a narrow Gaussian at
+            ``init_loc_fn``.
+        hide: names of latent sites that the guide leaves alone.
+        init_loc_fn: where each site starts, as in Pyro's autoguides; by default prior medians,
+            zero in unconstrained space where a prior cannot be sampled.
+        init_scale: the standard deviation of the narrow Gaussian in unconstrained space.
         **builder_args: passed on to the builder.
 
     Raises:
-        ValueError: the model has no continuous latent variable, or ``init_scale`` is not positive.
+        ValueError: the model has no continuous latent variable, a discrete one, a latent site
+            inside a subsampled plate, no finite log-density near the start, or an argument is out
+            of range.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch, pyroflows as pf
@@ -54,21 +81,29 @@ class AutoFlow(AutoContinuous):
     def __init__(
         self,
         model: Callable[..., Any],
-        builder: Callable[..., Flow] = iaf,
+        builder: Callable[..., Flow] | None = None,
         *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
+        init: str = "newton",
+        hide: Sequence[str] = (),
+        init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float = 0.1,
         **builder_args: Any,
     ) -> None:
         if not init_scale > 0:
             raise ValueError(f"init_scale: expected a positive number, got {init_scale}")
-        super().__init__(model, init_loc_fn=init_loc_fn)
+        if init not in STARTS:
+            raise ValueError(f"init: expected one of {STARTS}, got {init!r}")
+        hidden = [hide] if isinstance(hide, str) else list(hide)
+        if hidden:
+            model = poutine.block(model, hide=hidden)
+        super().__init__(model, init_loc_fn=init_loc_fn or _middle)
         self.builder = builder
         self.builder_args = builder_args
+        self.init = init
         self.init_scale = init_scale
 
     def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
-        """Run the model once to learn its sites, and build the flow; returns the guide.
+        """Run the model to learn its sites, build the flow and find its start; returns the guide.
 
         Args:
             *args: the model's arguments.
@@ -82,26 +117,109 @@ class AutoFlow(AutoContinuous):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._setup_prototype(*args, **kwargs)
+            self._check_sites()
         except RuntimeError as error:
+            self.prototype_trace = None
             if "no latent variables" not in str(error):
                 raise
             raise ValueError(
                 "model: expected continuous latent sites, found none; a guide has nothing to do"
             ) from error
-        start = self._init_loc()
+        except (NotImplementedError, ValueError):
+            self.prototype_trace = None
+            raise
         # The sites are part of the name under which Pyro's store keeps the weights: the guide of
         # another model in the same process does not meet them.
         sites = list(self._unconstrained_shapes)
         self._pyro_name += f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
-        inner = self.builder(self.latent_dim, **self.builder_args)
-        outer = ActNorm(self.latent_dim)
-        with torch.no_grad():
-            outer.loc.copy_(start)
-            outer.log_scale.fill_(torch.tensor(self.init_scale).log())
-            outer.initialized.fill_(True)
-        flow = Flow(Chain([inner.transform, outer]), inner.base, shape=self.latent_dim)
+        builder = self.builder or (realnvp if self.latent_dim > 1 else iaf)
+        inner = builder(self.latent_dim, **self.builder_args)
+        start = self._init_loc().to(self._dtype())
+        outer = Whiten(self.latent_dim).to(start)
+        try:
+            outer.set(*self._start(start, args, kwargs))
+        except ValueError:
+            self.prototype_trace = None
+            raise
+        flow = Flow(Chain([inner.transform.to(start), outer]), inner.base, shape=self.latent_dim)
         flow.config = inner.config
         self.flow = flow.to(start)
+
+    def _check_sites(self) -> None:
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            if site["fn"].has_enumerate_support or site["fn"].support.is_discrete:
+                raise ValueError(
+                    f"model: latent site {name!r} is discrete; sum it out, or name it in hide="
+                )
+            for frame in site["cond_indep_stack"]:
+                if frame.full_size is not None and frame.full_size != frame.size:
+                    raise ValueError(
+                        f"model: latent site {name!r} is inside the plate {frame.name!r}, of which "
+                        f"{frame.size} of {frame.full_size} rows are seen at a time; use "
+                        "pf.AutoAmortizedFlow, which has an encoder for such sites"
+                    )
+
+    def _dtype(self) -> torch.dtype:
+        """The widest floating dtype among the model's values."""
+        values = [s["value"] for s in self.prototype_trace.nodes.values() if s["type"] == "sample"]
+        kinds = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+        return functools.reduce(torch.promote_types, kinds)
+
+    def _start(self, start: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+        """Location and factor of the outermost layer."""
+        narrow = self.init_scale * torch.eye(len(start)).to(start)
+        log_p = LogJoint(self, args, kwargs)
+        try:
+            log_p.settle(start)
+            point = first_point(log_p, start)
+        except ERRORS:  # the model says what is wrong where it is run for itself
+            return start, narrow
+        if point is None:
+            raise ValueError(self._where_not_finite(log_p, start))
+        found = None
+        if self.init == "newton" and len(start) <= _WHITENED:
+            try:
+                found = best_gaussian(log_p, point)
+            except ERRORS:  # no second derivatives
+                found = None
+        usable = found is not None and all(torch.isfinite(t).all() for t in found)
+        if usable and (found[1].diagonal() > 0).all():
+            return found
+        return point, narrow
+
+    def _where_not_finite(self, log_p: LogJoint, start: Tensor) -> str:
+        """What to tell of a model whose log-density is nowhere finite."""
+        try:
+            with torch.no_grad():
+                trace, _ = log_p.trace(start[None])
+                trace.compute_log_prob()
+        except ERRORS as error:
+            return f"model: it raises {type(error).__name__} near its start: {error}"
+        bad = [
+            name
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample" and not torch.isfinite(site["log_prob_sum"])
+        ]
+        return (
+            f"model: the log-density of site {', '.join(map(repr, bad)) or 'its sum'} is NaN or "
+            "infinite at the start and at 512 points around it; check its support and its data, "
+            "or pass another init_loc_fn="
+        )
+
+    @property
+    def whiten(self) -> Whiten:
+        """The flow's outermost layer, the Gaussian it started from."""
+        return self.flow.transform[-1]
+
+    def sites_of(self, chosen: Tensor) -> list[str]:
+        """The sites to which chosen components, ``(latent_dim,)`` of booleans, belong.
+
+        Args:
+            chosen: which components.
+        """
+        sizes = [shape.numel() for shape in self._unconstrained_shapes.values()]
+        pieces = zip(self._unconstrained_shapes, chosen.split(sizes), strict=True)
+        return [name for name, piece in pieces if piece.any()]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """The flow's distribution over the stacked unconstrained sites."""

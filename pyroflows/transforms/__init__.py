@@ -6,7 +6,7 @@ from pyroflows.transforms.chain import Chain
 from pyroflows.transforms.context_affine import ContextAffine
 from pyroflows.transforms.coupling import Coupling
 from pyroflows.transforms.elementwise import Additive, Affine, Family, RationalQuadraticSpline
-from pyroflows.transforms.linear import LULinear
+from pyroflows.transforms.linear import LULinear, Whiten
 from pyroflows.transforms.normalize import ActNorm, DiagonalScale, Standardize
 from pyroflows.transforms.permute import Permute
 from pyroflows.transforms.support import ToSupport
@@ -24,6 +24,7 @@ __all__ = [
     "Autoregressive",
     "Permute",
     "LULinear",
+    "Whiten",
     "ActNorm",
     "Standardize",
     "DiagonalScale",

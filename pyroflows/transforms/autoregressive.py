@@ -64,9 +64,14 @@ class _Walked(torch.autograd.Function):
         layer: Autoregressive,
         y: Tensor,
         context: Tensor | None,
+        known: Tensor | None,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        x, log_det, theta = layer._walk(y, context)
+        if known is None:
+            x, log_det, theta = layer._walk(y, context)
+        else:
+            x, theta = known, layer.net(known, context)
+            log_det = -layer.family.forward(x, theta)[1].sum(dim=-1)
         ctx.layer = layer
         ctx.save_for_backward(x, theta, context)
         # A tensor of its own: a view could not be changed in place.
@@ -86,13 +91,15 @@ class _Walked(torch.autograd.Function):
             torch.addcmul(own[i], pull[i], v[i], value=-1, out=adjoint)
 
         gradients, grad_context = ctx.layer.net.solve_back(step, x, context)
-        return None, v.mT, grad_context, *gradients
+        return None, v.mT, grad_context, None, *gradients
 
 
 # Compilers cannot trace the derivative of what they trace, so there is a break in the graph here.
 @torch.compiler.disable
-def _with_graph(layer: Autoregressive, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _Walked.apply(layer, y, context, *parameters(layer.net))
+def _with_graph(
+    layer: Autoregressive, y: Tensor, context: Tensor | None, known: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    return _Walked.apply(layer, y, context, known, *parameters(layer.net))
 
 
 @torch.compiler.disable
@@ -227,6 +234,20 @@ class Autoregressive(FlowTransform):
         else:
             x, log_det, _ = self._walk(flat, rows)
         return x.reshape(y.shape), log_det.reshape(y.shape[:-1])
+
+    def inverse_at(
+        self, y: Tensor, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One network call instead of a walk; backward walks once."""
+        if not hasattr(self.net, "solve_back"):
+            return self.inverse_and_log_det(y, context)
+        batch = torch.broadcast_shapes(y.shape, x.shape)
+        if context is not None:
+            batch = torch.broadcast_shapes(batch[:-1], context.shape[:-1]) + batch[-1:]
+            context = context.expand(*batch[:-1], -1).reshape(-1, context.shape[-1])
+        y, x = (t.expand(batch).reshape(-1, batch[-1]) for t in (y, x.detach()))
+        x, log_det = _with_graph(self, y, context, x)
+        return x.reshape(batch), log_det.reshape(batch[:-1])
 
     def _is_differentiable(self, y: Tensor, context: Tensor | None) -> bool:
         # What a plain function depends on shows in its result alone.

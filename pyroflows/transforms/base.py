@@ -70,6 +70,15 @@ class FlowTransform(TransformModule):
         """``x = f^-1(y; c)`` of shape ``(*batch, features)`` and ``log|det dx/dy|`` (``batch``)."""
         raise NotImplementedError(f"{type(self).__name__}.inverse_and_log_det")
 
+    def inverse_at(
+        self, y: Tensor, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``inverse_and_log_det(y)`` where its image ``x`` is known: the same values and gradients.
+
+        Transforms whose inverse has to be solved for save themselves the solving.
+        """
+        return self.inverse_and_log_det(y, context)
+
     def initialize(
         self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
     ) -> Tensor:
@@ -260,6 +269,13 @@ class Conditioned(FlowTransform):
         """The transform's inverse at the bound context."""
         y = self._broadcast(y, self.codomain.event_dim)
         return self.transform.inverse_and_log_det(y, self.context)
+
+    def inverse_at(
+        self, y: Tensor, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The transform's inverse at the bound context, its image known."""
+        y = self._broadcast(y, self.codomain.event_dim)
+        return self.transform.inverse_at(y, x, self.context)
 
     def forward_shape(self, shape: Size) -> Size:
         """The output's shape."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
@@ -64,6 +65,22 @@ class Chain(FlowTransform):
         total = None
         for part in reversed(self.parts):
             y, log_det = part.inverse_and_log_det(y, context)
+            total = _plus(total, log_det, part)
+        return y, self._total(total, y)
+
+    def inverse_at(
+        self, y: Tensor, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The inverse at an image of the chain, whose points on the way one pass forward finds."""
+        if self.fast == "log_prob":
+            return self.inverse_and_log_det(y, context)
+        with torch.no_grad():
+            points = [x]
+            for part in self.parts[:-1]:
+                points.append(part.forward_and_log_det(points[-1], context)[0])
+        total = None
+        for part, point in zip(reversed(self.parts), reversed(points), strict=True):
+            y, log_det = part.inverse_at(y, point, context)
             total = _plus(total, log_det, part)
         return y, self._total(total, y)
 

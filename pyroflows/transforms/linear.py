@@ -58,3 +58,54 @@ class LULinear(FlowTransform):
     def extra_repr(self) -> str:
         """The number of features."""
         return str(len(self.bias))
+
+
+class Whiten(FlowTransform):
+    r""":math:`y = L x + m` with a fixed location and a fixed lower-triangular L.
+
+    Both are buffers: set once (``set``), part of the ``state_dict``, never trained. The inverse
+    whitens what has mean m and covariance :math:`L L^T`. Starts as the identity. Forward is a
+    product, the inverse a triangular solve, each O(D^2) a row.
+
+    Args:
+        features: number of features D.
+
+    Example:
+        >>> import torch
+        >>> layer = Whiten(2)
+        >>> layer.set(torch.tensor([1.0, 2.0]), torch.tensor([[2.0, 0.0], [1.0, 1.0]]))
+        >>> layer(torch.tensor([1.0, 1.0]))
+        tensor([3., 4.])
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(features))
+        self.register_buffer("tril", torch.eye(features))
+
+    @torch.no_grad()
+    def set(self, loc: Tensor, tril: Tensor) -> None:
+        """Take the location ``(D,)`` and the factor ``(D, D)``."""
+        self.loc.copy_(loc)
+        self.tril.copy_(tril.tril())
+
+    def _log_det(self, batch: torch.Size) -> Tensor:
+        return self.tril.diagonal().log().sum().expand(batch)
+
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``L x + m``."""
+        return F.linear(x, self.tril, self.loc), self._log_det(x.shape[:-1])
+
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``L^-1 (y - m)``."""
+        rows = (y - self.loc).reshape(-1, y.shape[-1])
+        rows = torch.linalg.solve_triangular(self.tril.mT, rows, upper=True, left=False)
+        return rows.reshape(y.shape), -self._log_det(y.shape[:-1])
+
+    def extra_repr(self) -> str:
+        """The number of features."""
+        return str(len(self.loc))

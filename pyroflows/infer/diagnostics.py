@@ -1,0 +1,210 @@
+"""Importance weights of a guide and what their tail says about it (Pareto-smoothed, PSIS).
+
+Vehtari et al. 2024, arXiv:1507.02646; the use for variational inference is Yao et al. 2018,
+arXiv:1802.02538.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyroflows.infer.particles import (
+    can_run_together,
+    per_particle,
+    plate_nesting,
+    run_together,
+)
+
+_CHUNK = 10_000
+_LEAST_TAIL = 5
+
+
+class WeightedDraws(NamedTuple):
+    """Draws of a guide with their densities.
+
+    Attributes:
+        draws: every latent site's values, ``(draws, *site shape)``, on its own scale.
+        log_p: the joint log-density of model and data in nats, ``(draws,)``.
+        log_q: the guide's log-density in nats, ``(draws,)``.
+    """
+
+    draws: dict[str, Tensor]
+    log_p: Tensor
+    log_q: Tensor
+
+    @property
+    def log_weight(self) -> Tensor:
+        """``log p - log q`` in nats, not normalised."""
+        return self.log_p - self.log_q
+
+
+@torch.no_grad()
+def importance_weights(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_samples: int = 10_000,
+    vectorize: bool = True,
+    **kwargs: Any,
+) -> WeightedDraws:
+    """Draws of a guide, and the weights that correct them for the posterior.
+
+    One run of the model for 10,000 draws at once, in a plate outside all others; draw by draw for
+    models that cannot (with a warning).
+
+    Args:
+        model: a Pyro model.
+        guide: any Pyro guide.
+        *args: their arguments.
+        num_samples: how many draws.
+        vectorize: False to run draw by draw.
+        **kwargs: their keyword arguments.
+
+    Raises:
+        ValueError: ``num_samples`` is not positive.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyroflows as pf
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> def guide():
+        ...     pyro.sample("z", dist.Normal(0.0, 2.0))
+        >>> found = pf.importance_weights(model, guide, num_samples=500)
+        >>> found.draws["z"].shape, found.log_weight.shape
+        (torch.Size([500]), torch.Size([500]))
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    if hasattr(guide, "setup"):
+        guide.setup(*args, **kwargs)
+    with poutine.block():
+        depth = plate_nesting(model, guide, args, kwargs)
+        alone = _prototype(guide, args, kwargs)
+        together = vectorize and can_run_together(model, guide, args, kwargs, 2, depth)
+        most = _CHUNK if together else 1
+        parts = []
+        for start in range(0, num_samples, most):
+            count = min(most, num_samples - start)
+            ran, drawn = run_together(model, guide, args, kwargs, count, depth)
+            log_p, log_q = (per_particle(t, count, depth) for t in (ran, drawn))
+            parts.append((_values(ran, drawn, alone, count), log_p, log_q))
+    draws = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
+    return WeightedDraws(draws, *(torch.cat([part[i] for part in parts]) for i in (1, 2)))
+
+
+def _prototype(guide: Callable[..., Any], args: tuple, kwargs: dict) -> dict[str, torch.Size]:
+    """The shape that each site of the guide has in a run by itself."""
+    trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    return {n: s["value"].shape for n, s in trace.nodes.items() if s["type"] == "sample"}
+
+
+def _values(
+    ran: Trace, drawn: Trace, shapes: dict[str, torch.Size], count: int
+) -> dict[str, Tensor]:
+    """The model's latent sites, ``(count, *site shape)``."""
+    found = {}
+    for name, site in drawn.nodes.items():
+        if site["type"] == "sample" and name in ran.nodes and name in shapes:
+            value, shape = site["value"], shapes[name]
+            depth = value.dim() - 1 - len(shape)
+            if depth < 0:  # one that does not depend on the particle
+                value = value.expand(count, *shape)
+            found[name] = value.expand(count, *value.shape[1:]).reshape(count, *shape)
+    return found
+
+
+def psis(log_weight: Tensor) -> tuple[Tensor, float]:
+    """Pareto-smoothed importance weights and the shape k-hat of their tail.
+
+    The largest ``min(S / 5, 3 sqrt(S))`` weights are replaced by quantiles of the generalised
+    Pareto distribution fitted to them (Vehtari et al. 2024, algorithm 1).
+
+    Args:
+        log_weight: ``(S,)``, in nats, not normalised.
+
+    Returns:
+        Log-weights whose exponentials sum to one, and k-hat: minus infinity where all weights are
+        equal, infinity where fewer than five make the tail or one is not finite.
+
+    Example:
+        >>> import torch
+        >>> smoothed, k = psis(torch.zeros(100))
+        >>> k, round(smoothed.exp().sum().item(), 6)
+        (-inf, 1.0)
+    """
+    log_weight = log_weight.detach().double()
+    count = len(log_weight)
+    if torch.isnan(log_weight).any() or (log_weight == math.inf).any():
+        return log_weight - log_weight.logsumexp(0), math.inf
+    shifted = log_weight - log_weight.max()
+    if -shifted.min() < 1e-8:
+        return torch.full_like(shifted, -math.log(count)), -math.inf
+    tail = math.ceil(min(count / 5, 3 * count**0.5))
+    if tail < _LEAST_TAIL:
+        return shifted - shifted.logsumexp(0), math.inf
+    order = shifted.argsort()
+    cutoff = max(shifted[order[-tail - 1]].item(), math.log(torch.finfo(torch.float64).tiny))
+    index = order[-tail:]
+    excess = shifted[index].exp() - math.exp(cutoff)
+    if excess[-1] - excess[0] <= 1e-12 * math.exp(cutoff):
+        return shifted - shifted.logsumexp(0), -math.inf
+    shape, scale = _fit_pareto(excess)
+    if math.isfinite(shape):
+        levels = (torch.arange(tail, dtype=torch.float64, device=excess.device) + 0.5) / tail
+        quantiles = scale * torch.expm1(-shape * torch.log1p(-levels)) / shape
+        shifted[index] = (quantiles + math.exp(cutoff)).log().clamp(max=0.0)
+    return shifted - shifted.logsumexp(0), shape
+
+
+def _fit_pareto(excess: Tensor) -> tuple[float, float]:
+    """Shape and scale of a generalised Pareto distribution (Zhang & Stephens 2009).
+
+    ``excess`` is sorted. The shape is drawn towards 1/2 by a prior worth ten observations.
+    """
+    count = len(excess)
+    grid = 30 + int(count**0.5)
+    quartile = excess[int(count / 4 + 0.5) - 1]
+    points = 1 - (grid / (torch.arange(1, grid + 1).to(excess) - 0.5)).sqrt()
+    points = points / (3 * quartile) + 1 / excess[-1]
+    shapes = torch.log1p(-points[:, None] * excess).mean(dim=1)
+    profile = count * ((-points / shapes).log() - shapes - 1)
+    weights = profile.softmax(0)
+    point = (points * weights).sum()
+    shape = torch.log1p(-point * excess).mean()
+    scale = -(shape / point).item()
+    return (shape.item() * count + 5) / (count + 10), scale
+
+
+def khat(log_weight: Tensor) -> float:
+    """The tail shape of importance weights: below ``khat_threshold(S)`` they can be trusted.
+
+    Args:
+        log_weight: ``(S,)``, in nats, not normalised.
+
+    Example:
+        >>> import torch
+        >>> khat(torch.zeros(100))
+        -inf
+    """
+    return psis(log_weight)[1]
+
+
+def khat_threshold(count: int) -> float:
+    """Largest k-hat at which ``count`` draws suffice: ``min(1 - 1 / log10(S), 0.7)``.
+
+    Vehtari et al. 2024, section 3.2.4.
+    """
+    return min(1 - 1 / math.log10(count), 0.7) if count > 10 else -math.inf
+
+
+def effective_size(log_weight: Tensor) -> float:
+    """``(sum w)^2 / sum w^2``: how many equally weighted draws these are worth (Kish 1965)."""
+    log_weight = log_weight.detach().double()
+    return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp().item()

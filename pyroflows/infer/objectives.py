@@ -1,0 +1,195 @@
+"""What a guide can be trained on, as Pyro ELBOs: for ``pyro.infer.SVI`` and ``pf.fit_guide``.
+
+Pyro's own (``Trace_ELBO``, ``RenyiELBO``, ``TraceTailAdaptive_ELBO``) work too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import Trace_ELBO
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+import pyroflows.infer.particles as particles_
+from pyroflows.distribution import FlowDistribution
+
+
+def _path_log_prob(name: str, fn: Distribution, value: Tensor) -> Tensor:
+    """``fn.log_prob(value)`` with the parameters of ``fn`` held fixed."""
+    if isinstance(fn, FlowDistribution):
+        return fn.path_log_prob(value)
+    if isinstance(fn, Independent):
+        inner = _path_log_prob(name, fn.base_dist, value)
+        return (
+            inner.flatten(inner.dim() - fn.reinterpreted_batch_ndims).sum(-1)
+            if (fn.reinterpreted_batch_ndims)
+            else inner
+        )
+    if type(fn).__name__ == "Delta":  # its log-density is a function of other draws alone
+        return fn.log_prob(value)
+    if not getattr(fn, "has_rsample", False):
+        raise NotImplementedError(
+            f"guide: site {name!r} is drawn from {type(fn).__name__}, which is not "
+            "reparameterised; train with Trace_ELBO, or hide the site from a flow guide"
+        )
+    arguments = {
+        key: fn.__dict__[key].detach()
+        for key in fn.arg_constraints
+        if isinstance(fn.__dict__.get(key), Tensor)
+    }
+    if not arguments or isinstance(fn, torch.distributions.TransformedDistribution):
+        raise NotImplementedError(
+            f"guide: site {name!r} is drawn from {type(fn).__name__}, whose parameters cannot be "
+            "held fixed; train with Trace_ELBO, or use pf.AutoFlow"
+        )
+    return type(fn)(**arguments, validate_args=False).log_prob(value)
+
+
+def path_site(name: str, site: dict) -> Tensor:
+    """A guide site's log-density along the path of its draw, scaled and masked."""
+    log_prob = _path_log_prob(name, site["fn"], site["value"])
+    return scale_and_mask(log_prob, site["scale"], site["mask"])
+
+
+def _guide_sites(trace: Trace) -> list[tuple[str, dict]]:
+    return [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample"]
+
+
+class PathELBO(Trace_ELBO):
+    r"""The ELBO with the path gradient ("sticking the landing"): the default for flows.
+
+    :math:`\log q` is differentiated along the draws alone, not by the guide's parameters at fixed
+    draws, a term whose expectation is zero. So the gradient's variance vanishes as the guide
+    reaches the posterior. Roeder et al. 2017, arXiv:1703.09194; for flows Vaitl et al. 2022,
+    arXiv:2206.09016. Costs, beside ``Trace_ELBO``, two passes of the flow and, for an
+    autoregressive one, a walk back.
+
+    Args: as ``pyro.infer.Trace_ELBO``.
+
+    Raises:
+        NotImplementedError: a guide site that is not reparameterised, or whose parameters cannot
+            be held fixed.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch, pyroflows as pf
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(3.0, 0.5))
+        >>> guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup()
+        >>> elbo = pf.infer.PathELBO(num_particles=16, vectorize_particles=True)
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
+        >>> isinstance(svi.step(), float)
+        True
+    """
+
+    def _differentiable_loss_particle(
+        self, model_trace: Trace, guide_trace: Trace
+    ) -> tuple[float, Tensor]:
+        log_q = sum(path_site(name, site).sum() for name, site in _guide_sites(guide_trace))
+        elbo = model_trace.log_prob_sum() - log_q
+        return -elbo.detach(), -elbo
+
+
+class _Weighted(Trace_ELBO):
+    """What objectives over all particles' weights share; subclasses give ``_surrogate``."""
+
+    def _run(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> tuple[Trace, Trace]:
+        if self.max_plate_nesting == float("inf"):
+            self.max_plate_nesting = particles_.plate_nesting(model, guide, args, kwargs)
+        return particles_.run_together(
+            model, guide, args, kwargs, self.num_particles, self.max_plate_nesting
+        )
+
+    def _per_particle(self, trace: Trace) -> Tensor:
+        return particles_.per_particle(trace, self.num_particles, self.max_plate_nesting)
+
+    def _path(self, trace: Trace) -> Tensor:
+        return sum(
+            particles_.summed(path_site(n, s), self.num_particles, self.max_plate_nesting)
+            for n, s in _guide_sites(trace)
+        )
+
+    def _surrogate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Any:
+        raise NotImplementedError
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The loss, whose gradient is the estimator's."""
+        loss, surrogate = self._surrogate(model, guide, args, kwargs)
+        return loss.detach() + (surrogate - surrogate.detach())
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The loss; its gradient is added to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
+
+    @torch.no_grad()
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The loss."""
+        return self._surrogate(model, guide, args, kwargs)[0].item()
+
+
+class ImportanceELBO(_Weighted):
+    r"""The importance-weighted bound with the doubly reparameterised gradient.
+
+    :math:`E \log \frac1K \sum_k w_k` over ``num_particles`` K (Burda et al. 2016,
+    arXiv:1509.00519), its gradient :math:`\sum_k \tilde w_k^2 \partial \log w_k` along the paths
+    (Tucker et al. 2019, arXiv:1810.04152, eq. 8). All particles run at once.
+
+    Args: as ``pyro.infer.Trace_ELBO``.
+
+    Raises:
+        NotImplementedError: the model has parameters of its own, which would need other weights
+            (``pyro.infer.RenyiELBO(alpha=0)`` trains both); or as ``PathELBO``.
+    """
+
+    def _surrogate(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> tuple[Tensor, Tensor]:
+        ran, drawn = self._run(model, guide, args, kwargs)
+        own = [n for n, s in ran.nodes.items() if s["type"] == "param" and n not in drawn.nodes]
+        if own:
+            raise NotImplementedError(
+                f"model: its parameters {own[:3]} would need other weights than the guide's; "
+                "use pyro.infer.RenyiELBO(alpha=0)"
+            )
+        log_w = self._per_particle(ran) - self._path(drawn)
+        weights = log_w.detach().softmax(0)
+        bound = log_w.logsumexp(0) - torch.tensor(float(len(log_w))).log()
+        return -bound, -(weights.square() * log_w).sum()
+
+
+class ForwardKL(_Weighted):
+    r"""The forward KL by self-normalised importance weights: covers mass rather than seeks modes.
+
+    :math:`-\sum_k \tilde w_k \log q(z_k)` at draws of the guide itself, held fixed (reweighted
+    wake-sleep's wake phase; Bornschein & Bengio 2015, arXiv:1406.2751). The loss reported is minus
+    the importance-weighted bound. An IAF pays an inversion for it.
+
+    Args: as ``pyro.infer.Trace_ELBO``.
+    """
+
+    def _surrogate(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            ran, drawn = self._run(model, guide, args, kwargs)
+            log_w = self._per_particle(ran) - self._per_particle(drawn)
+            weights = log_w.softmax(0)
+        import pyro
+
+        with pyro.plate(particles_._PLATE, self.num_particles, dim=-self.max_plate_nesting - 1):
+            replayed = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs)
+        log_q = self._per_particle(prune_subsample_sites(replayed))
+        bound = log_w.logsumexp(0) - torch.tensor(float(len(log_w))).log()
+        return -bound, -(weights * log_q).sum()
