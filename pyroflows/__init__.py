@@ -9,6 +9,7 @@ from pyroflows.fit import fit, initialize
 from pyroflows.flows import iaf, maf, nice, nsf, realnvp
 from pyroflows.history import History
 from pyroflows.infer import (
+    AutoAmortizedFlow,
     AutoFlow,
     NeuTra,
     Report,
@@ -38,6 +39,7 @@ __all__ = [
     "DivergedError",
     # guides
     "AutoFlow",
+    "AutoAmortizedFlow",
     "fit_guide",
     "report",
     "Report",

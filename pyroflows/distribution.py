@@ -17,7 +17,7 @@ from torch.distributions import Distribution, constraints
 
 from pyroflows.base_distribution import Base
 from pyroflows.memo import Memo
-from pyroflows.store import keep_in_step, loaded
+from pyroflows.store import forget_links, keep_in_step, loaded
 from pyroflows.transforms.base import Conditioned, FlowTransform
 
 
@@ -320,9 +320,7 @@ class Flow(nn.Module):
         yield from super().named_modules(memo, prefix, remove_duplicate)
 
     def __getstate__(self) -> dict:
-        for tensor in (*self.parameters(), *self.buffers()):
-            tensor.__dict__.pop("unconstrained", None)  # Pyro's weak reference cannot be pickled
-        return {k: v for k, v in self.__dict__.items() if k not in ("_linked", "_newer_than", "_members")}
+        return forget_links(self)
 
     def __repr__(self) -> str:
         context = f", context={tuple(self.context_shape)}" if self.context_shape else ""

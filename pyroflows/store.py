@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import pyro
 import torch
@@ -45,13 +47,51 @@ def keep_in_step(flow: nn.Module, prefix: str) -> None:
         _Link(flow, frame.f_locals["name"], prefix).make()
     elif pyro.settings.get("module_local_params"):
         # SVI asks every parameter for ``unconstrained``, which Pyro forgets to set in this mode.
-        for parameter in flow.transform.parameters():
-            parameter.unconstrained = weakref.ref(parameter)
+        for _, module in nn.Module.named_modules(flow):
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    parameter.unconstrained = weakref.ref(parameter)
 
 
 def loaded(flow: nn.Module, incompatible_keys: object = None) -> None:
     """Called when a ``state_dict`` was loaded: newer than what the store holds at this moment."""
     flow.__dict__["_newer_than"] = {id(t) for t in pyro.get_param_store()._params.values()}
+
+
+class InStep(nn.Module):
+    """Another module, say an encoder, kept in step with Pyro's store as flows are.
+
+    Args:
+        module: what a call runs.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.register_load_state_dict_post_hook(loaded)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output."""
+        return self.module(*args, **kwargs)
+
+    def named_modules(
+        self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As in torch; when Pyro walks the tree, it is brought in step with the store first."""
+        keep_in_step(self, prefix)
+        yield from super().named_modules(memo, prefix, remove_duplicate)
+
+    def __getstate__(self) -> dict:
+        return forget_links(self)
+
+
+def forget_links(module: nn.Module) -> dict:
+    """What of a module may be pickled: all but the references to the store's tensors."""
+    tables = [(m._parameters, m._buffers) for _, m in nn.Module.named_modules(module)]
+    for tensor in (t for pair in tables for table in pair for t in table.values()):
+        if tensor is not None:
+            tensor.__dict__.pop("unconstrained", None)  # a weak reference cannot be pickled
+    return {k: v for k, v in module.__dict__.items() if k not in ("_linked", "_newer_than", "_members")}
 
 
 class _Link:

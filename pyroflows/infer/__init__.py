@@ -1,5 +1,6 @@
 """Variational inference with flows."""
 
+from pyroflows.infer.amortized import AutoAmortizedFlow
 from pyroflows.infer.diagnostics import (
     WeightedDraws,
     effective_size,
@@ -16,6 +17,7 @@ from pyroflows.infer.report import Report, report
 
 __all__ = [
     "AutoFlow",
+    "AutoAmortizedFlow",
     "fit_guide",
     "NeuTra",
     "PathELBO",

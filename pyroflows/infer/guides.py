@@ -18,7 +18,7 @@ from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.flows import iaf
 from pyroflows.infer.particles import ERRORS, LogJoint, nesting
 from pyroflows.infer.start import best_gaussian, first_point
-from pyroflows.transforms import Chain, Whiten
+from pyroflows.transforms import ActNorm, Chain, Whiten
 
 
 def _middle(site: dict) -> Tensor:
@@ -146,7 +146,11 @@ class AutoFlow(AutoContinuous):
         except ValueError:
             self.prototype_trace = None
             raise
-        flow = Flow(Chain([inner.transform.to(start), outer]), inner.base, shape=self.latent_dim)
+        # A trained location and scale too: not every builder's layers can move a whole density.
+        affine = ActNorm(self.latent_dim)
+        affine.initialized.fill_(True)
+        parts = [inner.transform, affine, outer]
+        flow = Flow(Chain([p.to(start) for p in parts]), inner.base, shape=self.latent_dim)
         flow.config = inner.config
         self.flow = flow.to(start)
 

@@ -3,6 +3,7 @@
 from pyroflows.transforms.autoregressive import Autoregressive
 from pyroflows.transforms.base import Conditioned, FlowTransform, Inverse
 from pyroflows.transforms.chain import Chain
+from pyroflows.transforms.context_affine import ContextAffine
 from pyroflows.transforms.coupling import Coupling
 from pyroflows.transforms.elementwise import Additive, Affine, Family, RationalQuadraticSpline
 from pyroflows.transforms.linear import LULinear, Whiten
@@ -27,5 +28,6 @@ __all__ = [
     "ActNorm",
     "Standardize",
     "DiagonalScale",
+    "ContextAffine",
     "ToSupport",
 ]

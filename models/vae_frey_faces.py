@@ -1,0 +1,248 @@
+"""A variational autoencoder on Frey faces: a Gaussian posterior beside an IAF posterior.
+
+One model, one encoder, two guides of the same budget: ``pf.AutoAmortizedFlow`` without a flow, the
+autoencoder of Kingma & Welling 2014 (arXiv:1312.6114), and with one (Kingma et al. 2016,
+arXiv:1606.04934). Prints one table, saves one picture::
+
+    python models/vae_frey_faces.py [--out runs/vae_frey_faces.png] [--epochs 200] [--smoke]
+
+Data: 1,965 frames of 28 x 20 grey pixels (B. Frey, S. Roweis), split as in the experiments of van
+den Berg et al. 2018, arXiv:1803.05649: see ``pf.datasets.freyfaces``. That paper's table gives, for
+64 latent dimensions, 4.53 +- 0.02 bits per dimension without a flow and 4.47 +- 0.05 with IAF. Its
+nets are gated convolutions and its pixels 256-way; here they are small perceptrons and each pixel
+is a discretised logistic, so it is the two rows' difference that can be compared. After 60 epochs
+(one core, shared; 51 and 102 seconds) the test faces scored 4.63 without a flow and 4.66 with IAF:
+so early in training the flow does not pay yet.
+``--smoke`` takes random pictures and needs no file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+import pyroflows as pf
+
+SHAPE = (28, 20)
+PIXELS = SHAPE[0] * SHAPE[1]
+LATENT = 64
+BATCH = 50
+PARTS = ("train", "val", "test")
+PUBLISHED = {"no flow": "4.53 +- 0.02", "IAF": "4.47 +- 0.05"}
+
+
+class DiscretizedLogistic(dist.TorchDistribution):
+    """A logistic density summed up over the unit intervals around 0, 1, ..., 255.
+
+    The outer two reach to infinity. Kingma et al. 2016, arXiv:1606.04934.
+
+    Args:
+        loc: location, in grey levels.
+        scale: scale, in grey levels.
+    """
+
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    support = constraints.integer_interval(0, 255)
+
+    def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> DiscretizedLogistic:
+        """The same with a larger batch."""
+        return type(self)(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Nats: sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), a = b + 1/scale.
+
+        An interval that reaches to infinity lacks two of the three factors.
+        """
+        inverse = self.scale.reciprocal()
+        below = F.logsigmoid((value + 0.5 - self.loc) * inverse)
+        above = F.logsigmoid((self.loc - value + 0.5) * inverse)
+        inner = below + above + torch.log(-torch.expm1(-inverse))
+        return torch.where(value <= 0, below, torch.where(value >= 255, above, inner))
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Grey levels, as whole numbers."""
+        with torch.no_grad():
+            u = torch.rand(self._extended_shape(sample_shape)).clamp(1e-6, 1 - 1e-6)
+            return (self.loc + self.scale * torch.logit(u)).round().clamp(0, 255)
+
+
+def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers."""
+    layers = [nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
+
+
+class Encoder(nn.Module):
+    """From grey levels ``(batch, pixels)`` to a context ``(batch, 256)`` for the posterior."""
+
+    def __init__(self, faces: Tensor, hidden: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", faces.mean(dim=0))
+        self.register_buffer("spread", faces.std(dim=0))
+        self.net = nn.Sequential(perceptron(PIXELS, hidden, 256), nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The context of each face."""
+        return self.net((x - self.mean) / self.spread)
+
+
+class Decoder(nn.Module):
+    """From a latent vector to each pixel's location and scale, in grey levels."""
+
+    def __init__(self, faces: Tensor, hidden: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", faces.mean(dim=0))
+        self.register_buffer("spread", faces.std(dim=0))
+        self.net = perceptron(LATENT, hidden, 2 * PIXELS)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Two tensors ``(*batch, pixels)``."""
+        loc, scale = self.net(z).chunk(2, dim=-1)
+        return self.mean + self.spread * loc, self.spread * F.softplus(scale - 1) + 0.1
+
+
+def make_model(decoder: Decoder) -> Callable[[Tensor], None]:
+    """The generative model of a batch of faces."""
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("faces", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(LATENT), 1.0).to_event(1))
+            pyro.sample("x", DiscretizedLogistic(*decoder(z)).to_event(1), obs=x)
+
+    return model
+
+
+def train(
+    name: str,
+    model: Callable[[Tensor], None],
+    modules: nn.ModuleDict,
+    data: dict[str, Tensor],
+    epochs: int,
+) -> None:
+    """Adam, its step falling to zero; keeps the weights that were best on the validation faces."""
+    from tqdm import trange
+
+    x, guide = data["train"], modules["guide"].setup(data["train"][:BATCH])
+    loss = Trace_ELBO()(model, guide)
+    optimiser = torch.optim.Adam(modules.parameters(), lr=2e-3)
+    steps = epochs * math.ceil(len(x) / BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    best, kept = math.inf, None
+    bar = trange(epochs, desc=name, unit="epoch")
+    for epoch in bar:
+        for batch in x[torch.randperm(len(x))].split(BATCH):
+            optimiser.zero_grad()
+            (loss(batch) / len(batch)).backward()
+            nn.utils.clip_grad_norm_(modules.parameters(), 200.0)
+            optimiser.step()
+            schedule.step()
+        if epoch % 5 == 4 or epoch == epochs - 1:
+            bits = bits_per_dim(model, guide, data["val"], draws=8)
+            if bits < best:
+                best, kept = bits, copy.deepcopy(modules.state_dict())
+            bar.set_postfix(val=f"{bits:.3f}", best=f"{best:.3f} bits/dim")
+    modules.load_state_dict(kept)
+
+
+@torch.no_grad()
+def bits_per_dim(model: Callable[[Tensor], None], guide: nn.Module, x: Tensor, draws: int) -> float:
+    """The negative ELBO of one face in bits per pixel, averaged over ``draws`` of each latent."""
+    elbo = Trace_ELBO(num_particles=draws, vectorize_particles=True, max_plate_nesting=1)
+    return elbo.loss(model, guide, x) / (x.numel() * math.log(2))
+
+
+def load(smoke: bool) -> dict[str, Tensor]:
+    """Faces ``(n, pixels)`` of float grey levels: training, validation, test."""
+    if smoke:
+        return {part: torch.randint(0, 256, (110, PIXELS)).float() for part in PARTS}
+    split = pf.datasets.freyfaces()
+    return {part: getattr(split, part).flatten(1).float() for part in PARTS}
+
+
+def draw(pictures: dict[str, Tensor], path: Path) -> None:
+    """One row of faces for each entry."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(len(pictures), 1, figsize=(10, 7.6), layout="constrained")
+    for ax, (title, faces) in zip(axes, pictures.items(), strict=True):
+        sheet = faces.reshape(-1, *SHAPE).transpose(0, 1).reshape(SHAPE[0], -1)
+        ax.imshow(sheet.numpy(), cmap="gray", vmin=0, vmax=255)
+        ax.set(title=title, xticks=[], yticks=[])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=120)
+    plt.close(fig)
+
+
+def main(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Train both, print the table, save the picture; returns the table."""
+    logging.getLogger("pyro").setLevel(logging.WARNING)
+    data = load(args.smoke)
+    posteriors = {
+        "no flow": {"builder": None},
+        "IAF": {"builder": pf.iaf, "layers": args.layers, "hidden": (320,)},
+    }
+    rows: list[tuple[str, str]] = []
+    shown = data["test"][:16]
+    pictures = {"test faces": shown}
+    for name, posterior in posteriors.items():
+        pyro.clear_param_store()
+        pyro.set_rng_seed(args.seed)
+        begin = time.perf_counter()
+        decoder, encoder = (kind(data["train"], args.hidden) for kind in (Decoder, Encoder))
+        model = make_model(decoder)
+        guide = pf.AutoAmortizedFlow(model, encoder, **posterior)
+        modules = nn.ModuleDict({"decoder": decoder, "guide": guide})
+        train(name, model, modules, data, 1 if args.smoke else args.epochs)
+        bits = bits_per_dim(model, guide, data["test"], draws=4 if args.smoke else 64)
+        rows += [
+            (f"{name}: bits/dim on test faces", f"{bits:.3f}"),
+            (f"{name}: published, see above", PUBLISHED[name]),
+            (f"{name}: seconds", f"{time.perf_counter() - begin:.0f}"),
+        ]
+        with torch.no_grad():
+            z = guide.sample_posterior(1, shown)["z"][0]
+            pictures[f"{name}: reconstructions"] = decoder(z)[0]
+            pictures[f"{name}: samples"] = decoder(torch.randn(len(shown), LATENT))[0]
+    draw(pictures, args.out)
+    width = max(len(name) for name, _ in rows)
+    print("\n" + "\n".join(f"{name:<{width}}  {value:>14}" for name, value in rows))
+    print(f"\npicture: {args.out}")
+    return rows
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    out = Path("runs/vae_frey_faces.png")
+    parser.add_argument("--out", type=Path, default=out, help="picture")
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--hidden", type=int, default=300, help="width of encoder and decoder")
+    parser.add_argument("--layers", type=int, default=4, help="of the flow")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main(parse())
