@@ -91,7 +91,9 @@ def forget_links(module: nn.Module) -> dict:
     for tensor in (t for pair in tables for table in pair for t in table.values()):
         if tensor is not None:
             tensor.__dict__.pop("unconstrained", None)  # a weak reference cannot be pickled
-    return {k: v for k, v in module.__dict__.items() if k not in ("_linked", "_newer_than", "_members")}
+    return {
+        k: v for k, v in module.__dict__.items() if k not in ("_linked", "_newer_than", "_members")
+    }
 
 
 class _Link:

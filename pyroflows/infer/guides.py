@@ -157,9 +157,11 @@ class AutoFlow(AutoContinuous):
     def _build(self) -> Flow:
         if self.builder is not None:
             return self.builder(self.latent_dim, **self.builder_args)
-        # Four layers of nets just wide enough: in front of a whitening map more brought nothing.
+        # Small: in front of a whitening map more brought nothing. Smooth: the kinks of rectifiers
+        # gave the weights of near-Gaussian posteriors heavy tails (k-hat 1.5 instead of 0.3).
         width = min(max(32, 2 * self.latent_dim), 128)
-        return iaf(self.latent_dim, **{"layers": 4, "hidden": (width, width), **self.builder_args})
+        small = {"layers": 4, "hidden": (width, width), "activation": "silu"}
+        return iaf(self.latent_dim, **{**small, **self.builder_args})
 
     def _check_sites(self) -> None:
         for name, site in self.prototype_trace.iter_stochastic_nodes():
