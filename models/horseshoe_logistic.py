@@ -31,7 +31,7 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import Predictive
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide, AutoNormal
 from torch import Tensor
 
@@ -79,9 +79,8 @@ def horseshoe(x: Tensor, y: Tensor | None = None) -> None:
     slab = pyro.sample("slab", dist.InverseGamma(2.0, 8.0))
     local = pyro.sample("lambda", dist.HalfCauchy(one).to_event(1))
     z = pyro.sample("z", dist.Normal(0 * one, one).to_event(1))
-    # Dividing through by tau lambda keeps a lambda in the far tail of its law from overflowing.
     free = tau.unsqueeze(-1) * local
-    scale = (free**-2 + 1 / slab.unsqueeze(-1)).rsqrt()
+    scale = free / (1 + free**2 / slab.unsqueeze(-1)).sqrt()  # never above the slab's
     beta = pyro.deterministic("beta", z * scale, event_dim=1)
     logits = pyro.deterministic("logits", alpha.unsqueeze(-1) + beta @ x.T, event_dim=1)
     pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=y)
@@ -90,16 +89,10 @@ def horseshoe(x: Tensor, y: Tensor | None = None) -> None:
 @torch.no_grad()
 def predict(guide: AutoGuide, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Draws of the coefficients ``(n, D)`` and of the rows' logits ``(n, rows)``."""
-    if isinstance(guide, pf.AutoFlow):
-        predictive = Predictive(
-            horseshoe, guide.sample_posterior(n), return_sites=["beta", "logits"], parallel=True
-        )
-    else:
-        predictive = Predictive(
-            horseshoe, guide=guide, num_samples=n, return_sites=["beta", "logits"], parallel=True
-        )
-    drawn = predictive(x)
-    return drawn["beta"], drawn["logits"]
+    with pyro.plate("draws", n, dim=-1):
+        drawn = poutine.trace(guide).get_trace(x)
+        nodes = poutine.trace(poutine.replay(horseshoe, trace=drawn)).get_trace(x).nodes
+    return nodes["beta"]["value"], nodes["logits"]["value"]
 
 
 def held_out_nats(logits: Tensor, y: Tensor) -> tuple[float, float]:
@@ -117,11 +110,11 @@ def draw(betas: dict[str, Tensor], names: list[str], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
-    quantiles = {label: beta.quantile(levels, dim=0) for label, beta in betas.items()}
-    order = next(iter(quantiles.values()))[2].abs().argsort()
+    quantiles = {label: beta.quantile(levels, dim=0).numpy() for label, beta in betas.items()}
+    order = abs(next(iter(quantiles.values()))[2]).argsort()
     fig, ax = plt.subplots(figsize=(8, 0.28 * len(names) + 1.2), layout="constrained")
     for k, (label, q) in enumerate(quantiles.items()):
-        q, height = q[:, order], torch.arange(len(names)) + 0.15 - 0.3 * k
+        q, height = q[:, order], torch.arange(len(names)).numpy() + 0.15 - 0.3 * k
         ax.hlines(height, q[0], q[4], color=f"C{k}", lw=1)
         ax.hlines(height, q[1], q[3], color=f"C{k}", lw=3)
         ax.plot(q[2], height, "o", color=f"C{k}", ms=4, label=label)

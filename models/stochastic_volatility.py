@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from pathlib import Path
 
 import pyro
@@ -96,15 +95,16 @@ def draw(returns: Tensor, truth: Tensor, bands: Tensor, history: pf.History, pat
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplot_mosaic("ab;cc", figsize=(11, 6.5), layout="constrained")
-    days = torch.arange(1, len(returns) + 1)
-    axes["a"].bar(days, returns, color="0.4", width=1.0)
+    days = torch.arange(1, len(returns) + 1).numpy()
+    bands = bands.numpy()
+    axes["a"].bar(days, returns.numpy(), color="0.4", width=1.0)
     axes["a"].set(title="returns", xlabel="day")
     history.plot(axes["b"]).set_title("training of the guide")
     ax = axes["c"]
     ax.fill_between(days, bands[0], bands[4], color="tab:blue", alpha=0.2, lw=0, label="90 %")
     ax.fill_between(days, bands[1], bands[3], color="tab:blue", alpha=0.35, lw=0, label="50 %")
     ax.plot(days, bands[2], color="tab:blue", lw=1.5, label="posterior median")
-    ax.plot(days, truth, color="black", lw=1.2, label="truth")
+    ax.plot(days, truth.numpy(), color="black", lw=1.2, label="truth")
     ax.set(title="volatility exp(h / 2)", xlabel="day", xlim=(1, len(returns)), ylim=(0, None))
     ax.legend(ncols=4, loc="upper right")
     path.parent.mkdir(parents=True, exist_ok=True)

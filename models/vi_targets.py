@@ -35,14 +35,15 @@ import argparse
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import Predictive, Trace_ELBO
+from pyro import poutine
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoGuide, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
@@ -73,8 +74,7 @@ def funana() -> None:
         pyro.sample("x", dist.Normal(0.03 * (z0**2 - 100), (z1 / 2).exp()))
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A model, what is known of it, and the two sites worth a picture.
 
     Attributes:
@@ -122,12 +122,11 @@ GUIDES: dict[str, Callable[[Callable], AutoGuide]] = {
 
 
 @torch.no_grad()
-def draws_of(model: Callable, guide: AutoGuide | None, n: int) -> dict[str, Tensor]:
-    """``n`` draws of every site, ``(n, *site shape)``: the guide's, or exact ones of the model."""
-    if isinstance(guide, pf.AutoFlow):
-        return guide.sample_posterior(n)
-    drawn = Predictive(guide or model, num_samples=n, parallel=True)()
-    return {name: value.reshape(n, -1).squeeze(-1) for name, value in drawn.items()}
+def draws_of(source: Callable, sites: Iterable[str], n: int) -> dict[str, Tensor]:
+    """``n`` draws of each site, ``(n, elements)``, of a guide or, exact ones, of a target."""
+    with pyro.plate("draws", n, dim=-2):  # left of the plate "dimensions"
+        nodes = poutine.trace(source).get_trace().nodes
+    return {site: nodes[site]["value"].reshape(n, -1) for site in sites}
 
 
 @torch.no_grad()
@@ -149,7 +148,7 @@ def summary(draws: dict[str, Tensor]) -> dict[str, str]:
 def fit_all(name: str, target: Target, smoke: bool) -> tuple[list[tuple[str, str]], dict]:
     """Fit each guide to one target; rows of the table, and draws for the picture."""
     n = 1000 if smoke else 50_000
-    draws = {"exact": draws_of(target.model, None, n)}
+    draws = {"exact": draws_of(target.model, target.moments, n)}
     rows = [
         (f"{name}: exact log evidence", f"{LOG_EVIDENCE:.2f}"),
         *(
@@ -160,7 +159,7 @@ def fit_all(name: str, target: Target, smoke: bool) -> tuple[list[tuple[str, str
     for label, make in GUIDES.items():
         guide = make(target.model)
         history = pf.fit_guide(target.model, guide, max_steps=20 if smoke else 2000)
-        draws[label] = draws_of(target.model, guide, n)
+        draws[label] = draws_of(guide, target.moments, n)
         value, error = elbo(target.model, guide, n)
         # How far the guide can be trusted, beyond its ELBO, would be printed here.
         rows.append(
@@ -188,9 +187,8 @@ def draw(everything: dict[str, dict], path: Path) -> None:
         for ax, label in zip(line, labels, strict=True):
             layers = {"exact": "0.75"} | ({} if label == "exact" else {label: "tab:blue"})
             for source, colour in layers.items():
-                x, y = (draws[source][site] for site in target.axes)
-                x, y = (v if v.dim() == 1 else v[:, 0] for v in (x[:3000], y[:3000]))
-                ax.scatter(x, y, s=2, color=colour, linewidths=0, rasterized=True)
+                x, y = (draws[source][site][:3000, 0].numpy() for site in target.axes)
+                ax.scatter(x, y, s=2, color=colour, linewidths=0)
             half, low, high = target.limits
             ax.set(xlim=(-half, half), ylim=(low, high), xlabel=target.axes[0])
             ax.set_title(f"{name}: {label}", fontsize=10)
