@@ -148,6 +148,22 @@ def test_posterior_without_end_is_an_error():
         pf.fit_guide(improper, guide, lr=0.5, max_steps=1000, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")  # Pyro notices too
+def test_model_whose_sites_come_and_go_is_an_error():
+    calls = []
+
+    def model():
+        calls.append(1)
+        pyro.sample("always", dist.Normal(0.0, 1.0))
+        if len(calls) > 60:
+            pyro.sample("sometimes", dist.Normal(0.0, 1.0))
+
+    guide = pf.AutoFlow(model, layers=1, hidden=(4,)).setup()
+    calls[:] = []
+    with pytest.raises(ValueError, match="latent site 'sometimes' comes and goes"):
+        pf.fit_guide(model, guide, max_steps=200, progress=False)
+
+
 # Objectives
 
 

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import os
 from dataclasses import replace
 from itertools import pairwise
@@ -14,6 +15,7 @@ import ports
 import pyro.distributions as dist
 import pytest
 import regressions
+import run
 import torch
 from ports import MODELS
 from prove import gradients, log_joint, prove
@@ -198,6 +200,18 @@ def test_without_the_folder_the_error_names_the_variable(monkeypatch, tmp_path):
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"kidiq-kidscore_momiq.json .*posteriordb"):
         posteriordb.load_data("kidiq-kidscore_momiq")
+
+
+def test_runner_in_smoke_mode(load, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        run.main(run.parse(["--smoke", "--out", str(tmp_path), "--guides", "flow", "normal"]))
+    finally:
+        torch.set_num_threads(threads)
+    assert "flow: 1 of 1 within 0.3 sd" in capsys.readouterr().out
+    assert (tmp_path / "posteriordb.md").read_text().startswith("| posterior | guide |")
+    figures = json.loads((tmp_path / "posteriordb.json").read_text())
+    assert [line["guide"] for line in figures] == ["flow", "normal"]
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(FOLDER.glob("*.py"))])

@@ -17,7 +17,12 @@ from torch import Tensor
 from pyroflows.compiling import compiled_transforms, prepare_compiler
 from pyroflows.history import History
 from pyroflows.infer.objectives import PathELBO
-from pyroflows.infer.particles import ERRORS, can_run_together, plate_nesting
+from pyroflows.infer.particles import (
+    ERRORS,
+    ChangedModelError,
+    can_run_together,
+    plate_nesting,
+)
 from pyroflows.training import Average
 
 _WINDOW = 100
@@ -77,8 +82,8 @@ def fit_guide(
         The ELBO in nats over the steps (a median per 100), with ``.plot()``.
 
     Raises:
-        ValueError: an argument out of range, nothing to train, or a posterior without end: one that
-            is improper, whose ELBO grows without bound.
+        ValueError: an argument out of range, nothing to train, latent sites that come and go, or a
+            posterior without end: one that is improper, whose ELBO grows without bound.
         FloatingPointError: a whole window of steps was not finite.
 
     Example:
@@ -201,6 +206,8 @@ def _step(
     optimiser.zero_grad()
     try:
         elbo = -backward(batch)
+    except ChangedModelError:
+        raise
     except ERRORS as error:
         return None, error
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)

@@ -11,12 +11,14 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.nn import pyro_method
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.flows import iaf
-from pyroflows.infer.particles import ERRORS, LogJoint, nesting
+from pyroflows.infer.particles import ERRORS, ChangedModelError, LogJoint, nesting
 from pyroflows.infer.start import best_gaussian, first_point
 from pyroflows.transforms import ActNorm, Chain, Whiten
 
@@ -104,6 +106,7 @@ class AutoFlow(AutoContinuous):
         super().__init__(model, init_loc_fn=init_loc_fn or _middle)
         self.builder = builder
         self.builder_args = builder_args
+        self.hidden = hidden
         self.init = init
         self.init_scale = init_scale
 
@@ -177,10 +180,33 @@ class AutoFlow(AutoContinuous):
                         "pf.AutoAmortizedFlow, which has an encoder for such sites"
                     )
 
+    def check_model(self, trace: Trace) -> None:
+        """See that a run of the model has the latent sites that the guide was set up for.
+
+        Args:
+            trace: of the model.
+
+        Raises:
+            ChangedModelError: a site has appeared or is gone.
+        """
+        found = {
+            name
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+        }
+        changed = found.symmetric_difference(self._unconstrained_shapes).difference(self.hidden)
+        if changed:
+            names = ", ".join(map(repr, sorted(changed)))
+            raise ChangedModelError(
+                f"model: latent site {names} comes and goes from call to call; a guide needs the "
+                "same sites in every call. Sum the choice out, or always sample every site"
+            )
+
     def _look_at(self, *args: Any, **kwargs: Any) -> None:
         """Learn what the prototype, which holds no observed sites, does not show."""
         with torch.no_grad(), poutine.block():
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        self.check_model(trace)
         self.plate_nesting = nesting(trace)
         values = [site["value"] for site in trace.nodes.values() if site["type"] == "sample"]
         kinds = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -17,8 +18,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-import pyroflows.infer.particles as particles_
 from pyroflows.distribution import FlowDistribution
+from pyroflows.infer.particles import PLATE, per_particle, plate_nesting, run_together, summed
 
 
 def _path_log_prob(name: str, fn: Distribution, value: Tensor) -> Tensor:
@@ -88,6 +89,14 @@ class PathELBO(Trace_ELBO):
         True
     """
 
+    def _get_trace(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
+    ) -> tuple[Trace, Trace]:
+        traces = super()._get_trace(model, guide, args, kwargs)
+        if hasattr(guide, "check_model"):
+            guide.check_model(traces[0])
+        return traces
+
     def _differentiable_loss_particle(
         self, model_trace: Trace, guide_trace: Trace
     ) -> tuple[float, Tensor]:
@@ -103,17 +112,15 @@ class _Weighted(Trace_ELBO):
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> tuple[Trace, Trace]:
         if self.max_plate_nesting == float("inf"):
-            self.max_plate_nesting = particles_.plate_nesting(model, guide, args, kwargs)
-        return particles_.run_together(
-            model, guide, args, kwargs, self.num_particles, self.max_plate_nesting
-        )
+            self.max_plate_nesting = plate_nesting(model, guide, args, kwargs)
+        return run_together(model, guide, args, kwargs, self.num_particles, self.max_plate_nesting)
 
     def _per_particle(self, trace: Trace) -> Tensor:
-        return particles_.per_particle(trace, self.num_particles, self.max_plate_nesting)
+        return per_particle(trace, self.num_particles, self.max_plate_nesting)
 
     def _path(self, trace: Trace) -> Tensor:
         return sum(
-            particles_.summed(path_site(n, s), self.num_particles, self.max_plate_nesting)
+            summed(path_site(n, s), self.num_particles, self.max_plate_nesting)
             for n, s in _guide_sites(trace)
         )
 
@@ -186,9 +193,7 @@ class ForwardKL(_Weighted):
             ran, drawn = self._run(model, guide, args, kwargs)
             log_w = self._per_particle(ran) - self._per_particle(drawn)
             weights = log_w.softmax(0)
-        import pyro
-
-        with pyro.plate(particles_._PLATE, self.num_particles, dim=-self.max_plate_nesting - 1):
+        with pyro.plate(PLATE, self.num_particles, dim=-self.max_plate_nesting - 1):
             replayed = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs)
         log_q = self._per_particle(prune_subsample_sites(replayed))
         bound = log_w.logsumexp(0) - torch.tensor(float(len(log_w))).log()

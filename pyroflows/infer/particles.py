@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 Program = Callable[..., Any]
 # What a model may raise for a stray particle, or for particles it cannot take at once.
 ERRORS = (RuntimeError, ValueError, IndexError, NotImplementedError, ArithmeticError)
-_PLATE = "pyroflows_particles"
+
+
+class ChangedModelError(ValueError):
+    """A model has other latent sites than when its guide was set up."""
+
+
+PLATE = "pyroflows_particles"
 
 
 @torch.no_grad()
@@ -47,7 +53,7 @@ def run_together(
     model: Program, guide: Program, args: tuple, kwargs: dict, count: int, depth: int
 ) -> tuple[Trace, Trace]:
     """Traces of the model and of the guide whose draws it replays, ``count`` particles at once."""
-    with pyro.plate(_PLATE, count, dim=-depth - 1):
+    with pyro.plate(PLATE, count, dim=-depth - 1):
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         ran = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     return prune_subsample_sites(ran), prune_subsample_sites(drawn)
@@ -110,7 +116,7 @@ class LogJoint:
                 dim=1
             )
         model = poutine.condition(self.guide.model, data=values)
-        with poutine.block(), pyro.plate(_PLATE, count, dim=-self.depth - 1):
+        with poutine.block(), pyro.plate(PLATE, count, dim=-self.depth - 1):
             trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
         return trace, log_det
 
@@ -158,7 +164,7 @@ def _wrong_together(
     model: Program, guide: Program, args: tuple, kwargs: dict, depth: int
 ) -> str | None:
     """Compare the joint log-density of two particles, run at once, with each run by itself."""
-    with pyro.plate(_PLATE, 2, dim=-depth - 1):
+    with pyro.plate(PLATE, 2, dim=-depth - 1):
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         both = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     if any(_is_random_subsample(site) for site in both.nodes.values()):
