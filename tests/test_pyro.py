@@ -256,8 +256,9 @@ def test_median_and_quantiles_have_the_sites_shapes():
 
 def test_predictive_and_parallel_particles():
     guide = make_guide().setup(DATA)
-    draws = Predictive(model, guide=guide, num_samples=7)(DATA)
-    assert draws["loc"].shape[0] == 7
+    for parallel in (False, True):
+        draws = Predictive(model, guide=guide, num_samples=7, parallel=parallel)(DATA)
+        assert draws["loc"].shape[0] == 7
 
 
 def test_neutra_samples_in_the_flows_base_space():
