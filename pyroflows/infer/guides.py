@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.distributions import biject_to
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.flows import iaf
 from pyroflows.infer.particles import ERRORS, ChangedModelError, LogJoint, nesting
-from pyroflows.infer.start import best_gaussian, first_point
+from pyroflows.infer.start import best_gaussian, first_points
 from pyroflows.transforms import ActNorm, Chain, Whiten
 
 
@@ -34,6 +35,7 @@ def _middle(site: dict) -> Tensor:
 
 
 _WHITENED = 400  # up to so many dimensions a full covariance is worth its second derivatives
+_ASCENTS = 50  # up to so many dimensions there are several ascents
 STARTS = ("newton", "init")
 
 
@@ -42,8 +44,8 @@ class AutoFlow(AutoContinuous):
 
     All latent sites, each mapped to R^n by ``biject_to(support)``, are stacked into one vector; the
     flow is a density over it. Its outermost layer is a fixed affine map that ``setup`` finds: the
-    best Gaussian on a Newton ascent of the posterior (after Pathfinder, Zhang et al. 2022), so that
-    the flow in front of it starts near the posterior, at scale one, whatever the units.
+    best Gaussian on a few Newton ascents of the posterior (after Pathfinder, Zhang et al. 2022), so
+    that the flow in front of it starts near the posterior, at scale one, whatever the units.
 
     Parameters exist from ``setup`` on (the first call makes it otherwise): ``state_dict``s load and
     optimisers see them before the first step. Under a name that Pyro's parameter store already
@@ -218,21 +220,26 @@ class AutoFlow(AutoContinuous):
         log_p = LogJoint(self, args, kwargs)
         try:
             log_p.settle(start)
-            point = first_point(log_p, start)
+            points = first_points(log_p, start)
         except ERRORS:  # the model says what is wrong where it is run for itself
             return start, narrow
-        if point is None:
+        if not points:
             raise ValueError(self._where_not_finite(log_p, start))
-        found = None
-        if self.init == "newton" and len(start) <= _WHITENED:
+        if self.init == "init" or len(start) > _WHITENED:
+            return points[0], narrow
+        # Several ascents, since there may be several modes; in many dimensions each is dear.
+        best, best_elbo = (points[0], narrow), -math.inf
+        for point in points if len(start) <= _ASCENTS else points[:1]:
             try:
                 found = best_gaussian(log_p, point)
             except ERRORS:  # no second derivatives
-                found = None
-        usable = found is not None and all(torch.isfinite(t).all() for t in found)
-        if usable and (found[1].diagonal() > 0).all():
-            return found
-        return point, narrow
+                continue
+            if found is None or found[0] <= best_elbo:
+                continue
+            elbo, loc, tril = found
+            if loc.isfinite().all() and tril.isfinite().all() and (tril.diagonal() > 0).all():
+                best, best_elbo = (loc, tril), elbo
+        return best
 
     def _where_not_finite(self, log_p: LogJoint, start: Tensor) -> str:
         """What to tell of a model whose log-density is nowhere finite."""

@@ -9,6 +9,7 @@ derivatives take the place of L-BFGS, so badly scaled posteriors cost few iterat
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -18,25 +19,24 @@ LogDensity = Callable[[Tensor], Tensor]  # (points, dimension) -> (points,)
 _ITERATIONS = 60
 _DRAWS = 64
 _CANDIDATES = 256
+_MORE = 4
 
 
-def first_point(log_p: LogDensity, start: Tensor) -> Tensor | None:
-    """``start`` if the density there is finite, else the best of many random points, or None."""
-    if math.isfinite(_values(log_p, start[None])[0]):
-        return start
+def first_points(log_p: LogDensity, start: Tensor) -> list[Tensor]:
+    """``start`` and the best four of many random points, as far as the density is finite there."""
     spread = torch.cat(
         [
             start + torch.randn(_CANDIDATES, len(start)).to(start),
             4 * torch.rand(_CANDIDATES, len(start)).to(start) - 2,
         ]
     )
-    values = _values(log_p, spread)
-    best = values.argmax()
-    return spread[best] if math.isfinite(values[best]) else None
+    best = spread[_values(log_p, spread).topk(_MORE).indices]
+    points = torch.cat([start[None], best])
+    return [p for p, value in zip(points, _values(log_p, points), strict=True) if value.isfinite()]
 
 
-def best_gaussian(log_p: LogDensity, start: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Location ``(D,)`` and lower Cholesky factor ``(D, D)`` of the best Gaussian met.
+def best_gaussian(log_p: LogDensity, start: Tensor) -> tuple[float, Tensor, Tensor] | None:
+    """The ELBO, location ``(D,)`` and lower Cholesky factor ``(D, D)`` of the best Gaussian met.
 
     Costs one second derivative of ``D`` points, and a run with 64 points, an iteration.
 
@@ -81,14 +81,16 @@ def best_gaussian(log_p: LogDensity, start: Tensor) -> tuple[Tensor, Tensor] | N
     loc, scales = best
     # scales scales^T = L L^T; a QR of the transpose gives L without squaring the condition number.
     upper = torch.linalg.qr(scales.mT).R
-    return loc, (upper * upper.diagonal().sign()[:, None]).mT
+    return best_elbo, loc, (upper * upper.diagonal().sign()[:, None]).mT
 
 
 @torch.no_grad()
 def _values(log_p: LogDensity, points: Tensor) -> Tensor:
     """Log-densities; minus infinity where the model cannot be computed."""
     try:
-        values = log_p(points)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pyro's of NaN and infinity: here they are answers
+            values = log_p(points)
     except (RuntimeError, ValueError, ArithmeticError):
         if len(points) == 1:
             return points.new_full((1,), -math.inf)
