@@ -248,7 +248,9 @@ def test_global_and_local_posteriors_are_right():
     torch.testing.assert_close(draws["z"].mean(0), (x[:, 0] - exact) / variance, atol=0.25, rtol=0)
 
 
-@pytest.mark.parametrize("builder", [pf.iaf, pf.realnvp, pf.nsf, None], ids=str)
+@pytest.mark.parametrize(
+    "builder", [pf.iaf, pf.realnvp, pf.nsf, None], ids=["iaf", "realnvp", "nsf", "gaussian"]
+)
 def test_every_parameter_trains_under_svi(builder):
     small = {"layers": 2, "hidden": (8,)} if builder else {}
     guide = pf.AutoAmortizedFlow(with_globals, nn.Linear(1, 4), builder, **small).setup(X)
