@@ -5,7 +5,7 @@ Pyro's own (``Trace_ELBO``, ``RenyiELBO``, ``TraceTailAdaptive_ELBO``) work too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -89,13 +89,13 @@ class PathELBO(Trace_ELBO):
         True
     """
 
-    def _get_trace(
+    def _get_traces(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> tuple[Trace, Trace]:
-        traces = super()._get_trace(model, guide, args, kwargs)
-        if hasattr(guide, "check_model"):
-            guide.check_model(traces[0])
-        return traces
+    ) -> Iterator[tuple[Trace, Trace]]:
+        for ran, drawn in super()._get_traces(model, guide, args, kwargs):
+            if hasattr(guide, "check_model"):
+                guide.check_model(ran)
+            yield ran, drawn
 
     def _differentiable_loss_particle(
         self, model_trace: Trace, guide_trace: Trace
