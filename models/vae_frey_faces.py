@@ -93,7 +93,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
         inner = below + above + torch.log(-torch.expm1(-inverse))
         return torch.where(value <= 0, below, torch.where(value >= 255, above, inner))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: torch.Size | tuple[()] = ()) -> Tensor:
         """Grey levels, as whole numbers."""
         with torch.no_grad():
             u = torch.rand(self._extended_shape(sample_shape)).clamp(1e-6, 1 - 1e-6)

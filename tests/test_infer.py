@@ -11,10 +11,11 @@ import pytest
 import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceTailAdaptive_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
 
 import pyroflows as pf
 from pyroflows.infer import ForwardKL, ImportanceELBO, PathELBO
+from pyroflows.infer.particles import LogJoint
 
 FLOAT64 = torch.float64
 COVARIANCE = torch.tensor([[4.0, 1.5], [1.5, 1.0]], dtype=FLOAT64)
@@ -60,6 +61,22 @@ def test_flat_priors_and_units_of_any_size():
     draws = found.draws["beta"]
     assert ((draws.mean(0) - exact).abs() < 0.1 * draws.std(0)).all()
     assert (found.draws["sigma"] > 0).all()
+
+
+def test_log_joint_is_the_density_of_the_unconstrained_sites():
+    def model():
+        pyro.sample("scale", dist.Gamma(torch.tensor(3.0, dtype=FLOAT64), 2.0))
+        pyro.sample("simplex", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0], dtype=FLOAT64)))
+
+    guide = pf.AutoFlow(model, init="init", layers=1, hidden=(4,)).setup()
+    latent = torch.randn(5, 3, dtype=FLOAT64)
+    scale, simplex = (biject_to(c) for c in (constraints.positive, constraints.simplex))
+    expected = dist.TransformedDistribution(dist.Gamma(3.0, 2.0), scale.inv).log_prob(latent[:, 0])
+    dirichlet = dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0], dtype=FLOAT64))
+    weights = simplex(latent[:, 1:])
+    expected = expected + dirichlet.log_prob(weights)
+    expected = expected + simplex.log_abs_det_jacobian(latent[:, 1:], weights)
+    torch.testing.assert_close(LogJoint(guide, (), {})(latent), expected)
 
 
 def test_centred_hierarchy_has_no_mode_and_starts_all_the_same():

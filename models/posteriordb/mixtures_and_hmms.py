@@ -92,12 +92,14 @@ class HiddenMarkov(TorchDistribution):
         super().__init__(batch_shape, event_shape, validate_args=False)
 
     @property
-    def support(self) -> constraints.Constraint:  # noqa: D102
+    def support(self) -> constraints.Constraint:
+        """Where the density is not zero."""
         return constraints.independent(self.emission.support, 1)
 
-    def expand(  # noqa: D102
+    def expand(
         self, batch_shape: torch.Size, _instance: TorchDistribution | None = None
     ) -> HiddenMarkov:
+        """The same with a larger batch."""
         states = self.transition.shape[-1]
         transition = self.transition.expand(*batch_shape, states, states)
         emission = self.emission.expand((*batch_shape, 1, states))

@@ -50,12 +50,14 @@ class Restricted(TorchDistribution):
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @property
-    def support(self) -> Constraint:  # noqa: D102
+    def support(self) -> Constraint:
+        """Where the density is not zero."""
         return self._support
 
-    def expand(  # noqa: D102
+    def expand(
         self, batch_shape: torch.Size, _instance: TorchDistribution | None = None
     ) -> Restricted:
+        """The same with a larger batch."""
         return Restricted(self.base.expand(batch_shape), self._support)
 
     def log_prob(self, value: Tensor) -> Tensor:

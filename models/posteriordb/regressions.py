@@ -95,46 +95,56 @@ def brms_regression(data: Data) -> None:
 # Designs: earnings of American adults (Gelman & Hill 2007)
 
 
-def earn_height(d: Data) -> Data:  # noqa: D103
+def earn_height(d: Data) -> Data:
+    """Earnings on height."""
     return with_intercept(d["earn"], d["height"])
 
 
-def log10earn_height(d: Data) -> Data:  # noqa: D103
+def log10earn_height(d: Data) -> Data:
+    """Earnings, log 10, on height."""
     return with_intercept(d["earn"].log10(), d["height"])
 
 
-def logearn_height(d: Data) -> Data:  # noqa: D103
+def logearn_height(d: Data) -> Data:
+    """Log earnings on height."""
     return with_intercept(d["earn"].log(), d["height"])
 
 
-def logearn_height_male(d: Data) -> Data:  # noqa: D103
+def logearn_height_male(d: Data) -> Data:
+    """Log earnings on height and sex."""
     return with_intercept(d["earn"].log(), d["height"], d["male"])
 
 
-def logearn_logheight_male(d: Data) -> Data:  # noqa: D103
+def logearn_logheight_male(d: Data) -> Data:
+    """Log earnings on log height and sex."""
     return with_intercept(d["earn"].log(), d["height"].log(), d["male"])
 
 
-def logearn_interaction(d: Data) -> Data:  # noqa: D103
+def logearn_interaction(d: Data) -> Data:
+    """Log earnings on height, sex and their product."""
     return with_intercept(d["earn"].log(), d["height"], d["male"], d["height"] * d["male"])
 
 
 # Children's test scores and their mothers (Gelman & Hill 2007)
 
 
-def kidscore_momhs(d: Data) -> Data:  # noqa: D103
+def kidscore_momhs(d: Data) -> Data:
+    """Score on the mother's schooling."""
     return with_intercept(d["kid_score"], d["mom_hs"])
 
 
-def kidscore_momiq(d: Data) -> Data:  # noqa: D103
+def kidscore_momiq(d: Data) -> Data:
+    """Score on the mother's IQ."""
     return with_intercept(d["kid_score"], d["mom_iq"])
 
 
-def kidscore_momhsiq(d: Data) -> Data:  # noqa: D103
+def kidscore_momhsiq(d: Data) -> Data:
+    """Score on the mother's schooling and IQ."""
     return with_intercept(d["kid_score"], d["mom_hs"], d["mom_iq"])
 
 
-def kidscore_interaction(d: Data) -> Data:  # noqa: D103
+def kidscore_interaction(d: Data) -> Data:
+    """Score on the mother's schooling, IQ and their product."""
     return _interaction(d["kid_score"], d["mom_hs"], d["mom_iq"])
 
 
@@ -164,25 +174,30 @@ def _interaction(outcome: Tensor, first: Tensor, second: Tensor) -> Data:
 BUSH = ("diam1", "diam2", "canopy_height", "total_height", "density")
 
 
-def mesquite(d: Data) -> Data:  # noqa: D103
+def mesquite(d: Data) -> Data:
+    """Leaf weight on all measurements."""
     return with_intercept(d["weight"], *(d[key] for key in BUSH), d["group"])
 
 
-def logmesquite(d: Data) -> Data:  # noqa: D103
+def logmesquite(d: Data) -> Data:
+    """Log leaf weight on the logarithms of all measurements."""
     return with_intercept(d["weight"].log(), *(d[key].log() for key in BUSH), d["group"])
 
 
-def logmesquite_logvolume(d: Data) -> Data:  # noqa: D103
+def logmesquite_logvolume(d: Data) -> Data:
+    """Log leaf weight on the canopy's log volume."""
     volume, _, _ = _canopy(d)
     return with_intercept(d["weight"].log(), volume)
 
 
-def logmesquite_logva(d: Data) -> Data:  # noqa: D103
+def logmesquite_logva(d: Data) -> Data:
+    """Log leaf weight on the canopy's log volume, log area and the group."""
     volume, area, _ = _canopy(d)
     return with_intercept(d["weight"].log(), volume, area, d["group"])
 
 
-def logmesquite_logvas(d: Data) -> Data:  # noqa: D103
+def logmesquite_logvas(d: Data) -> Data:
+    """Log leaf weight on the canopy's log volume, area, shape and more."""
     rest = (d["total_height"].log(), d["density"].log(), d["group"])
     return with_intercept(d["weight"].log(), *_canopy(d), *rest)
 

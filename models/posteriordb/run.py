@@ -18,7 +18,6 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +145,10 @@ def summary(lines: list[dict], kind: str) -> str:
     """How often a guide succeeded."""
     mine = [line for line in lines if line["guide"] == kind]
     done = [line for line in mine if "failure" not in line]
-    count: Callable[[Callable[[dict], bool]], int] = lambda test: sum(map(test, done))  # noqa: E731
+    near, very_near = (sum(line["error"] < limit for line in done) for limit in (0.3, 0.1))
     text = (
-        f"{kind}: {count(lambda x: x['error'] < 0.3)} of {len(mine)} within 0.3 sd, "
-        f"{count(lambda x: x['error'] < 0.1)} within 0.1 sd, {len(mine) - len(done)} failures"
+        f"{kind}: {near} of {len(mine)} within 0.3 sd, {very_near} within 0.1 sd, "
+        f"{len(mine) - len(done)} failures"
     )
     if done and "khat" in done[0]:
         good = [line for line in done if line["khat"] < line["threshold"]]

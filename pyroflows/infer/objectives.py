@@ -5,6 +5,7 @@ Pyro's own (``Trace_ELBO``, ``RenyiELBO``, ``TraceTailAdaptive_ELBO``) work too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -172,7 +173,7 @@ class ImportanceELBO(_Weighted):
             )
         log_w = self._per_particle(ran) - self._path(drawn)
         weights = log_w.detach().softmax(0)
-        bound = log_w.logsumexp(0) - torch.tensor(float(len(log_w))).log()
+        bound = log_w.logsumexp(0) - math.log(len(log_w))
         return -bound, -(weights.square() * log_w).sum()
 
 
@@ -196,5 +197,5 @@ class ForwardKL(_Weighted):
         with pyro.plate(PLATE, self.num_particles, dim=-self.max_plate_nesting - 1):
             replayed = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs)
         log_q = self._per_particle(prune_subsample_sites(replayed))
-        bound = log_w.logsumexp(0) - torch.tensor(float(len(log_w))).log()
+        bound = log_w.logsumexp(0) - math.log(len(log_w))
         return -bound, -(weights * log_q).sum()

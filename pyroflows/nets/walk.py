@@ -16,6 +16,7 @@ Units stand in rows here, ``(units, rows of data)``, so that a range of units is
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -105,7 +106,7 @@ def _way(net: MADE, blocks: list[tuple[int, int]]) -> Way:
     """The way through the net; in eval mode kept until a weight changes."""
     source = [layer.masked_weight() for layer in (*net.layers, net.last)]
     kept = net._way
-    if kept is not None and kept.blocks == blocks and all(map(_same, kept.source, source)):
+    if kept is not None and kept.blocks == blocks and all(map(operator.is_, kept.source, source)):
         return kept
     weights, upto, params = _in_order(net, source), net.upto, net.params
     # The context's own units first, then every degree with the columns of its block so far.
@@ -129,10 +130,6 @@ def _way(net: MADE, blocks: list[tuple[int, int]]) -> Way:
     )
     net._way = None if net.training else way
     return way
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b
 
 
 class _Walk:

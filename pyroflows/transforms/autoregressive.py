@@ -137,35 +137,6 @@ def _local(
     )
 
 
-class _Implicit(torch.autograd.Function):
-    """Puts the graph of ``y - f(x) = 0`` behind an ``x`` that was solved for without one.
-
-    Takes y, and f(x) with its log-determinant as evaluated at the solution; gives x and
-    ``-log_det``. Backward solves ``J^T v = dx`` once (the implicit function theorem); ``v`` is then
-    y's gradient and ``-v`` that of f(x), from where autograd reaches the weights and the context.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        y: Tensor,
-        fx: Tensor,
-        log_det: Tensor,
-        x: Tensor,
-        transposed_solve: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        ctx.transposed_solve = transposed_solve
-        return x.detach().clone(), -log_det
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad_x: Tensor, grad_log_det: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        v = ctx.transposed_solve(grad_x, -grad_log_det)
-        return v, -v, -grad_log_det, None, None
-
-
 class Autoregressive(FlowTransform):
     r""":math:`y_i = g(x_i; \theta_i(x_{<i}, c))`: forward an IAF layer, its ``.inv`` a MAF layer.
 
