@@ -132,7 +132,7 @@ def sampled(name: str, seed: int, smoke: bool) -> dict:
 def table(lines: list[dict]) -> str:
     """Markdown, a row a posterior and guide."""
     rows = [
-        "| posterior | guide | error (sd) | weighted | sd ratios | k-hat | ELBO | seconds | CPU | |",
+        "| posterior | guide | error (sd) | weighted | sd ratios | k-hat | ELBO | s | CPU s | |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
