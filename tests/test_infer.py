@@ -222,6 +222,42 @@ def test_path_gradient_vanishes_at_the_optimum():
     assert gradients(Trace_ELBO(**SETTINGS), guide, 3).abs().max() > 1e-3
 
 
+class Breaks(Trace_ELBO):
+    """NaN in some of its calls; remembers the guide's location at each."""
+
+    def __init__(self, calls, seen):
+        super().__init__()
+        self.calls, self.seen = calls, seen
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        self.seen.append(guide.loc.detach().clone())
+        loss = super().differentiable_loss(model, guide, *args, **kwargs)
+        return loss * float("nan") if len(self.seen) in self.calls else loss
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_steps_that_stay_not_finite_lead_back_to_the_best_parameters():
+    guide, seen = AutoMultivariateNormal(gaussian), []
+    history = pf.fit_guide(
+        gaussian, guide, objective=Breaks(range(103, 201), seen), max_steps=400, progress=False
+    )
+    assert history.rollbacks == 1
+    assert history.skipped == 98
+    assert history.steps == [100, 300, 400]
+    assert history.lr[1] == pytest.approx(0.3 * history.lr[0])
+    torch.testing.assert_close(seen[200], seen[100], rtol=0, atol=0)  # as after step 100
+    assert not torch.equal(seen[110], seen[100])
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_steps_that_are_never_finite_again_end_with_the_best_parameters():
+    guide, seen = AutoMultivariateNormal(gaussian), []
+    objective = Breaks(range(150, 10_000), seen)
+    with pytest.raises(FloatingPointError, match="no finite ELBOs in steps 400 to 499"):
+        pf.fit_guide(gaussian, guide, objective=objective, max_steps=900, progress=False)
+    torch.testing.assert_close(guide.loc.detach(), seen[-1], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("build", [pf.iaf, pf.maf, pf.nsf], ids=lambda b: b.__name__)
 @pytest.mark.parametrize("context", [0, 2], ids=["plain", "conditional"])
 def test_a_draws_density_along_its_path_is_the_detached_one(build, context):

@@ -479,7 +479,7 @@ def test_model_that_is_nan_everywhere_is_an_error():
     with pytest.raises(ValueError, match=message), pyro.validation_enabled(False):
         pf.AutoFlow(broken, layers=1, hidden=(8,)).setup()
     guide = AutoNormal(broken)
-    error = pytest.raises(FloatingPointError, match="no finite ELBO in steps 0 to 9")
+    error = pytest.raises(FloatingPointError, match="no finite ELBOs in steps 0 to 9")
     with error, pyro.validation_enabled(False):
         pf.fit_guide(broken, guide, vectorize=False, particles=1, max_steps=10, progress=False)
 
