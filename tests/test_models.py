@@ -6,16 +6,22 @@ from pathlib import Path
 import pytest
 
 MODELS = sorted((Path(__file__).parent.parent / "models").glob("*.py"))
+OTHER_DATA = {"vae_frey_faces": ["digits"]}
+RUNS = [(path, []) for path in MODELS] + [
+    (path, ["--data", name]) for path in MODELS for name in OTHER_DATA.get(path.stem, [])
+]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # ArviZ 0.x announces ArviZ 1
-@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
-def test_runs_in_smoke_mode(path, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("path", "options"), RUNS, ids=["_".join([p.stem, *options[1:]]) for p, options in RUNS]
+)
+def test_runs_in_smoke_mode(path, options, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     out = tmp_path / "picture.png"
-    rows = module.main(module.parse(["--smoke", "--out", str(out)]))
+    rows = module.main(module.parse(["--smoke", "--out", str(out), *options]))
     printed = capsys.readouterr().out
     assert all(name in printed for name, _ in rows)
     assert out.stat().st_size > 1000
