@@ -19,6 +19,7 @@ from pyroflows.infer import (
     psis,
     report,
 )
+from pyroflows.pixelcnn import PixelCNN, pixelcnn
 from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
@@ -32,6 +33,9 @@ __all__ = [
     "maf",
     "iaf",
     "nsf",
+    # images of whole numbers
+    "pixelcnn",
+    "PixelCNN",
     # train them
     "fit",
     "initialize",
