@@ -19,6 +19,7 @@ from pyroflows.infer import (
     psis,
     report,
 )
+from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
@@ -37,6 +38,9 @@ __all__ = [
     "initialize",
     "History",
     "DivergedError",
+    # integers, such as pixels
+    "quantized",
+    "bits_per_dim",
     # guides
     "AutoFlow",
     "AutoAmortizedFlow",
