@@ -1,6 +1,6 @@
 """Normalizing flows for Pyro: a flow is a module whose call is a distribution."""
 
-from pyroflows import datasets, infer, nets, testing, transforms
+from pyroflows import datasets, infer, latents, nets, testing, transforms
 from pyroflows.distill import distill, student_of
 from pyroflows.distillation import Distillation
 from pyroflows.distribution import Flow, FlowDistribution
@@ -41,6 +41,8 @@ __all__ = [
     # integers, such as pixels
     "quantized",
     "bits_per_dim",
+    # codes
+    "latents",
     # guides
     "AutoFlow",
     "AutoAmortizedFlow",

@@ -138,8 +138,8 @@ def fit(
 
     Raises:
         ValueError: data that do not fit the flow (integers, or floats where it is a model of
-            integers, NaN, another shape, outside its support, no rows), an argument out of range, or no compiler to compile with; nothing is
-            trained then.
+            integers, NaN, another shape, outside its support, no rows), an argument out of range,
+            or no compiler to compile with; nothing is trained then.
         DivergedError: the loss was not finite again after three rollbacks; the flow holds the best
             weights found.
 

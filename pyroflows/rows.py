@@ -29,8 +29,9 @@ def checked_rows(
         context_name: what to call ``context`` in errors.
 
     Raises:
-        ValueError: integers (or no integers, where the support is discrete), no rows, another shape, NaN or infinite rows, rows outside the flow's
-            support, a context that is missing, unwanted, or does not fit.
+        ValueError: integers (or no integers, where the support is discrete), no rows, another
+            shape, NaN or infinite rows, rows outside the flow's support, a context that is missing,
+            unwanted, or does not fit.
     """
     shape = tuple(flow.event_shape)
     discrete = flow.support.is_discrete
