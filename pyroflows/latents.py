@@ -300,7 +300,7 @@ def _angle(a: Tensor, b: Tensor, event_dim: int) -> Tensor:
     dims = tuple(range(-event_dim, 0))
 
     def length(v: Tensor) -> Tensor:
-        return v.square().sum(dims, keepdim=True).sqrt()
+        return torch.linalg.vector_norm(v, dim=dims, keepdim=True)  # its gradient at zero is zero
 
     tiny = torch.finfo(a.dtype).tiny
     a, b = a / length(a).clamp_min(tiny), b / length(b).clamp_min(tiny)
