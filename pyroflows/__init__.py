@@ -1,6 +1,6 @@
 """Normalizing flows for Pyro: a flow is a module whose call is a distribution."""
 
-from pyroflows import datasets, infer, nets, testing, transforms
+from pyroflows import datasets, infer, latents, nets, testing, transforms
 from pyroflows.distill import distill, student_of
 from pyroflows.distillation import Distillation
 from pyroflows.distribution import Flow, FlowDistribution
@@ -20,6 +20,7 @@ from pyroflows.infer import (
     report,
 )
 from pyroflows.pixelcnn import PixelCNN, pixelcnn
+from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
@@ -41,6 +42,11 @@ __all__ = [
     "initialize",
     "History",
     "DivergedError",
+    # integers, such as pixels
+    "quantized",
+    "bits_per_dim",
+    # codes
+    "latents",
     # guides
     "AutoFlow",
     "AutoAmortizedFlow",
