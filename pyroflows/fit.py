@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.nets import MADE, MLP
+from pyroflows.nets.pixel_net import GatedLayer
 from pyroflows.quantize import bits_per_dim, fixed_noise, quantized
 from pyroflows.rows import (
     checked_rows,
@@ -237,7 +238,7 @@ def _checked_dropout(flow: Flow, share: float) -> float:
 def _set_dropout(flow: Flow, share: float) -> None:
     """Our networks carry their dropout as a plain number, used while training."""
     for module in flow.modules():
-        if isinstance(module, (MLP, MADE)):
+        if isinstance(module, (MLP, MADE, GatedLayer)):
             module.dropout = share
 
 

@@ -198,7 +198,7 @@ class PixelCNN(Synced):
             ValueError: the context is missing, unwanted, of the wrong width, or no label.
         """
         if context is not None or self.classes:
-            context = self.one_hot(context)
+            context = self.one_hot(context).to(self.device)
         return PixelDistribution(self, context, validate_args=validate_args)
 
     def one_hot(self, context: Tensor | None) -> Tensor:
@@ -218,7 +218,7 @@ class PixelCNN(Synced):
                 f"context: this model needs labels 0 to {classes - 1} of shape (*batch), or "
                 f"one-hot rows of shape (*batch, {classes}), got None"
             )
-        context = torch.as_tensor(context, device=self.device)
+        context = torch.as_tensor(context)
         if not context.is_floating_point():
             if context.dim() > 1 and context.shape[-1] == classes:
                 raise ValueError(

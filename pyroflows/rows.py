@@ -78,6 +78,8 @@ def _checked_context(flow: Flow, context: Any, rows: int, name: str) -> Tensor |
         raise ValueError(
             f"{name}: this flow needs one of shape (rows, {', '.join(map(str, wanted))}), got None"
         )
+    if hasattr(flow, "one_hot"):
+        context = flow.one_hot(_tensor(context, name))  # of labels, where the model has classes
     context = _floats(flow, context, name)
     if tuple(context.shape) != (rows, *wanted):
         raise ValueError(f"{name}: expected shape {(rows, *wanted)}, got {tuple(context.shape)}")

@@ -329,15 +329,51 @@ def test_completions_follow_the_conditional_distribution():
     assert (share - expected).abs().max() < 0.015
 
 
-# With Pyro.
-
-
 def striped(count):
     """Images of a class: rows of one level, columns of another."""
     labels = torch.arange(count) % 2
     stripes = torch.arange(4) % 2 * 3
     rows, columns = stripes[:, None].expand(4, 4), stripes.expand(4, 4)
     return torch.stack([rows, columns])[labels][:, None], labels
+
+
+def test_fit_trains_it_on_integers_and_labels():
+    x, labels = striped(100)
+    model = pf.pixelcnn((1, 4, 4), 2, bins=4, **SMALL)
+    seen = set()
+    hook = model.net.layers[0].register_forward_hook(lambda layer, *_: seen.add(layer.dropout))
+    settings = {"batch_size": 30, "lr": 2e-2, "weight_decay": 0.0, "dropout": 0.1, "average": 0}
+    history = pf.fit(model, x, labels, max_epochs=40, progress=False, **settings)
+    hook.remove()
+    assert history.unit == "bits/dim"
+    assert history.score < 0.5 < 1.5 < history.val[0]
+    assert history.score == pytest.approx(min(history.val))
+    assert model.classify(x[:2]).argmax(dim=-1).tolist() == [0, 1]
+    assert seen == {0.1}
+    assert {layer.dropout for layer in model.net.layers} == {0.0}
+
+
+def test_fit_takes_bytes_and_one_hot_rows_and_refuses_what_does_not_fit():
+    x, labels = striped(20)
+    model = pf.pixelcnn((1, 4, 4), 2, bins=4, **SMALL)
+    options = {"max_epochs": 1, "progress": False}
+    pf.fit(model, x.byte(), torch.eye(2)[labels], **options)
+    pf.fit(model, x.numpy(), labels.numpy(), **options)
+    before = model.log_prob(x, labels)
+    with pytest.raises(ValueError, match="integers"):
+        pf.fit(model, x.float() / 3, labels, **options)
+    with pytest.raises(ValueError, match="20 rows are outside.*upper_bound=3.*from 2 to 5"):
+        pf.fit(model, x + 2, labels, **options)
+    with pytest.raises(ValueError, match=r"expected shape \(rows, 1, 4, 4\)"):
+        pf.fit(model, x[:, 0], labels, **options)
+    with pytest.raises(ValueError, match="labels 0 to 1, got 1 to 2"):
+        pf.fit(model, x, labels + 1, **options)
+    with pytest.raises(ValueError, match="needs one"):
+        pf.fit(model, x, **options)
+    assert torch.equal(model.log_prob(x, labels), before)
+
+
+# With Pyro.
 
 
 def observe(model, x, labels):
