@@ -4,7 +4,7 @@ One model of p(image | class) does three things: it draws digits of a wanted cla
 class of an image by Bayes' rule, and it completes an image of which the upper half is known (van
 den Oord et al. 2016, arXiv:1606.05328). Prints one table, saves one picture::
 
-    python models/pixelcnn_digits.py [--out runs/pixelcnn_digits.png] [--epochs 60] [--smoke]
+    python models/pixelcnn_digits.py [--out runs/pixelcnn_digits.png] [--epochs 30] [--smoke]
     python models/pixelcnn_digits.py --data mnist
 
 Data: 8 x 8 digits of 17 grey levels from scikit-learn (UCI, Alpaydin & Kaynak 1998), or MNIST from
@@ -155,6 +155,7 @@ def main(args: argparse.Namespace) -> list[tuple[str, str]]:
         max_epochs=1 if args.smoke else args.epochs,
         batch_size=64,
         lr=3e-3,
+        weight_decay=0.1,
     )
     draw(model, digits, args.out)
     rows = [
@@ -176,7 +177,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
     parser.add_argument("--out", type=Path, default=Path("runs/pixelcnn_digits.png"))
-    parser.add_argument("--epochs", type=int, default=60, help="at most")
+    parser.add_argument("--epochs", type=int, default=30, help="at most")
     parser.add_argument("--mixture", type=int, default=5, help="logistics in a pixel's mixture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

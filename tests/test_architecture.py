@@ -17,7 +17,7 @@ ROOT = Path(pyroflows.__file__).parent
 PROJECT = ROOT.parent
 # A file imports from its own row and from rows above. Names are paths below the package.
 ROWS = [
-    ["memo", "nets", "datasets", "base_distribution", "pixel_laws"],
+    ["memo", "nets", "datasets", "base_distribution", "pixel_laws", "pixel_distribution"],
     ["transforms"],
     ["store"],
     ["distribution"],
