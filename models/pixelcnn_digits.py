@@ -9,6 +9,14 @@ den Oord et al. 2016, arXiv:1606.05328). Prints one table, saves one picture::
 
 Data: 8 x 8 digits of 17 grey levels from scikit-learn (UCI, Alpaydin & Kaynak 1998), or MNIST from
 the folder that ``PYROFLOWS_DATA`` names, see ``pf.datasets.mnist``.
+
+With the defaults (30 epochs, about 80 seconds of one core) on the 8 x 8 digits, one run, seed 0::
+
+    test bits/dim: independent pixels   2.166
+    test bits/dim: PixelCNN             1.639
+    test digits told right              98.9% of 180
+
+The first line takes the pixels of a class as independent, each with its own histogram.
 """
 
 from __future__ import annotations
@@ -125,7 +133,7 @@ def draw(model: pf.PixelCNN, digits: Digits, path: Path) -> None:
         "samples of each class": model.sample(5, classes),
         "upper half given, completed 4 times": torch.stack([given, *completed]),
     }
-    fig, axes = plt.subplots(1, len(panels), figsize=(12, 2.6), layout="constrained")
+    fig, axes = plt.subplots(1, len(panels), figsize=(12, 2.2), layout="constrained")
     colours = mpl.colormaps["gray_r"].with_extremes(bad="lightsteelblue")
     for ax, (title, images) in zip(axes, panels.items(), strict=True):
         ax.imshow(sheet(images), cmap=colours, vmin=0, vmax=digits.bins - 1)
