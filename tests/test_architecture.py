@@ -23,7 +23,7 @@ ROWS = [
     ["distribution"],
     ["registry"],
     ["flows"],
-    ["plots", "quantize", "latents"],
+    ["plots", "dequantize", "quantize", "latents"],
     ["compiling", "training", "history", "rows", "sources", "distillation"],
     ["fit", "infer", "initialize"],
     ["distill", "persist"],
