@@ -22,6 +22,7 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import pyroflows as pf
@@ -95,8 +96,9 @@ def draw(sheets: dict[str, Tensor], bins: int, width: int, path: Path) -> None:
     fig, axes = plt.subplots(2, 3, figsize=(12, 8.4), layout="constrained")
     for ax, (title, sheet) in zip(axes.flat, sheets.items(), strict=True):
         rows, columns, _ = sheet.shape
-        grid = sheet.reshape(rows, columns, width, width).transpose(1, 2)
-        grid = grid.reshape(rows * width, columns * width)
+        framed = F.pad(sheet.reshape(rows, columns, width, width), (1, 0, 1, 0), value=bins // 4)
+        side = width + 1
+        grid = framed.transpose(1, 2).reshape(rows * side, columns * side)
         ax.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=bins - 1)
         ax.set(title=title, xticks=[], yticks=[])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -133,7 +133,8 @@ def draw(sheets: dict[str, Tensor], width: int, path: Path) -> None:
 
     fig, axes = plt.subplots(1, len(sheets), figsize=(12, 4.4), layout="constrained")
     for ax, (title, sheet) in zip(axes, sheets.items(), strict=True):
-        grid = sheet.reshape(10, 10, width, width).transpose(1, 2).reshape(10 * width, 10 * width)
+        framed = nn.functional.pad(sheet.reshape(10, 10, width, width), (1, 0, 1, 0), value=0.25)
+        grid = framed.transpose(1, 2).reshape(10 * (width + 1), 10 * (width + 1))
         ax.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=1)
         ax.set(title=title, xticks=[], yticks=[])
     path.parent.mkdir(parents=True, exist_ok=True)
