@@ -3,7 +3,7 @@
 Additive couplings and a logistic base (Dinh et al. 2015, arXiv:1410.8516) on flattened pictures,
 uniform noise between the grey levels. Prints one table, saves one picture::
 
-    python models/nice_mnist.py [--out runs/nice_mnist.png] [--epochs 12] [--smoke]
+    python models/nice_mnist.py [--out runs/nice_mnist.png] [--epochs N] [--smoke]
 
 Data: MNIST (28 x 28 pixels, 256 levels) where the environment variable ``PYROFLOWS_DATA`` names a
 folder with it, else the digits of scikit-learn (8 x 8 pixels, 17 levels).
@@ -22,6 +22,7 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import pyroflows as pf
@@ -95,8 +96,9 @@ def draw(sheets: dict[str, Tensor], bins: int, width: int, path: Path) -> None:
     fig, axes = plt.subplots(2, 3, figsize=(12, 8.4), layout="constrained")
     for ax, (title, sheet) in zip(axes.flat, sheets.items(), strict=True):
         rows, columns, _ = sheet.shape
-        grid = sheet.reshape(rows, columns, width, width).transpose(1, 2)
-        grid = grid.reshape(rows * width, columns * width)
+        framed = F.pad(sheet.reshape(rows, columns, width, width), (1, 0, 1, 0), value=bins // 4)
+        side = width + 1
+        grid = framed.transpose(1, 2).reshape(rows * side, columns * side)
         ax.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=bins - 1)
         ax.set(title=title, xticks=[], yticks=[])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def main(args: argparse.Namespace) -> list[tuple[str, str]]:
         q,
         data["train"],
         val=data["val"],
-        max_epochs=1 if args.smoke else args.epochs,
+        max_epochs=1 if args.smoke else args.epochs or (6 if width == 28 else 200),
         batch_size=args.batch_size,
         lr=args.lr,
         dropout=0.0,
@@ -147,11 +149,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/nice_mnist.png"), help="picture")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--batch-size", type=int, default=200)
+    parser.add_argument("--epochs", type=int, help="6 for MNIST, 200 for the small digits")
+    parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--layers", type=int, default=4, help="couplings")
-    parser.add_argument("--hidden", type=int, default=512, help="width of the nets' two layers")
+    parser.add_argument("--hidden", type=int, default=256, help="width of the nets' two layers")
     noises = ("uniform", "variational")
     parser.add_argument("--dequantizer", choices=noises, default="uniform")
     parser.add_argument("--seed", type=int, default=0)

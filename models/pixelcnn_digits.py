@@ -136,7 +136,7 @@ def draw(model: pf.PixelCNN, digits: Digits, path: Path) -> None:
     fig, axes = plt.subplots(1, len(panels), figsize=(12, 2.2), layout="constrained")
     colours = mpl.colormaps["gray_r"].with_extremes(bad="lightsteelblue")
     for ax, (title, images) in zip(axes, panels.items(), strict=True):
-        ax.imshow(sheet(images), cmap=colours, vmin=0, vmax=digits.bins - 1)
+        ax.imshow(sheet(images).numpy(), cmap=colours, vmin=0, vmax=digits.bins - 1)
         ax.set(title=title, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ prior. A normal prior asks that of the encoder; a flow prior, trained along, goe
 are (Chen et al. 2017, arXiv:1611.02731). In Pyro a flow is a distribution like any other: one line
 of the model differs. Prints one table, saves one picture::
 
-    python models/vae_flow_prior.py [--out runs/vae_flow_prior.png] [--epochs 15] [--smoke]
+    python models/vae_flow_prior.py [--out runs/vae_flow_prior.png] [--epochs N] [--smoke]
 
 Data: MNIST where the environment variable ``PYROFLOWS_DATA`` names a folder with it, else the
 digits of scikit-learn; each pixel is black with the probability of its grey level, drawn anew each
@@ -81,7 +81,7 @@ def train(vae: VAE, levels: Tensor, args: argparse.Namespace, name: str) -> None
     """Adam on the ELBO, its step falling a hundredfold."""
     from tqdm import trange
 
-    epochs = 1 if args.smoke else args.epochs
+    epochs = 1 if args.smoke else args.epochs or (15 if len(levels) > 10_000 else 300)
     steps = epochs * math.ceil(len(levels) / args.batch_size)
     optimiser = pyro.optim.ClippedAdam({"lr": 2e-3, "lrd": 0.01 ** (1 / steps), "clip_norm": 200.0})
     svi = SVI(vae.model, vae.guide, optimiser, Trace_ELBO())
@@ -133,7 +133,8 @@ def draw(sheets: dict[str, Tensor], width: int, path: Path) -> None:
 
     fig, axes = plt.subplots(1, len(sheets), figsize=(12, 4.4), layout="constrained")
     for ax, (title, sheet) in zip(axes, sheets.items(), strict=True):
-        grid = sheet.reshape(10, 10, width, width).transpose(1, 2).reshape(10 * width, 10 * width)
+        framed = nn.functional.pad(sheet.reshape(10, 10, width, width), (1, 0, 1, 0), value=0.25)
+        grid = framed.transpose(1, 2).reshape(10 * (width + 1), 10 * (width + 1))
         ax.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=1)
         ax.set(title=title, xticks=[], yticks=[])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +182,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/vae_flow_prior.png"), help="picture")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, help="15 for MNIST, 300 for the small digits")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--latent", type=int, default=16, help="dimension of a code")
     parser.add_argument("--hidden", type=int, default=300, help="width of encoder and decoder")

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyroflows.dequantize import fixed_noise
 from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.nets import MADE, MLP
 from pyroflows.nets.pixel_net import GatedLayer
-from pyroflows.quantize import bits_per_dim, fixed_noise, quantized
+from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.rows import (
     checked_rows,
     reference,

@@ -1,11 +1,8 @@
 r"""Latent codes, to steer a flow with: from data to the base space and back, and in between.
 
 A flow is a bijection, so a code :math:`z = f^{-1}(x)` keeps all of its picture, and whatever is
-done to codes can be looked at. Works for flows over vectors and over images, with and without
-context, and for ``pf.quantized`` ones, whose pictures are integers: these get noise from a fixed
-seed on their way in and are rounded down on their way out.
-
-Codes are ``(*batch, *event)``; gradients pass through everything but rounding.
+done to codes can be looked at. Works for any flow, and for ``pf.quantized`` ones, whose integers
+get noise from a fixed seed on their way in and are rounded down on their way out.
 """
 
 from __future__ import annotations
@@ -58,7 +55,7 @@ def decode(flow: AnyFlow, z: Tensor, context: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: codes of another shape; a context that is missing, unwanted, or does not fit.
     """
-    _check("z", z, _code_shape(flow))
+    _check("z", z, _codes(flow)[0])
     y = _distribution(flow, context).transforms[0].forward_and_log_det(z)[0]
     return flow.quantize(y) if isinstance(flow, Quantized) else y
 
@@ -72,9 +69,8 @@ def translate(
 ) -> Tensor:
     """From one set of pictures to another: the data that the second flow has for the same codes.
 
-    Two flows, each trained on its own set, share nothing but their base; the translation then keeps
-    what both turn into the same noise. One conditional flow, given twice with two contexts, shares
-    its weights too. ``translate(b, a, translate(a, b, x))`` is ``x`` again (for integers: nearly).
+    Two flows, each trained on its own set, share only their base; one conditional flow, given twice
+    with two contexts, shares its weights too. ``translate(b, a, translate(a, b, x))`` is ``x``.
 
     Args:
         flow_a: the flow of ``x``.
@@ -94,7 +90,7 @@ def translate(
         >>> pf.latents.translate(flow, flow, x, first, second).shape
         torch.Size([5, 2])
     """
-    a, b = ((_code_shape(flow), _base_kind(flow)) for flow in (flow_a, flow_b))
+    a, b = _codes(flow_a), _codes(flow_b)
     if a != b:
         raise ValueError(
             "flow_a, flow_b: expected flows from one base, got codes of shape "
@@ -108,8 +104,8 @@ def interpolate(
 ) -> Tensor:
     r"""Codes on the way from one to another, both ends included.
 
-    Half-way along the straight line between two draws of a Gaussian the code is shorter than any
-    draw, by :math:`\sqrt 2`: in many dimensions its picture is too plain. The great circle,
+    Half-way between two draws of a Gaussian a straight line is shorter than either, by
+    :math:`\sqrt 2`: in many dimensions its picture is too plain. The great circle,
     :math:`(\sin((1 - t) \omega)\, a + \sin(t \omega)\, b) / \sin \omega` for codes at an angle
     :math:`\omega`, keeps the length (Shoemake 1985; White 2016, arXiv:1609.04468). Between codes on
     one line through the origin it is that line.
@@ -273,19 +269,19 @@ def sample(
     return decode(flow, z, context)
 
 
+def _continuous(flow: AnyFlow) -> Flow:
+    return flow.flow if isinstance(flow, Quantized) else flow
+
+
 def _distribution(flow: AnyFlow, context: Tensor | None) -> FlowDistribution:
-    flow = flow.flow if isinstance(flow, Quantized) else flow
-    return flow(context, validate_args=False)
+    return _continuous(flow)(context, validate_args=False)
 
 
-def _code_shape(flow: AnyFlow) -> Size:
-    flow = flow.flow if isinstance(flow, Quantized) else flow
-    return flow.transform.inverse_shape(flow.event_shape)
-
-
-def _base_kind(flow: AnyFlow) -> str:
-    flow = flow.flow if isinstance(flow, Quantized) else flow
-    return getattr(flow.base, "kind", type(flow.base)).__name__
+def _codes(flow: AnyFlow) -> tuple[Size, str]:
+    """Their shape and the kind of their distribution."""
+    flow = _continuous(flow)
+    kind = getattr(flow.base, "kind", type(flow.base)).__name__
+    return flow.transform.inverse_shape(flow.event_shape), kind
 
 
 def _check(name: str, value: Tensor, event: Size) -> None:

@@ -16,19 +16,23 @@ with :math:`K` draws of the noise (Theis et al. 2016, arXiv:1511.01844; variatio
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
+from pyroflows.dequantize import (
+    fixed_noise,
+    leaves_the_unit_interval,
+    like,
+    noise,
+    noise_flow,
+)
 from pyroflows.distribution import Flow, FlowDistribution
-from pyroflows.flows import iaf
 
 
 def bits_per_dim(
@@ -124,10 +128,11 @@ class Quantized(nn.Module):
         self.logit = logit
         self.samples = samples
         self.event_shape, self.context_shape = flow.event_shape, flow.context_shape
-        self.dequantizer = _made(dequantizer, self.event_shape.numel())
+        self.dequantizer = noise_flow(dequantizer, self.event_shape.numel())
+        self._squash = False
         if self.dequantizer is not None:
-            like = _like(flow)
-            self.dequantizer.to(like.device, like.dtype)
+            self._squash = leaves_the_unit_interval(self.dequantizer)
+            self.dequantizer.to(like(flow).device, like(flow).dtype)
 
     @property
     def fast(self) -> str:
@@ -190,33 +195,17 @@ class Quantized(nn.Module):
 
     def _noisy(self, x: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """The same for ``draws`` draws of the noise, ``(draws, *batch, *shape)``."""
-        x = x.to(_like(self.flow).dtype)
-        batch = x.shape[: x.dim() - len(self.event_shape)]
-        u, rest, log_q = self._noise(x, batch, draws)
+        x = x.to(like(self.flow).dtype)
+        event_dim = len(self.event_shape)
+        u, rest, log_q = noise(self.dequantizer, self._squash, x, self.bins, event_dim, draws)
         # 1 - y from its own parts: near the last level the difference would lose its digits.
         y, far = (x + u) / self.bins, (self.bins - 1 - x + rest) / self.bins
-        dims = tuple(range(-len(self.event_shape), 0))
         weight = -self.event_shape.numel() * math.log(self.bins) - log_q
         if self.logit is None:
             return y, weight
         room = 1 - 2 * self.logit
         low, high = (self.logit + room * y).log(), (self.logit + room * far).log()
-        return low - high, weight + (math.log(room) - low - high).sum(dims)
-
-    def _noise(self, x: Tensor, batch: Size, draws: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``u`` and ``1 - u`` of shape ``(draws, *x.shape)``, and ``log q(u | x)``."""
-        shape = (draws, *batch, *self.event_shape)
-        if self.dequantizer is None:
-            u = torch.rand(shape, dtype=x.dtype, device=x.device)
-            return u, 1 - u, x.new_zeros(draws, *batch)
-        image = (2 * x + 1) / self.bins - 1
-        context = image.reshape(*batch, *self.dequantizer.context_shape)
-        e, log_q = self.dequantizer(context, validate_args=False).rsample_and_log_prob(draws)
-        if not _is_unbounded(self.dequantizer):
-            return e.reshape(shape), (1 - e).reshape(shape), log_q
-        below, above = F.logsigmoid(e), F.logsigmoid(-e)
-        log_q = log_q - (below + above).flatten(1 + len(batch)).sum(-1)
-        return below.exp().reshape(shape), above.exp().reshape(shape), log_q
+        return low - high, weight + (math.log(room) - low - high).flatten(-event_dim).sum(-1)
 
     def extra_repr(self) -> str:
         """All but the flows."""
@@ -298,65 +287,7 @@ class QuantizedDistribution(dist.TorchDistribution):
         )
 
 
-@contextlib.contextmanager
-def fixed_noise(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Inside, torch's generators of the CPU and of ``device`` start at ``seed``; after, as before.
-
-    Args:
-        seed: None to leave them alone.
-        device: where noise is drawn.
-    """
-    if seed is None:
-        yield
-        return
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_cuda else []):
-        # Not torch.manual_seed: it would also seed the devices that nobody draws on.
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
 def _checked_bins(bins: int) -> int:
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
         raise ValueError(f"bins: expected an integer >= 2, got {bins!r}")
     return bins
-
-
-def _like(flow: Flow) -> Tensor:
-    """A tensor of the flow's own, for its dtype and device."""
-    return next(t for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point())
-
-
-def _is_unbounded(dequantizer: Flow) -> bool:
-    beyond = torch.full(dequantizer.event_shape, 1.5)
-    return bool((dequantizer.support.check(beyond) | dequantizer.support.check(-beyond)).all())
-
-
-def _made(dequantizer: str | Flow, features: int) -> Flow | None:
-    """The noise's flow given the image; None for uniform noise."""
-    if dequantizer == "uniform":
-        return None
-    if dequantizer == "variational":
-        # From a logistic base a sigmoid makes uniform noise: training starts from there.
-        logistic = dist.Logistic(torch.zeros(features), torch.ones(features)).to_event(1)
-        hidden = (max(64, min(256, 2 * features)),)
-        return iaf(features, features, layers=2, hidden=hidden, linear="reverse", base=logistic)
-    if not isinstance(dequantizer, Flow):
-        raise ValueError(
-            f"dequantizer: expected 'uniform', 'variational' or a Flow, got {dequantizer!r}"
-        )
-    found = dequantizer.event_shape.numel(), Size(dequantizer.context_shape).numel()
-    if not dequantizer.context_shape or found != (features, features):
-        raise ValueError(
-            f"dequantizer: expected a flow over {features} elements given as many, the image; got "
-            f"shape {tuple(dequantizer.event_shape)}, context {tuple(dequantizer.context_shape)}"
-        )
-    if dequantizer.fast not in ("sample", "both"):
-        raise ValueError(
-            "dequantizer: expected a flow that draws in one pass, as every score draws (pf.iaf or "
-            f"a coupling flow), got fast={dequantizer.fast!r}"
-        )
-    return dequantizer

@@ -23,7 +23,7 @@ ROWS = [
     ["distribution"],
     ["registry"],
     ["flows"],
-    ["plots", "quantize", "pixelcnn", "latents"],
+    ["plots", "dequantize", "quantize", "pixelcnn", "latents"],
     ["compiling", "training", "history", "rows", "sources", "distillation"],
     ["fit", "infer", "initialize"],
     ["distill", "persist"],
