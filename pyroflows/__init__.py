@@ -1,6 +1,6 @@
 """Normalizing flows for Pyro: a flow is a module whose call is a distribution."""
 
-from pyroflows import datasets, infer, nets, testing, transforms
+from pyroflows import datasets, infer, latents, nets, testing, transforms
 from pyroflows.distill import distill, student_of
 from pyroflows.distillation import Distillation
 from pyroflows.distribution import Flow, FlowDistribution
@@ -19,6 +19,8 @@ from pyroflows.infer import (
     psis,
     report,
 )
+from pyroflows.pixelcnn import PixelCNN, pixelcnn
+from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
@@ -32,11 +34,19 @@ __all__ = [
     "maf",
     "iaf",
     "nsf",
+    # images of whole numbers
+    "pixelcnn",
+    "PixelCNN",
     # train them
     "fit",
     "initialize",
     "History",
     "DivergedError",
+    # integers, such as pixels
+    "quantized",
+    "bits_per_dim",
+    # codes
+    "latents",
     # guides
     "AutoFlow",
     "AutoAmortizedFlow",

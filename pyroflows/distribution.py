@@ -303,6 +303,10 @@ class Flow(nn.Module):
         """Differentiable draws and their log-densities in nats, in one go."""
         return self(context).rsample_and_log_prob(_size(shape))
 
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set its data-dependent layers; ``pf.initialize``, which checks the data, calls this."""
+        self.transform.initialize(x, context)
+
     def detached(self) -> Flow:
         """A view with the same values, detached parameters and no memory of draws.
 

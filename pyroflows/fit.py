@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyroflows.dequantize import fixed_noise
 from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.nets import MADE, MLP
+from pyroflows.nets.pixel_net import GatedLayer
+from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.rows import (
     checked_rows,
     reference,
@@ -47,7 +50,7 @@ def initialize(flow: Flow, x: Any, context: Any = None) -> None:
     Nothing else in the package alters this state; it is part of the ``state_dict``.
 
     Args:
-        flow: any flow, changed in place.
+        flow: any flow, or a ``pf.quantized`` one, changed in place.
         x: ``(rows, *flow.event_shape)``, in data units.
         context: ``(rows, *flow.context_shape)`` for a conditional flow.
 
@@ -64,7 +67,7 @@ def initialize(flow: Flow, x: Any, context: Any = None) -> None:
     rows, context = checked_rows(flow, x, context)
     device = reference(flow).device
     context = None if context is None else context.to(device)
-    flow.transform.initialize(rows.to(device), context)
+    flow.initialize(rows.to(device), context)
 
 
 def fit(
@@ -72,6 +75,7 @@ def fit(
     x: Any,
     context: Any = None,
     *,
+    bins: int | None = None,
     val: Any = 0.1,
     max_epochs: int | None = None,
     batch_size: int | None = None,
@@ -99,9 +103,12 @@ def fit(
 
     Args:
         flow: any flow; one whose ``fast`` is ``"sample"`` trains too, at several times the cost.
+            Or a model of integers, such as ``pf.quantized`` gives, scored in bits per dimension.
         x: the data: a tensor or array ``(rows, *flow.event_shape)``, a ``Dataset`` or
             ``DataLoader`` of rows or of pairs (row, context).
         context: ``(rows, *flow.context_shape)`` for a conditional flow.
+        bins: for integers 0 to ``bins - 1`` under a flow: short for ``pf.quantized(flow, bins)``,
+            which trains the flow with new uniform noise each step.
         val: what to stop on: a share of the rows, rows, a pair (rows, context), a ``DataLoader``,
             or None to train all epochs and keep the best training score. With several processes
             a ``Dataset`` is sharded; your own ``DataLoader`` you shard yourself.
@@ -117,7 +124,8 @@ def fit(
         clip: largest gradient norm.
         patience: epochs without a better validation score before stopping.
         start: make the data-dependent start first (``pf.initialize``); False to go on training.
-        seed: of the split and of the batches; the global generator is used for dropout only.
+        seed: of the split, of the batches, and of noise in the validation score; the global
+            generator is used for dropout and for dequantisation only.
         progress: show a progress bar with train and validation nats.
         compile: run the step under ``torch.compile``: pays for flows small enough for calls to
             cost more than arithmetic, after about a minute of compiling.
@@ -131,9 +139,9 @@ def fit(
         The course of training, with ``.plot()``.
 
     Raises:
-        ValueError: data that do not fit the flow (integers, NaN, another shape, outside its
-            support, no rows), an argument out of range, or no compiler to compile with; nothing is
-            trained then.
+        ValueError: data that do not fit the flow (integers, or floats where it is a model of
+            integers, NaN, another shape, outside its support, no rows), an argument out of range,
+            or no compiler to compile with; nothing is trained then.
         DivergedError: the loss was not finite again after three rollbacks; the flow holds the best
             weights found.
 
@@ -144,6 +152,7 @@ def fit(
         >>> len(history.val)
         3
     """
+    flow = flow if bins is None else quantized(flow, bins)
     if lr <= 0 or clip <= 0:
         raise ValueError(f"lr, clip: expected positive numbers, got {lr} and {clip}")
     if patience < 1 or (max_epochs is not None and max_epochs < 1):
@@ -177,19 +186,28 @@ def fit(
         label="fit",
         compile=compile,
     )
-    evaluate = None if held is None else lambda: _score(flow, held, fabric)
+    evaluate = None if held is None else lambda: _score(flow, held, fabric, seed)
     before = copy.deepcopy(flow.state_dict())
     try:
         if start:
             _start(flow, train)
         _set_dropout(flow, dropout)
-        return optimise(flow, _Loss(flow), batches, evaluate, settings, fabric)
+        return optimise(
+            flow, _Loss(flow), batches, evaluate, settings, fabric, _empty_history(flow)
+        )
     except ValueError:
         flow.load_state_dict(before)  # a bad batch of a loader: as if nothing had been done
         raise
     finally:
         _set_dropout(flow, 0.0)
         flow.eval()
+
+
+def _empty_history(flow: Flow) -> History:
+    """Probabilities are told in bits per dimension, densities in nats."""
+    if not flow.support.is_discrete:
+        return History()
+    return History(unit="bits/dim", per_nat=bits_per_dim(1.0, flow.event_shape))
 
 
 def _default_average(steps: int) -> float:
@@ -220,8 +238,8 @@ def _checked_dropout(flow: Flow, share: float) -> float:
 
 def _set_dropout(flow: Flow, share: float) -> None:
     """Our networks carry their dropout as a plain number, used while training."""
-    for module in flow.transform.modules():
-        if isinstance(module, (MLP, MADE)):
+    for module in flow.modules():
+        if isinstance(module, (MLP, MADE, GatedLayer)):
             module.dropout = share
 
 
@@ -243,15 +261,19 @@ def _start(flow: Flow, train: Source) -> None:
 
 
 @torch.no_grad()
-def _score(flow: Flow, held: Source, fabric: Any) -> float:
-    """Mean log-likelihood of held-out rows in nats, each row once over all processes."""
+def _score(flow: Flow, held: Source, fabric: Any, seed: int) -> float:
+    """Mean log-likelihood of held-out rows in nats, each row once over all processes.
+
+    Where it is a bound with noise in it, the noise is the same each time.
+    """
     total = torch.zeros(2, dtype=torch.float64, device=fabric.device)
     batches = held if isinstance(held, Loader) else chunks(held)
-    for index, (x, context) in enumerate(batches):
-        if index % fabric.world_size == fabric.global_rank:
-            x, context = fabric.to_device((x, context))
-            log_prob = flow(context, validate_args=False).log_prob(x)
-            total[0] += log_prob.double().sum()
-            total[1] += len(x)
+    with fixed_noise(seed, fabric.device):
+        for index, (x, context) in enumerate(batches):
+            if index % fabric.world_size == fabric.global_rank:
+                x, context = fabric.to_device((x, context))
+                log_prob = flow(context, validate_args=False).log_prob(x)
+                total[0] += log_prob.double().sum()
+                total[1] += len(x)
     total = fabric.all_reduce(total, reduce_op="sum")
     return (total[0] / total[1]).item()

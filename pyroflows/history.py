@@ -14,9 +14,11 @@ class History:
     """The course of a training run.
 
     Attributes:
-        unit: what ``train`` and ``val`` are measured in: nats (per row, or of the ELBO).
+        unit: what ``train`` and ``val`` are measured in: nats (per row, or of the ELBO), or
+            ``"bits/dim"``.
+        per_nat: one nat in that unit; negative where lower is better, as for bits per dimension.
         steps: epochs, or optimiser steps for a guide, at which a line was recorded.
-        train: mean training score at each, higher is better.
+        train: mean training score at each.
         val: mean validation score at each; empty where nothing was held out.
         lr: step size at each.
         best: index of the line whose weights were kept.
@@ -27,6 +29,7 @@ class History:
     """
 
     unit: str = "nats"
+    per_nat: float = 1.0
     steps: list[int] = field(default_factory=list)
     train: list[float] = field(default_factory=list)
     val: list[float] = field(default_factory=list)
@@ -38,17 +41,22 @@ class History:
     seconds: float = 0.0
 
     def record(self, step: int, train: float, val: float | None, lr: float) -> None:
-        """Add a line."""
+        """Add a line; the scores are given in nats."""
         self.steps.append(step)
-        self.train.append(train)
+        self.train.append(train * self.per_nat)
         self.lr.append(lr)
         if val is not None:
-            self.val.append(val)
+            self.val.append(val * self.per_nat)
 
     @property
     def score(self) -> float:
         """The score of the weights that were kept: validation where there is one."""
         return (self.val or self.train)[self.best]
+
+    def improved(self) -> bool:
+        """Whether the last line's score is better than that of the weights that are kept."""
+        last = (self.val or self.train)[-1]
+        return len(self.steps) == 1 or (last - self.score) * self.per_nat > 0
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Training and validation scores over the steps, the kept weights marked.
@@ -65,11 +73,11 @@ class History:
             ax.plot(self.steps, self.val, label="validation", color="tab:orange")
         if self.steps:
             ax.axvline(self.steps[self.best], color="grey", ls=":", label="weights kept")
-        scores = sorted(self.train + self.val)
-        if len(scores) > 4:  # the first lines would flatten all others
-            low, high = scores[len(scores) // 20], scores[-1]
+        worst_first = sorted(self.train + self.val, reverse=self.per_nat < 0)
+        if len(worst_first) > 4:  # the first lines would flatten all others
+            low, high = sorted((worst_first[len(worst_first) // 20], worst_first[-1]))
             ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-        ax.set(xlabel="epoch" if self.unit == "nats" else "step", ylabel=self.unit)
+        ax.set(xlabel="step" if "ELBO" in self.unit else "epoch", ylabel=self.unit)
         ax.legend()
         return ax
 

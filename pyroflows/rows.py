@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyroflows.distribution import Flow
 
@@ -16,21 +17,25 @@ Batch = tuple[Tensor, Tensor | None]
 def checked_rows(
     flow: Flow, x: Any, context: Any = None, *, name: str = "x", context_name: str = "context"
 ) -> Batch:
-    """``x`` as ``(rows, *flow.event_shape)`` and its context, in the flow's dtype, or an error.
+    """``x`` as ``(rows, *flow.event_shape)`` and its context, or an error.
+
+    In the flow's dtype; integers, where its support is discrete, stay as they are.
 
     Args:
-        flow: decides the shape, the dtype and the support.
+        flow: decides the shape, the dtype and the support; also a model of integers.
         x: a tensor, or what numpy can make an array of.
         context: ``(rows, *flow.context_shape)`` for a conditional flow.
         name: what to call ``x`` in errors.
         context_name: what to call ``context`` in errors.
 
     Raises:
-        ValueError: integers, no rows, another shape, NaN or infinite rows, rows outside the flow's
-            support, a context that is missing, unwanted, or does not fit.
+        ValueError: integers (or no integers, where the support is discrete), no rows, another
+            shape, NaN or infinite rows, rows outside the flow's support, a context that is missing,
+            unwanted, or does not fit.
     """
     shape = tuple(flow.event_shape)
-    x = _floats(flow, x, name)
+    discrete = flow.support.is_discrete
+    x = _integers(flow, x, name) if discrete else _floats(flow, x, name)
     if tuple(x.shape[1:]) != shape or x.dim() != len(shape) + 1:
         raise ValueError(
             f"{name}: expected shape (rows, {', '.join(map(str, shape))}) for this flow, "
@@ -43,9 +48,10 @@ def checked_rows(
     )
     _refuse(
         name,
-        f"outside the flow's support {flow.support}",
+        f"outside the flow's support {_described(flow.support)}{_range(x) if discrete else ''}",
         ~flow.support.check(x).reshape(len(x), -1).all(dim=1),
-        "move them inside, or build the flow with another support=",
+        "move them inside, or build the flow with another "
+        f"{'number of levels' if discrete else 'support='}",
     )
     return x, _checked_context(flow, context, len(x), context_name)
 
@@ -72,6 +78,8 @@ def _checked_context(flow: Flow, context: Any, rows: int, name: str) -> Tensor |
         raise ValueError(
             f"{name}: this flow needs one of shape (rows, {', '.join(map(str, wanted))}), got None"
         )
+    if hasattr(flow, "one_hot"):
+        context = flow.one_hot(_tensor(context, name))  # of labels, where the model has classes
     context = _floats(flow, context, name)
     if tuple(context.shape) != (rows, *wanted):
         raise ValueError(f"{name}: expected shape {(rows, *wanted)}, got {tuple(context.shape)}")
@@ -80,22 +88,50 @@ def _checked_context(flow: Flow, context: Any, rows: int, name: str) -> Tensor |
     return context
 
 
+def _tensor(value: Any, name: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    import numpy as np
+
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected rows of one length ({error})") from None
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: expected real numbers, got an array of {array.dtype}")
+    return torch.as_tensor(np.ascontiguousarray(array))
+
+
+def _integers(flow: Flow, value: Any, name: str) -> Tensor:
+    """A tensor of integers, as small as it came; booleans count as 0 and 1."""
+    value = _tensor(value, name)
+    if value.is_floating_point():
+        raise ValueError(
+            f"{name}: expected integers, as this model's support is {_described(flow.support)}, "
+            f"got {value.dtype}{_range(value)}; give the levels, such as a picture's bytes: values "
+            "in [0, 1] have to be multiplied by the highest level, rounded, and turned to long()"
+        )
+    return value.detach().to(torch.uint8) if value.dtype == torch.bool else value.detach()
+
+
+def _described(support: constraints.Constraint) -> str:
+    """A constraint in words, without what says which dimensions are an event's."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return str(support)
+
+
+def _range(value: Tensor) -> str:
+    return f", with values from {value.min():g} to {value.max():g}" if value.numel() else ""
+
+
 def _floats(flow: Flow, value: Any, name: str) -> Tensor:
     """A tensor of the flow's floating dtype."""
-    if not isinstance(value, Tensor):
-        import numpy as np
-
-        try:
-            array = np.asarray(value)
-        except ValueError as error:
-            raise ValueError(f"{name}: expected rows of one length ({error})") from None
-        if array.dtype.kind not in "fiub":
-            raise ValueError(f"{name}: expected real numbers, got an array of {array.dtype}")
-        value = torch.as_tensor(np.ascontiguousarray(array))
+    value = _tensor(value, name)
     if not value.is_floating_point():
         raise ValueError(
             f"{name}: expected floating-point values, got {value.dtype}; use {name}.float(), and "
-            "for counts or pixels first add uniform noise in [0, 1) (dequantisation)"
+            "for counts or pixels use pf.quantized(flow, bins=...), which adds noise"
         )
     return value.detach().to(reference(flow).dtype)
 

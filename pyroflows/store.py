@@ -58,21 +58,12 @@ def loaded(flow: nn.Module, incompatible_keys: object = None) -> None:
     flow.__dict__["_newer_than"] = {id(t) for t in pyro.get_param_store()._params.values()}
 
 
-class InStep(nn.Module):
-    """Another module, say an encoder, kept in step with Pyro's store as flows are.
+class Synced(nn.Module):
+    """A module that is kept in step with Pyro's store as flows are."""
 
-    Args:
-        module: what a call runs.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.module = module
         self.register_load_state_dict_post_hook(loaded)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output."""
-        return self.module(*args, **kwargs)
 
     def named_modules(
         self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -83,6 +74,22 @@ class InStep(nn.Module):
 
     def __getstate__(self) -> dict:
         return forget_links(self)
+
+
+class InStep(Synced):
+    """Another module, say an encoder, kept in step with Pyro's store as flows are.
+
+    Args:
+        module: what a call runs.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output."""
+        return self.module(*args, **kwargs)
 
 
 def forget_links(module: nn.Module) -> dict:

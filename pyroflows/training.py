@@ -157,6 +157,7 @@ def optimise(
     evaluate: Callable[[], float] | None,
     settings: Settings,
     fabric: Fabric,
+    history: History | None = None,
 ) -> History:
     """Minimise ``loss(*batch)`` over the parameters of ``model``; the best weights stay in it.
 
@@ -168,12 +169,13 @@ def optimise(
             loss.
         settings: how.
         fabric: where.
+        history: an empty one to fill, with a unit of its own; by default in nats.
 
     Raises:
         DivergedError: losses stayed non-finite after three rollbacks.
     """
     start = time.perf_counter()
-    history = History()
+    history = History() if history is None else history
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("flow: it has no parameters that require a gradient, nothing to train")
@@ -205,7 +207,7 @@ def optimise(
                     lr = optimiser.param_groups[0]["lr"]
                     history.record(epoch, train, val, lr)
                     since_best += 1
-                    if len(history.steps) == 1 or _scores(history)[-1] > history.score:
+                    if history.improved():
                         history.best = len(history.steps) - 1
                         best.take()
                         since_best = 0
@@ -289,10 +291,6 @@ def _all_finite(parameters: list[nn.Parameter]) -> bool:
     with torch.no_grad():
         norms = torch._foreach_norm([p.detach() for p in parameters])
         return bool(torch.isfinite(torch.stack(norms)).all())
-
-
-def _scores(history: History) -> list[float]:
-    return history.val or history.train
 
 
 def _roll_back(history: History, factor: float, settings: Settings) -> float:

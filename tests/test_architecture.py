@@ -17,13 +17,13 @@ ROOT = Path(pyroflows.__file__).parent
 PROJECT = ROOT.parent
 # A file imports from its own row and from rows above. Names are paths below the package.
 ROWS = [
-    ["memo", "nets", "datasets", "base_distribution"],
+    ["memo", "nets", "datasets", "base_distribution", "pixel_laws", "pixel_distribution"],
     ["transforms"],
     ["store"],
     ["distribution"],
     ["registry"],
     ["flows"],
-    ["plots", "quantize", "latents"],
+    ["plots", "dequantize", "quantize", "pixelcnn", "latents"],
     ["compiling", "training", "history", "rows", "sources", "distillation"],
     ["fit", "infer", "initialize"],
     ["distill", "persist"],

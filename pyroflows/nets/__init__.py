@@ -3,5 +3,6 @@
 from pyroflows.nets.made import MADE
 from pyroflows.nets.masked_linear import MaskedLinear
 from pyroflows.nets.mlp import MLP
+from pyroflows.nets.pixel_net import PixelNet
 
-__all__ = ["MADE", "MLP", "MaskedLinear"]
+__all__ = ["MADE", "MLP", "MaskedLinear", "PixelNet"]

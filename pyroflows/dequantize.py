@@ -1,0 +1,112 @@
+"""The noise between integers: uniform, or a flow's given the picture; and how to have it again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Size, Tensor
+
+from pyroflows.distribution import Flow
+from pyroflows.flows import iaf
+
+
+def noise_flow(dequantizer: str | Flow, features: int) -> Flow | None:
+    """The flow that draws noise given a picture; None for uniform noise.
+
+    Args:
+        dequantizer: ``"uniform"``, ``"variational"``, or a flow of one's own.
+        features: elements of a picture.
+
+    Raises:
+        ValueError: another word, or a flow that does not fit the picture or is slow to draw from.
+    """
+    if dequantizer == "uniform":
+        return None
+    if dequantizer == "variational":
+        # From a logistic base a sigmoid makes uniform noise: training starts from there.
+        logistic = dist.Logistic(torch.zeros(features), torch.ones(features)).to_event(1)
+        hidden = (max(64, min(256, 2 * features)),)
+        return iaf(features, features, layers=2, hidden=hidden, linear="reverse", base=logistic)
+    if not isinstance(dequantizer, Flow):
+        raise ValueError(
+            f"dequantizer: expected 'uniform', 'variational' or a Flow, got {dequantizer!r}"
+        )
+    found = dequantizer.event_shape.numel(), Size(dequantizer.context_shape).numel()
+    if not dequantizer.context_shape or found != (features, features):
+        raise ValueError(
+            f"dequantizer: expected a flow over {features} elements given as many, the image; got "
+            f"shape {tuple(dequantizer.event_shape)}, context {tuple(dequantizer.context_shape)}"
+        )
+    if dequantizer.fast not in ("sample", "both"):
+        raise ValueError(
+            "dequantizer: expected a flow that draws in one pass, as every score draws (pf.iaf or "
+            f"a coupling flow), got fast={dequantizer.fast!r}"
+        )
+    return dequantizer
+
+
+def noise(
+    dequantizer: Flow | None, squash: bool, x: Tensor, bins: int, event_dim: int, draws: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws of the noise and their log-density given the picture.
+
+    Args:
+        dequantizer: what ``noise_flow`` gives.
+        squash: whether its draws still have to be brought into the unit interval by a sigmoid.
+        x: pictures of integers ``(*batch, *event)``, as floats.
+        bins: number of levels.
+        event_dim: dimensions of a picture.
+        draws: how many for each picture.
+
+    Returns:
+        ``u`` and ``1 - u``, each exact near its own zero, of shape ``(draws, *x.shape)``, and
+        ``log q(u | x)`` of shape ``(draws, *batch)``.
+    """
+    batch = x.shape[: x.dim() - event_dim]
+    shape = (draws, *x.shape)
+    if dequantizer is None:
+        u = torch.rand(shape, dtype=x.dtype, device=x.device)
+        return u, 1 - u, x.new_zeros(draws, *batch)
+    context = ((2 * x + 1) / bins - 1).reshape(*batch, *dequantizer.context_shape)
+    e, log_q = dequantizer(context, validate_args=False).rsample_and_log_prob(draws)
+    if not squash:
+        return e.reshape(shape), (1 - e).reshape(shape), log_q
+    below, above = F.logsigmoid(e), F.logsigmoid(-e)
+    log_q = log_q - (below + above).flatten(1 + len(batch)).sum(-1)
+    return below.exp().reshape(shape), above.exp().reshape(shape), log_q
+
+
+def leaves_the_unit_interval(dequantizer: Flow) -> bool:
+    """Whether the flow's support is larger."""
+    beyond = torch.full(dequantizer.event_shape, 1.5)
+    return bool((dequantizer.support.check(beyond) | dequantizer.support.check(-beyond)).all())
+
+
+@contextlib.contextmanager
+def fixed_noise(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Inside, torch's generators of the CPU and of ``device`` start at ``seed``; after, as before.
+
+    Args:
+        seed: None to leave them alone.
+        device: where noise is drawn.
+    """
+    if seed is None:
+        yield
+        return
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_cuda else []):
+        # Not torch.manual_seed: it would also seed the devices that nobody draws on.
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def like(flow: Flow) -> Tensor:
+    """A tensor of the flow's own, for its dtype and device."""
+    return next(t for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point())

@@ -1,0 +1,360 @@
+"""PixelCNN: an autoregressive distribution over images of whole numbers, one class or many.
+
+It is a module whose call is a Pyro distribution, as a ``Flow`` is, but no flow: its images are
+integers, drawn pixel by pixel, and there is no base space behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+from torch.nn import functional as F
+
+from pyroflows.flows.building import builder, count
+from pyroflows.nets import PixelNet
+from pyroflows.pixel_distribution import (
+    PixelDistribution,
+    check_levels,
+    check_shape,
+    common_batch,
+    rows_of,
+)
+from pyroflows.pixel_laws import Categorical, LogisticMixture, to_level, to_unit
+from pyroflows.store import Synced
+
+ROWS_AT_ONCE = 512  # of ``classify``
+
+
+class PixelCNN(Synced):
+    """Images whose pixels are drawn one by one, each given those before it: ``pf.pixelcnn``.
+
+    Colours of a pixel are drawn in turn, each given the ones before it. The call, ``model()`` or
+    ``model(context)``, is a Pyro distribution at the parameters as they are. A class is given in
+    one-hot (floating point), or as an integer.
+
+    Args:
+        shape: (colours, height, width).
+        classes: number of classes; 0 for none.
+        bins: number of grey levels.
+        net: ``(n, colours, height, width)`` to features of each pixel, ``channels`` wide.
+        law: of one level.
+        channels: width of the features.
+    """
+
+    fast = "log_prob"
+
+    def __init__(
+        self,
+        shape: Size,
+        classes: int,
+        bins: int,
+        net: PixelNet,
+        law: Categorical | LogisticMixture,
+        channels: int,
+    ) -> None:
+        super().__init__()
+        self.event_shape = Size(shape)
+        self.context_shape = Size([classes] if classes else [])
+        self.classes = classes
+        self.bins = bins
+        self.law = law
+        self.net = net
+        colours = shape[0]
+        self.hidden = nn.Linear(channels, channels)
+        self.earlier = nn.ModuleList(
+            nn.Linear(known, channels, bias=False) for known in range(1, colours)
+        )
+        self.out = nn.ModuleList(nn.Linear(channels, law.params) for _ in range(colours))
+        with torch.no_grad():
+            for layer in self.out:
+                layer.bias.copy_(law.start())
+        self.config: dict[str, Any] | None = None
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Whole numbers 0 to bins - 1."""
+        return constraints.independent(constraints.integer_interval(0, self.bins - 1), 3)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.hidden.weight.device
+
+    def forward(
+        self, context: Tensor | None = None, *, validate_args: bool | None = None
+    ) -> PixelDistribution:
+        """The distribution at the present parameters; its batch shape is the context's.
+
+        Args:
+            context: ``(*batch, classes)`` in floating point, or labels ``(*batch)`` as integers.
+            validate_args: as everywhere in torch.
+
+        Raises:
+            ValueError: the context is missing, unwanted, of the wrong width, or no label.
+        """
+        if context is not None or self.classes:
+            context = self.one_hot(context).to(self.device)
+        return PixelDistribution(self, context, validate_args=validate_args)
+
+    def one_hot(self, context: Tensor | None) -> Tensor:
+        """A context in the model's dtype: integer labels ``(*batch)`` become ``(*batch, classes)``.
+
+        Raises:
+            ValueError: it is missing, unwanted, of the wrong width, or out of range.
+        """
+        classes = self.classes
+        if not classes:
+            raise ValueError(
+                f"context: this model takes none, got a tensor of shape {tuple(context.shape)}; "
+                "build it with classes="
+            )
+        if context is None:
+            raise ValueError(
+                f"context: this model needs labels 0 to {classes - 1} of shape (*batch), or "
+                f"one-hot rows of shape (*batch, {classes}), got None"
+            )
+        context = torch.as_tensor(context)
+        if not context.is_floating_point():
+            if context.dim() > 1 and context.shape[-1] == classes:
+                raise ValueError(
+                    f"context: integers of shape {tuple(context.shape)} may be labels or one-hot "
+                    "rows; give one-hot rows in floating point"
+                )
+            if context.numel() and not (0 <= context.min() and context.max() < classes):
+                raise ValueError(
+                    f"context: expected labels 0 to {classes - 1}, got "
+                    f"{context.min().item()} to {context.max().item()}"
+                )
+            context = F.one_hot(context.long(), classes)
+        elif context.dim() < 1 or context.shape[-1] != classes:
+            raise ValueError(
+                f"context: expected shape (*batch, {classes}), got {tuple(context.shape)}"
+            )
+        return context.to(self.hidden.weight.dtype)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-probability of ``(*batch, colours, height, width)`` in nats; one pass."""
+        return self(context).log_prob(x)
+
+    def sample(self, shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
+        """Integer images ``(*shape, *context batch, colours, height, width)``; about one pass."""
+        return self(context).sample(shape)
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """The start that depends on data, which ``pf.initialize`` asks for: there is none."""
+
+    @torch.no_grad()
+    def complete(
+        self, x: Tensor, known: Tensor, context: Tensor | None = None, *, seed: int | None = None
+    ) -> Tensor:
+        """Keep the known pixels and draw the others in raster order, each given all before it.
+
+        What is drawn follows from the pixels before it alone: a known pixel further down does not
+        pull at it.
+
+        Args:
+            x: images ``(*batch, colours, height, width)``; unknown pixels may hold anything.
+            known: which pixels to keep, booleans that broadcast to ``x``.
+            context: labels or one-hot rows, as in a call; their batch broadcasts with x's.
+            seed: of the drawing; by default torch's global generator is used.
+
+        Raises:
+            ValueError: shapes that do not fit, or known pixels that are no level.
+
+        Example:
+            >>> import torch, pyroflows as pf
+            >>> model = pf.pixelcnn((1, 4, 4), bins=4, channels=8, layers=2)
+            >>> x = torch.full((1, 4, 4), 3)
+            >>> known = torch.arange(4)[:, None] < 2  # the upper half
+            >>> model.complete(x, known, seed=0)[0, :2]
+            tensor([[3, 3, 3, 3],
+                    [3, 3, 3, 3]])
+        """
+        if known.dtype != torch.bool:
+            raise ValueError(f"known: expected booleans, got {known.dtype}")
+        check_shape("x", x, self.event_shape)
+        try:
+            known = known.to(self.device).expand(x.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"known: {tuple(known.shape)} does not broadcast to x's {tuple(x.shape)}"
+            ) from None
+        x = x.to(self.device)
+        x = torch.where(known, x, torch.zeros_like(x))
+        check_levels("x", x, self.bins)
+        distribution = self(context)
+        batch = common_batch("x", x.shape[:-3], distribution.batch_shape)
+        context = rows_of(distribution.context, batch)
+        x, known = (
+            t.expand(batch + self.event_shape).reshape(batch.numel(), *self.event_shape)
+            for t in (x, known)
+        )
+        generator = None
+        if seed is not None:
+            generator = torch.Generator(self.device).manual_seed(seed)
+        return self.fill(x, known, context, generator).reshape(batch + self.event_shape)
+
+    @torch.no_grad()
+    def classify(self, x: Tensor, prior: Tensor | Sequence[float] | None = None) -> Tensor:
+        """p(class | x) by Bayes, ``(*batch, classes)`` from ``(*batch, colours, height, width)``.
+
+        One pass a class, without a graph.
+
+        Args:
+            x: images.
+            prior: weight of each class; equal by default.
+
+        Raises:
+            ValueError: the model has no classes, or the prior does not fit.
+
+        Example:
+            >>> import torch, pyroflows as pf
+            >>> model = pf.pixelcnn((1, 4, 4), 3, bins=4, channels=8, layers=2)
+            >>> model.classify(torch.zeros(5, 1, 4, 4)).sum(dim=-1)
+            tensor([1., 1., 1., 1., 1.])
+        """
+        if not self.classes:
+            raise ValueError("classify: this model has no classes; build it with classes=")
+        check_shape("x", x, self.event_shape)
+        check_levels("x", x, self.bins)
+        weights = self.hidden.weight.new_ones(self.classes)
+        if prior is not None:
+            weights = torch.as_tensor(prior).to(weights)
+            if weights.shape != (self.classes,) or not (weights >= 0).all() or weights.sum() == 0:
+                raise ValueError(
+                    f"prior: expected {self.classes} weights >= 0, not all zero, got {prior}"
+                )
+        eye = torch.eye(self.classes, dtype=weights.dtype, device=self.device)
+        batch = x.shape[:-3]
+        rows = x.reshape(batch.numel(), *self.event_shape).to(self.device)
+        joint = weights.log() + torch.cat(
+            [
+                torch.stack([self.score(part, c.expand(len(part), -1)) for c in eye], dim=-1)
+                for part in rows.split(ROWS_AT_ONCE)
+            ]
+        )
+        return joint.softmax(dim=-1).reshape(*batch, self.classes)
+
+    def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-probability ``(n,)`` of ``(n, colours, height, width)``, unchecked.
+
+        What distributions call; ``log_prob`` takes any batch shape and checks.
+        """
+        u = to_unit(x.to(self.hidden.weight.dtype), self.bins)
+        features = self.hidden(self.net(u, context).movedim(1, -1))  # (n, height, width, channels)
+        pixels = u.movedim(1, -1)
+        log_prob = 0.0
+        for colour in range(self.event_shape[0]):
+            params = self._law_at(features, pixels, colour).to(u.dtype)
+            log_prob = log_prob + self.law.log_prob(params, x[:, colour]).sum(dim=(1, 2))
+        return log_prob
+
+    def _law_at(self, features: Tensor, pixels: Tensor, colour: int) -> Tensor:
+        """Of a colour's law, from a pixel's features and its colours before this one."""
+        if colour:
+            features = features + self.earlier[colour - 1](pixels[..., :colour])
+        return self.out[colour](F.elu(features))
+
+    @torch.no_grad()
+    def fill(
+        self,
+        x: Tensor,
+        known: Tensor,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw the pixels of ``(n, colours, height, width)`` that are not known, unchecked.
+
+        What ``sample`` and ``complete`` call. The uniform numbers of all pixels are drawn first.
+        """
+        colours, height, width = self.event_shape
+        u = to_unit(x.to(self.hidden.weight.dtype), self.bins)
+        uniforms = torch.rand(
+            (height, width, colours, len(x), self.law.uniforms),
+            dtype=u.dtype,
+            device=u.device,
+            generator=generator,
+        )
+
+        def step(features: Tensor, i: int, j: int) -> None:
+            features = self.hidden(features)
+            for colour in range(colours):
+                params = self._law_at(features, u[:, :, i, j], colour)
+                level = self.law.draw(params, uniforms[i, j, colour])
+                pixel = u[:, colour, i, j]
+                pixel.copy_(torch.where(known[:, colour, i, j], pixel, to_unit(level, self.bins)))
+
+        rows = (~known).any(dim=3).any(dim=1).any(dim=0).nonzero()[:, 0].tolist()
+        self.net.walk(u, step, context, rows)
+        return to_level(u, self.bins).long()
+
+    def __repr__(self) -> str:
+        classes = f", classes={self.classes}" if self.classes else ""
+        layers, channels = len(self.net.layers), self.hidden.in_features
+        return (
+            f"PixelCNN(shape={tuple(self.event_shape)}{classes}, layers={layers}, "
+            f"channels={channels}, law={self.law})"
+        )
+
+
+@builder
+def pixelcnn(
+    shape: Sequence[int],
+    classes: int = 0,
+    *,
+    bins: int = 256,
+    channels: int = 64,
+    layers: int = 6,
+    kernel: int = 5,
+    mixture: int | str = 10,
+) -> PixelCNN:
+    """Gated PixelCNN over images of whole numbers 0 to bins - 1: scoring costs one pass.
+
+    Van den Oord et al. 2016, arXiv:1606.05328, with the discretised mixture of logistics of
+    Salimans et al. 2017, arXiv:1701.05517. Drawing goes pixel by pixel, but computes each
+    activation once: about the arithmetic of one pass.
+
+    A pixel sees the ones before it within ``layers * (kernel // 2)`` rows and columns.
+
+    Args:
+        shape: (colours, height, width).
+        classes: number of classes that condition it; 0 for none.
+        bins: number of grey levels.
+        channels: width of the two stacks of convolutions.
+        layers: number of gated layers.
+        kernel: odd width of the convolutions.
+        mixture: number of logistics in each pixel's mixture, or ``"categorical"`` for a logit a
+            level: the more flexible where levels are few, and without a notion of their order.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> model = pf.pixelcnn((1, 4, 4), classes=10, bins=16, channels=8, layers=2)
+        >>> x = model.sample((), context=torch.tensor([3, 3, 7]))
+        >>> x.shape, model.log_prob(x, torch.tensor([3, 3, 7])).shape
+        (torch.Size([3, 1, 4, 4]), torch.Size([3]))
+    """
+    if isinstance(shape, int) or len(shape) != 3:
+        raise ValueError(f"shape: expected (colours, height, width), got {shape!r}")
+    for size in shape:
+        count("shape", size)
+    count("classes", classes, least=0)
+    count("bins", bins, least=2)
+    count("channels", channels)
+    count("layers", layers)
+    if count("kernel", kernel, least=3) % 2 == 0:
+        raise ValueError(f"kernel: expected an odd number, got {kernel}")
+    if isinstance(mixture, str):
+        if mixture != "categorical":
+            raise ValueError(f"mixture: expected a number or 'categorical', got {mixture!r}")
+        law = Categorical(bins)
+    else:
+        law = LogisticMixture(bins, count("mixture", mixture))
+    net = PixelNet(shape[0], channels=channels, layers=layers, kernel=kernel, context=classes)
+    return PixelCNN(Size(shape), classes, bins, net, law, channels)
