@@ -93,7 +93,7 @@ EXAMPLES = {
     "wavenet_conditional": Example(
         lambda: wavenet(4, 2, channels=5, kernel=3, dilations=(1, 1)), fast="log_prob"
     ),
-    "wavenet_spline": Example(lambda: wavenet(3, channels=5, bins=4), fast="log_prob"),
+    "wavenet_spline": Example(lambda: wavenet(2, channels=4, bins=4), fast="log_prob"),
     "wavenet_sample": Example(
         lambda: wavenet(4, 2, layers=2, channels=5, fast="sample"), fast="sample"
     ),

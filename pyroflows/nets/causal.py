@@ -79,7 +79,7 @@ class CausalConv(nn.Module):
     the identity.
 
     Args:
-        steps: length T of the signal.
+        features: number of steps T of the signal.
         params: numbers per step.
         channels: width of the residual stream.
         dilations: one block each; by default 1, 2, 4, ... until the last step sees all before it.
@@ -95,9 +95,11 @@ class CausalConv(nn.Module):
         torch.Size([7, 50, 2])
     """
 
+    descending = False  # time runs one way
+
     def __init__(
         self,
-        steps: int,
+        features: int,
         params: int,
         *,
         channels: int = 32,
@@ -107,17 +109,17 @@ class CausalConv(nn.Module):
     ) -> None:
         super().__init__()
         for name, value, least in (
-            ("steps", steps, 1),
+            ("features", features, 1),
             ("channels", channels, 1),
             ("kernel", kernel, 2),
         ):
             if int(value) != value or value < least:
                 raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
         if dilations is None:
-            dilations = covering_dilations(steps, kernel)
+            dilations = covering_dilations(features, kernel)
         if isinstance(dilations, int) or any(int(d) != d or d < 1 for d in dilations):
             raise ValueError(f"dilations: expected a tuple of positive integers, got {dilations!r}")
-        self.steps, self.params, self.channels = steps, params, channels
+        self.features, self.params, self.channels = features, params, channels
         self.dilations, self.kernel = tuple(int(d) for d in dilations), kernel
         self.first = nn.Linear(1, channels)
         self.blocks = nn.ModuleList(_Block(channels, kernel, d, context) for d in self.dilations)
@@ -170,7 +172,7 @@ class CausalConv(nn.Module):
             The fixed point ``(rows, steps)`` and its parameters ``(rows, steps, params)``.
         """
         rows = len(like)
-        x, theta = like.new_empty(self.steps, rows), like.new_empty(self.steps, self.params, rows)
+        x, theta = like.new_empty(self.features, rows), like.new_empty(self.features, self.params, rows)
         blocks = [
             (
                 block.gate.bias[:, None]
@@ -179,12 +181,12 @@ class CausalConv(nn.Module):
                 block.taps(),
                 block.dilation,
                 block.mix.weight,
-                like.new_empty(block.remembered(self.steps), self.channels, rows).unbind(),
+                like.new_empty(block.remembered(self.features), self.channels, rows).unbind(),
             )
             for block in self.blocks
         ]
         before = like.new_zeros(1, rows)
-        for t in range(self.steps):
+        for t in range(self.features):
             h = torch.addmm(self.first.bias[:, None], self.first.weight, before)
             for bias, taps, dilation, mix, ring in blocks:
                 ring[t % len(ring)].copy_(h)
@@ -237,25 +239,25 @@ class CausalConv(nn.Module):
         """The adjoints ``(steps, params, rows)`` of all parameters, last step first."""
         *gates, h = record
         passes = (h > 0).to(h.dtype).permute(1, 2, 0).contiguous()
-        adjoint = h.new_empty(self.steps, self.params, rows)
+        adjoint = h.new_empty(self.features, self.params, rows)
         blocks = [
             (
                 _slopes(u),
                 block.taps(),
                 block.dilation,
                 block.mix.weight.mT,
-                h.new_empty(block.remembered(self.steps), 2, self.channels, rows).unbind(),
+                h.new_empty(block.remembered(self.features), 2, self.channels, rows).unbind(),
             )
             for block, u in zip(self.blocks, gates, strict=True)
         ]
         sent = h.new_zeros(rows)
-        for t in reversed(range(self.steps)):
+        for t in reversed(range(self.features)):
             step(t, sent, adjoint[t])
             g = (self.last.weight.mT @ adjoint[t]).mul_(passes[t])
             for slopes, taps, dilation, mix, ring in reversed(blocks):
                 now = torch.mul(slopes[t], mix @ g, out=ring[t % len(ring)])
                 g.addmm_(taps[0].mT, now.flatten(0, 1))
-                for k in range(1, min(self.kernel, (self.steps - 1 - t) // dilation + 1)):
+                for k in range(1, min(self.kernel, (self.features - 1 - t) // dilation + 1)):
                     later = ring[(t + k * dilation) % len(ring)]
                     g.addmm_(taps[k].mT, later.flatten(0, 1))
             sent = (self.first.weight.mT @ g)[0]
@@ -264,7 +266,7 @@ class CausalConv(nn.Module):
     def __repr__(self) -> str:
         context = f", context={self.context}" if self.context else ""
         return (
-            f"CausalConv({self.steps} -> {self.steps} x {self.params}, channels={self.channels}, "
+            f"CausalConv({self.features} -> {self.features} x {self.params}, channels={self.channels}, "
             f"dilations={self.dilations}, kernel={self.kernel}{context})"
         )
 
