@@ -155,9 +155,7 @@ def test_walking_costs_the_arithmetic_of_a_pass(features):
     weights = sum(p.numel() for p in net.parameters() if p.dim() == 2)
     with torch.no_grad():
         one_pass = multiplications(lambda: net(x, context))
-        walked = multiplications(
-            lambda: net.solve(lambda t, theta: theta[:, 0], x, context, None)
-        )
+        walked = multiplications(lambda: net.solve(lambda t, theta: theta[:, 0], x, context, None))
     assert 0.9 < one_pass / (10 * features * weights) <= 1
     assert walked <= one_pass
     # A pass, its derivative by weights and by input, and the walk.

@@ -172,7 +172,10 @@ class CausalConv(nn.Module):
             The fixed point ``(rows, steps)`` and its parameters ``(rows, steps, params)``.
         """
         rows = len(like)
-        x, theta = like.new_empty(self.features, rows), like.new_empty(self.features, self.params, rows)
+        x, theta = (
+            like.new_empty(self.features, rows),
+            like.new_empty(self.features, self.params, rows),
+        )
         blocks = [
             (
                 block.gate.bias[:, None]
@@ -266,8 +269,8 @@ class CausalConv(nn.Module):
     def __repr__(self) -> str:
         context = f", context={self.context}" if self.context else ""
         return (
-            f"CausalConv({self.features} -> {self.features} x {self.params}, channels={self.channels}, "
-            f"dilations={self.dilations}, kernel={self.kernel}{context})"
+            f"CausalConv({self.features} -> {self.features} x {self.params}, "
+            f"channels={self.channels}, dilations={self.dilations}, kernel={self.kernel}{context})"
         )
 
 
