@@ -37,9 +37,10 @@ def wavenet(
     from the first.
 
     Layers follow each other in the same direction of time, never reversed: a reversed layer would
-    let the past depend on the future. Affine layers so stacked stay Gaussian in :math:`z_t` given
-    what comes before, however many there are: more of them, or ``bins``, make the student's
-    conditionals richer, only ``bins`` the teacher's.
+    let the past depend on the future. Affine layers so stacked stay Gaussian step by step, however
+    many there are; ``bins`` gives steps densities of other shapes. A student has to work the past
+    out from the noise and may need more layers than its teacher (Parallel WaveNet's has four):
+    ``pf.student_of(teacher, layers=2)``.
 
     van den Oord et al. 2016, arXiv:1609.03499; van den Oord et al. 2018, arXiv:1711.10433.
 
