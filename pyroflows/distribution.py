@@ -97,13 +97,14 @@ class FlowDistribution(dist.TransformedDistribution):
         return self._push(self.base_dist.sample(_size(sample_shape)))[0]
 
     def _push(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        x, log_det = self.transforms[0].forward_and_log_det(z)
+        if self._owner is None:
+            x, log_det = self.transforms[0].forward_and_log_det(z)
+            return x, self._base_log_prob(z) - log_det
+        x, log_det, at = self.transforms[0].forward_at(z)
         log_prob = self._base_log_prob(z) - log_det
-        if self._owner is not None:
-            # An alias: the log-density's graph may hold x and must not keep its own key alive.
-            x = x.view_as(x)
-            point = z.detach() if torch.is_grad_enabled() else None
-            self._memo.put(x, (log_prob, point), self._owner, *self._given())
+        # An alias: the log-density's graph may hold x and must not keep its own key alive.
+        x = x.view_as(x)
+        self._memo.put(x, (log_prob, at), self._owner, *self._given())
         return x, log_prob
 
     def _base_log_prob(self, z: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ class FlowDistribution(dist.TransformedDistribution):
         remembered = self._memo.get(value, self._owner, *self._given())
         context = [c.detach() for c in self._given()]
         fixed = self._owner.detached()(*context, validate_args=False)
-        if remembered is None or remembered[1] is None:
+        if remembered is None:
             return fixed.expand(self.batch_shape).log_prob(value)
         z, log_det = fixed.transforms[0].inverse_at(value, remembered[1])
         return fixed.base_dist.log_prob(z) + log_det

@@ -16,6 +16,7 @@ from torch.distributions import biject_to, constraints
 import pyroflows as pf
 from pyroflows.infer import ForwardKL, ImportanceELBO, PathELBO
 from pyroflows.infer.particles import LogJoint
+from pyroflows.testing import randomize
 
 FLOAT64 = torch.float64
 COVARIANCE = torch.tensor([[4.0, 1.5], [1.5, 1.0]], dtype=FLOAT64)
@@ -219,6 +220,37 @@ def test_path_gradient_vanishes_at_the_optimum():
     guide = pf.AutoFlow(gaussian, pf.iaf, layers=2, hidden=(8,)).setup()  # starts there
     assert gradients(PathELBO(**SETTINGS), guide, 3).abs().max() < 1e-8
     assert gradients(Trace_ELBO(**SETTINGS), guide, 3).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("build", [pf.iaf, pf.maf, pf.nsf], ids=lambda b: b.__name__)
+@pytest.mark.parametrize("context", [0, 2], ids=["plain", "conditional"])
+def test_a_draws_density_along_its_path_is_the_detached_one(build, context):
+    flow = build(5, context=context, layers=3, hidden=(16, 16)).double()
+    randomize(flow)
+    c = torch.randn(40, 2, dtype=torch.float64) if context else None
+    q = flow(c)
+    x = q.rsample(() if context else (40,))
+    got = q.path_log_prob(x)
+    expected = flow.detached().log_prob(x, c)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    sources = [x, *flow.parameters()]
+    pair = [
+        torch.autograd.grad(v.sum(), sources, retain_graph=True, allow_unused=True)
+        for v in (got, expected)
+    ]
+    for a, b in zip(*pair, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_a_draws_density_along_its_path_calls_no_network(monkeypatch):
+    flow = pf.iaf(5, layers=3, hidden=(16,))
+    q = flow()
+    x = q.rsample((7,))
+    calls = []
+    monkeypatch.setattr(pf.nets.MADE, "forward", lambda *a: calls.append(a))
+    monkeypatch.setattr(pf.nets.MADE, "solve", lambda *a: calls.append(a))
+    q.path_log_prob(x).sum().backward()
+    assert calls == []
 
 
 def test_importance_gradient_is_that_of_the_bound():

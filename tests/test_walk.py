@@ -129,25 +129,41 @@ def test_layout_of_the_input_does_not_matter():
             torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("rows", [3, 2000])
-def test_gradients_by_the_implicit_function(rows):
+@pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
+@pytest.mark.parametrize("size", [(18, 3), (18, 2000), (140, 2)], ids=["swept", "walked", "blocks"])
+def test_gradients_by_the_implicit_function(size, descending):
     """Of the walk and of sweeps, against autograd through one loop over the features."""
-    layer = layer_of(18, (24, 24), context=2)
-    y = torch.randn(rows, 18, dtype=FLOAT64, requires_grad=True)
+    features, rows = size
+    layer = layer_of(features, (24, 24), context=2, descending=descending)
+    y = torch.randn(rows, features, dtype=FLOAT64, requires_grad=True)
     c = torch.randn(2, dtype=FLOAT64, requires_grad=True)
     sources = [y, c, *layer.parameters()]
-    weights = torch.randn(18, dtype=FLOAT64)
+    weights = torch.randn(features, dtype=FLOAT64)
     x, log_det = layer.inverse_and_log_det(y, c)
     got = torch.autograd.grad((x @ weights + log_det.square()).sum(), sources)
-    found = []
-    for i in range(18):
-        known = torch.stack([*found, *[torch.zeros_like(y[:, 0])] * (18 - i)], dim=-1)
-        found.append(layer.family.inverse(y, layer.net(known, c))[0][:, i])
+    found = [torch.zeros_like(y[:, 0])] * features
+    for i in reversed(range(features)) if descending else range(features):
+        known = torch.stack(found, dim=-1)
+        found[i] = layer.family.inverse(y, layer.net(known, c))[0][:, i]
     x = torch.stack(found, dim=-1)
     log_det = layer.family.inverse(y, layer.net(x, c))[1].sum(dim=-1)
     expected = torch.autograd.grad((x @ weights + log_det.square()).sum(), sources)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("rows", [4, 2000])
+def test_a_gradient_that_is_not_finite_stays_in_its_row(rows):
+    layer = layer_of(40, (64, 64))
+    y = torch.randn(rows, 40, dtype=FLOAT64, requires_grad=True)
+    x = layer.inverse_and_log_det(y)[0]
+    sent = torch.randn_like(x)
+    clean = torch.autograd.grad(x, y, sent, retain_graph=True)[0]
+    sent[2, 17] = float("nan")
+    got = torch.autograd.grad(x, y, sent)[0]
+    others = torch.arange(rows) != 2
+    torch.testing.assert_close(got[others], clean[others], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got[2, 18:], clean[2, 18:], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: type(f).__name__)

@@ -117,9 +117,10 @@ class MADE(nn.Module):
         step: Callable[[int, Tensor, Tensor], object],
         x: Tensor,
         context: Tensor | None = None,
+        sweep: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor | None], Tensor | None]:
         """Gradients back through the fixed point; see ``pyroflows.nets.walk.solve_back``."""
-        return walk.solve_back(self, step, x, context)
+        return walk.solve_back(self, step, x, context, sweep)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_way": None}

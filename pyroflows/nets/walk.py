@@ -298,19 +298,23 @@ def solve_back(
     step: Callable[[int, Tensor, Tensor], object],
     x: Tensor,
     context: Tensor | None,
+    sweep: Callable[[int, int, Tensor], Tensor] | None = None,
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """Back through the fixed point: the gradients of weights and context.
 
     The same walk backwards: once the adjoints of the parameters are known for all features after d,
-    those of the units of degree d are complete.
+    those of the units of degree d are complete. Swept where forward is, for the same reason.
 
     Args:
         net: the network.
-        step: ``step(i, sent, adjoint)`` writes the adjoint of feature i's parameters, ``(params,
-            rows)``, into ``adjoint``; ``sent``, ``(rows,)``, is what the parameters of all later
-            features send to feature i. Features come in descending order.
+        step: ``step(i, sent, adjoint)`` writes the adjoint of the parameters of the feature that is
+            number i in the net's order, ``(params, rows)``, into ``adjoint``; ``sent``,
+            ``(rows,)``, is what the parameters of all later features send to it. The last one
+            comes first.
         x: ``(rows, features)``, where the network is taken.
         context: ``(rows, context)`` or None.
+        sweep: the same for many features at once: ``sweep(a, b, sent)`` gives the adjoints ``(b -
+            a, params, rows)`` for ``(b - a, rows)``. Without it there are no sweeps.
 
     Returns:
         The gradients of ``parameters(net)`` and of the context.
@@ -356,11 +360,37 @@ def solve_back(
             if b > a and below > 0:
                 arrived[layer][:below].addmm_(weight[a:b, :below].mT, sent[layer][a:b])
 
-    for start, stop in reversed(_blocks(net, rows)):
-        for i in range(stop - 1, start - 1, -1):
-            finish(i, stop)
-            feature = net.features - 1 - i if net.descending else i
-            step(feature, arrivals[0][i + 1][0], adjoints[-1][i + 1])
+    def swept_back(start: int, stop: int) -> bool:
+        """Sweep a block; whether that ended in a proven fixed point."""
+        spans = [(marks[start + 1], marks[stop + 1]) for marks in upto]
+        spans.append((start * params, stop * params))
+        local = [
+            weight[a:b, c:d].mT
+            for weight, (a, b), (c, d) in zip(weights, spans[1:], spans, strict=False)
+        ]
+        known = [t[a:b] for t, (a, b) in zip(arrived, spans, strict=False)]
+        bent = [t[a:b] for t, (a, b) in zip(slopes, spans[1:], strict=False)]
+        now = known[0]
+        for _ in range(stop - start + 1):
+            found = [sweep(start, stop, now).flatten(0, 1)]
+            for layer in range(len(weights) - 1, 0, -1):
+                below = torch.addmm(known[layer], local[layer], found[-1]).mul_(bent[layer - 1])
+                found.append(below.add_(found[-1]) if skips[layer] else below)
+            before, now = now, torch.addmm(known[0], local[0], found[-1])
+            if torch.equal(before, now):
+                break
+        else:
+            return False  # not finite somewhere: the walk keeps that to where it belongs
+        for own, adjoint, (a, b) in zip(sent, reversed(found), spans[1:], strict=True):
+            own[a:b] = adjoint
+        return True
+
+    swept = None if sweep is None else _swept_blocks(net, rows)
+    for start, stop in reversed(swept or _blocks(net, rows)):
+        if not (swept and swept_back(start, stop)):
+            for i in range(stop - 1, start - 1, -1):
+                finish(i, stop)
+                step(i, arrivals[0][i + 1][0], adjoints[-1][i + 1])
         push(start, stop)
     finish(-1, 0)
     if net.descending:

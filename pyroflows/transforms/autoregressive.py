@@ -8,6 +8,7 @@ other callable is evaluated once a feature.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,18 +64,14 @@ class _Walked(torch.autograd.Function):
         layer: Autoregressive,
         y: Tensor,
         context: Tensor | None,
-        known: Tensor | None,
+        known: tuple[Tensor, Tensor, Tensor] | None,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        if known is None:
-            x, log_det, theta = layer._walk(y, context)
-        else:
-            x, theta = known, layer.net(known, context)
-            log_det = -layer.family.forward(x, theta)[1].sum(dim=-1)
+        x, log_det, theta = layer._walk(y, context) if known is None else known
         ctx.layer = layer
         ctx.save_for_backward(x, theta, context)
-        # A tensor of its own: a view could not be changed in place.
-        return x.clone(memory_format=torch.contiguous_format), log_det
+        # Tensors of their own: those known stay as they are, and views cannot be changed in place.
+        return x.clone(memory_format=torch.contiguous_format), log_det.clone()
 
     @staticmethod
     @once_differentiable
@@ -82,21 +79,29 @@ class _Walked(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, grad_x: Tensor, grad_log_det: Tensor
     ) -> tuple[Tensor | None, ...]:
         x, theta, context = ctx.saved_tensors
-        a, inverse_slope, own, pull = _local(ctx.layer.family, x, theta, grad_x, grad_log_det)
-        v = torch.empty_like(a)
+        a, inverse_slope, own, pull = _local(ctx.layer, x, theta, grad_x, grad_log_det)
+        v, net = torch.empty_like(a), ctx.layer.net
 
         def step(i: int, sent: Tensor, adjoint: Tensor) -> None:
             torch.mul(a[i].add_(sent), inverse_slope[i], out=v[i])
             torch.addcmul(own[i], pull[i], v[i], value=-1, out=adjoint)
 
-        gradients, grad_context = ctx.layer.net.solve_back(step, x, context)
-        return None, v.mT, grad_context, None, *gradients
+        def sweep(first: int, last: int, sent: Tensor) -> Tensor:
+            at = slice(first, last)
+            torch.mul(a[at] + sent, inverse_slope[at], out=v[at])
+            return torch.addcmul(own[at], pull[at], v[at, None], value=-1)
+
+        gradients, grad_context = net.solve_back(step, x, context, sweep)
+        return None, (v.flip(0) if _descending(net) else v).mT, grad_context, None, *gradients
 
 
 # Compilers cannot trace the derivative of what they trace, so there is a break in the graph here.
 @torch.compiler.disable
 def _with_graph(
-    layer: Autoregressive, y: Tensor, context: Tensor | None, known: Tensor | None = None
+    layer: Autoregressive,
+    y: Tensor,
+    context: Tensor | None,
+    known: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     return _Walked.apply(layer, y, context, known, *layer.net.weights())
 
@@ -109,15 +114,16 @@ def _eagerly(
 
 
 def _local(
-    family: Family, x: Tensor, theta: Tensor, grad_x: Tensor, grad_log_det: Tensor
+    layer: Autoregressive, x: Tensor, theta: Tensor, grad_x: Tensor, grad_log_det: Tensor
 ) -> tuple[Tensor, ...]:
-    """What each feature's own map contributes to the walk back, features first, rows last.
+    """What each feature's own map contributes to the walk back.
 
-    Gives ``a = grad_x - c dL/dx``, ``1 / g'``, ``-c dL/dtheta`` and ``dg/dtheta``.
+    Features come first, in the net's order, rows last. Gives ``a = grad_x - c dL/dx``, ``1 / g'``,
+    ``-c dL/dtheta`` and ``dg/dtheta``.
     """
     with torch.enable_grad():
         x, theta = x.detach().requires_grad_(), theta.detach().requires_grad_()
-        y, log_derivative = family.forward(x, theta)
+        y, log_derivative = layer.family.forward(x, theta)
         (pull,) = torch.autograd.grad(y.sum(), theta, retain_graph=True)
         a, own = grad_x, torch.zeros_like(theta)
         if log_derivative.requires_grad:
@@ -126,14 +132,16 @@ def _local(
                 scored, (x, theta), allow_unused=True, materialize_grads=True
             )
             a = a + by_x
-    first = torch.contiguous_format
     inverse_slope = log_derivative.detach().neg().exp()
-    return (
-        a.mT.clone(memory_format=first),
-        inverse_slope.mT.contiguous(),
-        own.permute(1, 2, 0).contiguous(),
-        pull.permute(1, 2, 0).contiguous(),
-    )
+    found = a.mT, inverse_slope.mT, own.permute(1, 2, 0), pull.permute(1, 2, 0)
+    # Clones: the walk adds to the first, which may be the gradient that came in.
+    found = tuple(t.clone(memory_format=torch.contiguous_format) for t in found)
+    return tuple(t.flip(0) for t in found) if _descending(layer.net) else found
+
+
+def _descending(net: Any) -> bool:
+    """Whether the net takes the last feature first."""
+    return getattr(net, "descending", False)
 
 
 class Autoregressive(FlowTransform):
@@ -205,19 +213,30 @@ class Autoregressive(FlowTransform):
             x, log_det, _ = self._walk(flat, rows)
         return x.reshape(y.shape), log_det.reshape(y.shape[:-1])
 
+    def forward_at(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """One network call; the inverse can use its result."""
+        theta = self.net(x, context)
+        y, log_derivative = self.family.forward(x, theta)
+        log_det = log_derivative.sum(dim=-1)
+        return y, log_det, (x.detach(), -log_det.detach(), theta.detach())
+
     def inverse_at(
-        self, y: Tensor, x: Tensor, context: Tensor | None = None
+        self, y: Tensor, at: tuple[Tensor, Tensor, Tensor], context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One network call instead of a walk; backward walks once."""
+        """No network call and no walk; backward walks once."""
         if not hasattr(self.net, "solve_back"):
             return self.inverse_and_log_det(y, context)
-        batch = torch.broadcast_shapes(y.shape, x.shape)
-        if context is not None:
-            batch = torch.broadcast_shapes(batch[:-1], context.shape[:-1]) + batch[-1:]
-            context = context.expand(*batch[:-1], -1).reshape(-1, context.shape[-1])
-        y, x = (t.expand(batch).reshape(-1, batch[-1]) for t in (y, x.detach()))
-        x, log_det = _with_graph(self, y, context, x)
-        return x.reshape(batch), log_det.reshape(batch[:-1])
+        x, log_det, theta = at
+        batch, features = theta.shape[:-2], y.shape[-1]
+        rows = (
+            None if context is None else context.expand(*batch, -1).reshape(-1, context.shape[-1])
+        )
+        y, x = (t.expand(*batch, features).reshape(-1, features) for t in (y, x))
+        known = x, log_det.reshape(-1), theta.reshape(-1, *theta.shape[-2:])
+        x, log_det = _with_graph(self, y, rows, known)
+        return x.reshape(*batch, features), log_det.reshape(batch)
 
     def _is_differentiable(self, y: Tensor, context: Tensor | None) -> bool:
         # What a plain function depends on shows in its result alone.
@@ -231,7 +250,7 @@ class Autoregressive(FlowTransform):
     def _walk(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """``x``, ``log|det dx/dy|`` and the parameters of ``(rows, features)``, without a graph."""
         columns, last = y.mT.contiguous(), y.shape[-1] - 1
-        descending = getattr(self.net, "descending", False)
+        descending = _descending(self.net)
         in_order = columns.flip(0) if descending else columns
         rows = columns.unbind()
         # By place in the net's order, a swept block at its first: a walk after a sweep replaces it.

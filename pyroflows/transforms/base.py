@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -70,12 +71,17 @@ class FlowTransform(TransformModule):
         """``x = f^-1(y; c)`` of shape ``(*batch, features)`` and ``log|det dx/dy|`` (``batch``)."""
         raise NotImplementedError(f"{type(self).__name__}.inverse_and_log_det")
 
-    def inverse_at(
-        self, y: Tensor, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """``inverse_and_log_det(y)`` where its image ``x`` is known: the same values and gradients.
+    def forward_at(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
+        """``forward_and_log_det(x)``, and what ``inverse_at`` can use of it: no graph, no rule."""
+        return *self.forward_and_log_det(x, context), None
 
-        Transforms whose inverse has to be solved for save themselves the solving.
+    def inverse_at(
+        self, y: Tensor, at: Any, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``inverse_and_log_det(y)`` for the y that ``forward_at`` gave together with ``at``.
+
+        The same values and gradients; a transform whose inverse has to be solved for need not solve
+        for what it has just come from.
         """
         return self.inverse_and_log_det(y, context)
 
@@ -271,12 +277,17 @@ class Conditioned(FlowTransform):
         y = self._broadcast(y, self.codomain.event_dim)
         return self.transform.inverse_and_log_det(y, self.context)
 
+    def forward_at(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
+        """The transform's forward at the bound context, and what its inverse can use."""
+        x = self._broadcast(x, self.domain.event_dim)
+        return self.transform.forward_at(x, self.context)
+
     def inverse_at(
-        self, y: Tensor, x: Tensor, context: Tensor | None = None
+        self, y: Tensor, at: Any, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The transform's inverse at the bound context, its image known."""
+        """The transform's inverse at the bound context, where forward came from."""
         y = self._broadcast(y, self.codomain.event_dim)
-        return self.transform.inverse_at(y, x, self.context)
+        return self.transform.inverse_at(y, at, self.context)
 
     def forward_shape(self, shape: Size) -> Size:
         """The output's shape."""

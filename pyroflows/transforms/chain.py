@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
@@ -68,19 +68,24 @@ class Chain(FlowTransform):
             total = _plus(total, log_det, part)
         return y, self._total(total, y)
 
+    def forward_at(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, list[Any]]:
+        """All parts in order, and what the inverse of each can use."""
+        total, at = None, []
+        for part in self.parts:
+            x, log_det, of_part = part.forward_at(x, context)
+            total = _plus(total, log_det, part)
+            at.append(of_part)
+        return x, self._total(total, x), at
+
     def inverse_at(
-        self, y: Tensor, x: Tensor, context: Tensor | None = None
+        self, y: Tensor, at: list[Any], context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The inverse at an image of the chain, whose points on the way one pass forward finds."""
-        if self.fast == "log_prob":
-            return self.inverse_and_log_det(y, context)
-        with torch.no_grad():
-            points = [x]
-            for part in self.parts[:-1]:
-                points.append(part.forward_and_log_det(points[-1], context)[0])
+        """All inverses in reverse order, each where its part came from."""
         total = None
-        for part, point in zip(reversed(self.parts), reversed(points), strict=True):
-            y, log_det = part.inverse_at(y, point, context)
+        for part, of_part in zip(reversed(self.parts), reversed(at), strict=True):
+            y, log_det = part.inverse_at(y, of_part, context)
             total = _plus(total, log_det, part)
         return y, self._total(total, y)
 
