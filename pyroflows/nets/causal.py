@@ -208,6 +208,7 @@ class CausalConv(nn.Module):
         step: Callable[[int, Tensor, Tensor], object],
         x: Tensor,
         context: Tensor | None = None,
+        sweep: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor | None], Tensor | None]:
         """Back through the fixed point: the gradients of weights and context.
 
@@ -220,6 +221,7 @@ class CausalConv(nn.Module):
                 later steps send to step t. Steps come in descending order.
             x: ``(rows, steps)``, where the network is taken.
             context: ``(rows, context)`` or None.
+            sweep: not used.
 
         Returns:
             The gradients of ``weights()`` and of the context.
