@@ -13,6 +13,11 @@ signal; here the student first learns to make the teacher's day of the teacher's
 Data: Individual household electric power consumption (UCI, Hebrail & Berard 2012, CC BY 4.0),
 16 December 2006 to 19 January 2007, from ``power_subset/power_subset.npz`` of the folder that
 ``PYROFLOWS_DATA`` names; without it days of a simulated AR(1) process around a daily wave.
+
+One run, seed 0, five held-out days of ten-minute steps: AR(1) -0.40 nats a step, teacher -0.15,
+student -0.15; KL(student || teacher) 0.03 a step. A day of 1440 steps on one thread takes the
+teacher 11 s by the plain loop and 1.4 s with what it has seen kept, the student 0.016 s; a hundred
+days 924, 2.1 and 1.4 s.
 """
 
 from __future__ import annotations
@@ -194,9 +199,9 @@ def draw(days: dict[str, Tensor], times: dict[int, dict[str, float]], path: Path
     )
     colours = dict(zip(days, ("black", "tab:blue", "tab:orange"), strict=True))
     for column, (name, x) in zip(axes.T, days.items(), strict=True):
-        hours = torch.arange(x.shape[1]) * (24 / x.shape[1])
+        edges = torch.linspace(0, 24, x.shape[1] + 1)
         for ax, day in zip(column[:4], x, strict=False):
-            ax.step(hours, day.exp(), where="post", color=colours[name], lw=1)
+            ax.stairs(day.exp(), edges, baseline=None, color=colours[name], lw=1)
             ax.set(xlim=(0, 24), ylim=(0, 8), xticks=range(0, 25, 6))
             ax.tick_params(labelbottom=ax is column[3], labelleft=ax in axes[:4, 0])
         column[0].set_title(name)
@@ -210,7 +215,7 @@ def draw(days: dict[str, Tensor], times: dict[int, dict[str, float]], path: Path
             color=colours[name],
             label=name,
         )
-        axes[4, 1].plot(hours[: x.shape[1] // 2], autocorrelation(x), color=colours[name])
+        axes[4, 1].plot(edges[: x.shape[1] // 2], autocorrelation(x), color=colours[name])
     for ax in axes[:4, 0]:
         ax.set_ylabel("kW")
     axes[4, 0].set(xlabel="log kW", title="values")
