@@ -6,7 +6,7 @@ from pyroflows.distillation import Distillation
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.export import to_arviz
 from pyroflows.fit import fit, initialize
-from pyroflows.flows import iaf, maf, nice, nsf, realnvp
+from pyroflows.flows import iaf, maf, nice, nsf, realnvp, wavenet
 from pyroflows.history import History
 from pyroflows.infer import (
     AutoAmortizedFlow,
@@ -34,6 +34,7 @@ __all__ = [
     "maf",
     "iaf",
     "nsf",
+    "wavenet",
     # images of whole numbers
     "pixelcnn",
     "PixelCNN",

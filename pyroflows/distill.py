@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from pyroflows.distillation import Contexts, Distillation, divergence_on, draw, drawn, report
 from pyroflows.distribution import Flow
-from pyroflows.flows import iaf, nsf
+from pyroflows.flows import iaf, nsf, wavenet
 from pyroflows.rows import Batch, as_pair, checked_rows, reference
 from pyroflows.training import Settings, open_fabric, optimise
 from pyroflows.transforms import Standardize
@@ -37,8 +37,9 @@ def student_of(teacher: Flow, **changes: Any) -> Flow:
     the teacher's to learn; its standardisation is copied.
 
     Args:
-        teacher: a flow over vectors; one made by ``pf.maf`` or ``pf.nsf(scheme="autoregressive")``
-            is matched layer by layer, any other gets an IAF of default size.
+        teacher: a flow over vectors; one made by ``pf.maf``, ``pf.wavenet`` or
+            ``pf.nsf(scheme="autoregressive")`` is matched layer by layer, any other gets an IAF of
+            default size.
         **changes: arguments of the student's builder to set otherwise, for example ``hidden``.
 
     Raises:
@@ -57,6 +58,8 @@ def student_of(teacher: Flow, **changes: Any) -> Flow:
     arguments = dict((teacher.config or {}).get("arguments", {}))
     if name == "nsf" and arguments.get("scheme") == "autoregressive":
         build, arguments["fast"] = nsf, "sample"
+    elif name == "wavenet":
+        build, arguments["fast"] = wavenet, "sample"
     elif name in ("maf", "iaf"):
         build = iaf
     else:

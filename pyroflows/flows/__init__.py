@@ -5,6 +5,7 @@ import pkgutil
 
 from pyroflows.flows.autoregressive import iaf, maf
 from pyroflows.flows.building import Example, builder
+from pyroflows.flows.causal import wavenet
 from pyroflows.flows.coupling import nice, realnvp
 from pyroflows.flows.spline import nsf
 
@@ -17,4 +18,4 @@ def examples() -> dict[str, Example]:
     return found
 
 
-__all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "builder", "Example", "examples"]
+__all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "wavenet", "builder", "Example", "examples"]
