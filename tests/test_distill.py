@@ -21,7 +21,7 @@ def teacher():
 def test_student_comes_close(teacher):
     test = pf.datasets.moons(4000).test
     student = pf.student_of(teacher)
-    report = pf.distill(teacher, student, data=test, max_steps=800, lr=3e-3, progress=False)
+    report = pf.distill(teacher, student, test=test, max_steps=300, lr=3e-3, progress=False)
     assert report.reverse_kl[0] < 0.05 + 3 * report.reverse_kl[1]
     assert report.forward_kl[0] < 0.05 + 3 * report.forward_kl[1]
     assert report.teacher_nats - report.student_nats == pytest.approx(report.gap[0], abs=1e-4)
