@@ -17,9 +17,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,11 +33,10 @@ Rows = list[tuple[str, str]]
 DRAWN = 20_000  # draws of each that are kept: for the classifier and the pictures
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A data set, its teacher, and how far from the defaults teacher and student are trained.
 
-    Args:
+    Attributes:
         load: gives the rows.
         draw: draws a set of rows, given those of the data for the limits.
         teacher: builds the flow to distil.
@@ -50,9 +48,9 @@ class Case:
     load: Callable[[], pf.datasets.Split]
     draw: Callable[[Axes, Tensor, Tensor], None]
     teacher: Callable[[int], pf.Flow] = pf.maf
-    fit: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = {}
     hidden: tuple[int, ...] | None = None
-    distill: dict[str, Any] = field(default_factory=dict)
+    distill: dict[str, Any] = {}
 
 
 def gaussian_nats(data: pf.datasets.Split) -> float:
@@ -116,9 +114,9 @@ CASES = {
 def run(name: str, case: Case, data: pf.datasets.Split, smoke: bool) -> tuple[Rows, dict]:
     """Fit, distil, compare: rows of the table and the pictures' rows."""
     teacher = case.teacher(data.train.shape[1])
-    fit, distill = dict(case.fit), dict(case.distill)
+    fit, distill, draws = case.fit, case.distill, DRAWN
     if smoke:
-        fit["max_epochs"], distill["max_steps"], distill["draws"] = 1, 50, 200
+        fit, distill, draws = {"max_epochs": 1}, {"max_steps": 50}, 200
     history = pf.fit(teacher, data.train, val=data.val, **fit)
     changes = {} if case.hidden is None else {"hidden": case.hidden}
     student = pf.student_of(teacher, **changes)
@@ -127,15 +125,16 @@ def run(name: str, case: Case, data: pf.datasets.Split, smoke: bool) -> tuple[Ro
         student,
         data=data.train,
         test=data.test,
-        classifier_draws=200 if smoke else DRAWN,
+        draws=draws,
+        classifier_draws=draws,
         baseline=True,
         **distill,
     )
     print(f"\n{name}\n{report}")
     pictures = {
-        "data": torch.cat([data.test, data.train])[:DRAWN],
-        "teacher": teacher.sample((200 if smoke else DRAWN,)),
-        "student": student.sample((200 if smoke else DRAWN,)),
+        "data": torch.cat([data.test, data.train])[:draws],
+        "teacher": teacher.sample((draws,)),
+        "student": student.sample((draws,)),
     }
     return [(f"{name}: {what}", value) for what, value in table(report, data, history)], pictures
 
@@ -159,7 +158,10 @@ def table(report: pf.Distillation, data: pf.datasets.Split, history: pf.History)
     ]
     speeds = {name: by_batch[10_000] for name, by_batch in report.speeds.items()}
     rows += [(f"{name}, samples / s", f"{rate:,.0f}") for name, rate in speeds.items()]
-    return [*rows, ("seconds: teacher, student", f"{history.seconds:.0f}, {report.history.seconds:.0f}")]
+    return [
+        *rows,
+        ("seconds: teacher, student", f"{history.seconds:.0f}, {report.history.seconds:.0f}"),
+    ]
 
 
 def draw(pictures: dict[str, dict[str, Tensor]], path: Path) -> None:
