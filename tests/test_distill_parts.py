@@ -99,11 +99,25 @@ def test_other_students_do_not_match(student):
     assert matched(random_teacher("lu"), student().double()) == []
 
 
+def test_student_is_wider_than_a_slow_teacher_only():
+    assert parts_of(pf.student_of(pf.maf(3, hidden=(16, 9))))[0].net.hidden == (24, 14)
+    assert parts_of(pf.student_of(pf.maf(3), hidden=(16,)))[0].net.hidden == (16,)
+    assert parts_of(pf.student_of(pf.iaf(3, hidden=(16, 9))))[0].net.hidden == (16, 9)
+
+
 def test_other_order_does_not_match():
     teacher, student = random_teacher("reverse"), pf.student_of(random_teacher("reverse"))
     assert len(matched(teacher, student)) == 2
     first = parts_of(student)[0]
     first.net = pf.nets.MADE(3, 2, hidden=(8,), descending=True).double()
+    assert matched(teacher, student) == []
+
+
+def test_other_base_does_not_match():
+    teacher = random_teacher("lu")
+    student = pf.student_of(teacher)
+    assert matched(teacher, student)
+    student.base.loc.add_(1.0)
     assert matched(teacher, student) == []
 
 

@@ -40,7 +40,7 @@ def distilled(name, seed):
     pf.fit(teacher, rows, max_epochs=20, batch_size=128, lr=3e-3, seed=seed, progress=False)
     student = pf.student_of(teacher)
     report = pf.distill(
-        teacher, student, max_steps=400, lr=3e-3, classifier_draws=0, progress=False
+        teacher, student, max_steps=400, draws=4000, classifier_draws=0, progress=False
     )
     return report, *(shares(name, flow.sample((20_000,))) for flow in (teacher, student))
 
