@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyroflows.distill.measures import Contexts, drawn, scored
+from pyroflows.distill.schedule import CHOICES
 from pyroflows.distribution import Flow
 from pyroflows.rows import Batch, as_pair, checked_rows, reference, split_rows
 
@@ -49,6 +50,21 @@ def check_pair(teacher: Flow, student: Flow) -> None:
         bad = [n for n, p in flow.named_parameters() if not torch.isfinite(p).all()]
         if bad:
             raise ValueError(f"{name}: its parameters are not finite ({', '.join(bad[:5])})")
+
+
+def check_objective(objective: str, teacher: Flow, student: Flow) -> None:
+    """Raise a ``ValueError`` for an unknown objective, or one whose bases do not fit."""
+    if objective not in CHOICES:
+        raise ValueError(f"objective: expected one of {CHOICES}, got {objective!r}")
+    if objective in ("z_reconstruction", "x_reconstruction", "mixed"):
+        mine, theirs = (
+            tuple(flow.transform.inverse_shape(flow.event_shape)) for flow in (student, teacher)
+        )
+        if mine != theirs:
+            raise ValueError(
+                f"objective: {objective!r} pairs the same z in both flows, but the student's base "
+                f"has shape {mine}, the teacher's {theirs}; use 'auto' or 'forward_kl'"
+            )
 
 
 def checked_data(

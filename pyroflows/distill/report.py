@@ -178,9 +178,9 @@ class Distillation:
             labels = ("first principal axis", "second")
         low, high = (flat["teacher"].quantile(q, dim=0) for q in (0.002, 0.998))
         margin = 0.1 * (high - low)
-        limits = [(a, b) for a, b in zip(low - margin, high + margin, strict=True)]
+        limits = list(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
         for ax, (name, points) in zip(axes, flat.items(), strict=True):
-            ax.scatter(*points.T, s=3, lw=0, alpha=0.5, color=_COLORS[name])
+            ax.scatter(*points.T.numpy(), s=3, lw=0, alpha=0.5, color=_COLORS[name])
             ax.set(title=f"{name}'s draws", xlabel=labels[0], ylabel=labels[1])
             ax.set(xlim=limits[0], ylim=limits[1])
 
@@ -201,7 +201,7 @@ class Distillation:
         mean, spread = theirs.mean(0), theirs.std(0).clamp(min=1e-300)
         a, b = (((x - mean) / spread).quantile(levels, dim=0) for x in (theirs, mine))
         ax.axline((0, 0), slope=1, color="black", lw=1)
-        ax.plot(a, b, lw=1, alpha=0.5, color=_COLORS["student"])
+        ax.plot(a.numpy(), b.numpy(), lw=1, alpha=0.5, color=_COLORS["student"])
         ax.set(title="quantiles of each feature", xlabel="teacher, in sd", ylabel="student, in sd")
 
     def _plot_speeds(self, ax: Axes) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from pyroflows.distill.baseline import fit_for, untrained
-from pyroflows.distill.checks import check_pair, check_scores, checked_data
+from pyroflows.distill.checks import check_objective, check_pair, check_scores, checked_data
 from pyroflows.distill.measures import Contexts, divergence_on, drawn, measure
 from pyroflows.distill.objectives import Objectives
 from pyroflows.distill.report import Distillation
-from pyroflows.distill.schedule import CHOICES, EPOCH, Lessons, plan
+from pyroflows.distill.schedule import EPOCH, Lessons, plan
 from pyroflows.distill.student import matched, parts_of
 from pyroflows.distribution import Flow
 from pyroflows.rows import reference
@@ -42,7 +42,7 @@ def distill(
     path: bool = True,
     max_steps: int = 3000,
     batch_size: int = 256,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     clip: float = 5.0,
     average: float = 0.99,
     patience: int = 20,
@@ -115,8 +115,6 @@ def distill(
         >>> abs(report.reverse_kl[0]) < 0.1
         True
     """
-    if objective not in CHOICES:
-        raise ValueError(f"objective: expected one of {CHOICES}, got {objective!r}")
     if max_steps < 1 or batch_size < 1 or lr <= 0 or clip <= 0:
         raise ValueError(
             "max_steps, batch_size, lr, clip: expected positive numbers, got "
@@ -128,6 +126,7 @@ def distill(
             f"{draws} and {classifier_draws}"
         )
     check_pair(teacher, student)
+    check_objective(objective, teacher, student)
     rows, held, given = checked_data(teacher, data, test, context)
     if baseline and rows is None:
         raise ValueError("baseline: expected data= to train a flow on directly, got none")
