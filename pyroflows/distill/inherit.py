@@ -9,12 +9,16 @@ student's, and the units left over start silent.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from pyroflows.distill.student import Pair
 from pyroflows.nets import MADE
 from pyroflows.transforms import Additive, Affine, Family, RationalQuadraticSpline
+
+if TYPE_CHECKING:
+    from pyroflows.distill.student import Pair
 
 
 @torch.no_grad()
