@@ -6,17 +6,35 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyroflows.transforms.base import FlowTransform
 
 
-def location_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _space(dims: int) -> constraints.Constraint:
+    """Real events of ``dims`` dimensions."""
+    return constraints.real_vector if dims == 1 else constraints.independent(constraints.real, dims)
+
+
+def _sum_over_event(log_scale: Tensor, x: Tensor) -> Tensor:
+    """The log-determinant of scales ``(features,)`` or ``(features, 1, 1)``, of x's batch."""
+    dims = log_scale.dim()
+    places = x.shape[x.dim() - dims + 1 :].numel()
+    return (log_scale.sum() * places).expand(x.shape[: x.dim() - dims])
+
+
+def location_and_scale(rows: Tensor, dims: int = 1) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of ``(*batch, features)``; constant features get scale one.
+
+    Of events with more dimensions, ``(*batch, features, ...)``, they are taken over all but the
+    first, and have a one for each of the others.
 
     Warns:
         UserWarning: some features are constant.
     """
-    rows = rows.detach().reshape(-1, rows.shape[-1])
+    after = (1,) * (dims - 1)
+    rows = rows.detach().movedim(-dims, -1)
+    rows = rows.reshape(-1, rows.shape[-1])
     mean = rows.mean(dim=0)
     scale = rows.std(dim=0, correction=0)
     # Rounding leaves a constant column with a tiny spread relative to its size.
@@ -30,7 +48,8 @@ def location_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
             "drop them, or add a little noise",
             stacklevel=2,
         )
-    return mean, torch.where(constant, torch.ones_like(scale), scale)
+    scale = torch.where(constant, torch.ones_like(scale), scale)
+    return mean.view(-1, *after), scale.view(-1, *after)
 
 
 class Standardize(FlowTransform):
@@ -40,7 +59,8 @@ class Standardize(FlowTransform):
     set the map is the identity.
 
     Args:
-        features: number of features.
+        features: number of features; of channels where events are images.
+        dims: number of dimensions of an event; 3 for images ``(features, height, width)``.
 
     Example:
         >>> import torch
@@ -52,17 +72,24 @@ class Standardize(FlowTransform):
         tensor([15.])
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, dims: int = 1) -> None:
         super().__init__()
-        self.register_buffer("loc", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("loc", torch.zeros(features, *(1,) * (dims - 1)))
+        self.register_buffer("scale", torch.ones_like(self.loc))
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        """All events."""
+        return _space(self.loc.dim())
+
+    codomain = domain
 
     def initialize(
         self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
     ) -> Tensor:
         """Take location and scale from the data (their inverses with ``inverse=False``)."""
         with torch.no_grad():
-            loc, scale = location_and_scale(value)
+            loc, scale = location_and_scale(value, self.loc.dim())
             self.loc.copy_(loc if inverse else -loc / scale)
             self.scale.copy_(scale if inverse else scale.reciprocal())
         return super().initialize(value, context, inverse=inverse)
@@ -70,15 +97,15 @@ class Standardize(FlowTransform):
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``loc + scale * x``."""
-        log_det = self.scale.log().sum().expand(x.shape[:-1])
-        return torch.addcmul(self.loc, x, self.scale), log_det
+        """``loc + scale * x``, in torch's usual layout, since it is what leaves a flow."""
+        y = torch.addcmul(self.loc, x, self.scale).contiguous()
+        return y, _sum_over_event(self.scale.log(), x)
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``(y - loc) / scale``."""
-        return (y - self.loc) / self.scale, -self.scale.log().sum().expand(y.shape[:-1])
+        return (y - self.loc) / self.scale, -_sum_over_event(self.scale.log(), y)
 
     def extra_repr(self) -> str:
         """The number of features."""
@@ -92,14 +119,22 @@ class ActNorm(FlowTransform):
     that it was set is part of the ``state_dict``, so a loaded layer is not set again.
 
     Args:
-        features: number of features.
+        features: number of features; of channels where events are images.
+        dims: number of dimensions of an event; 3 for images ``(features, height, width)``.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, dims: int = 1) -> None:
         super().__init__()
-        self.loc = nn.Parameter(torch.zeros(features))
-        self.log_scale = nn.Parameter(torch.zeros(features))
+        self.loc = nn.Parameter(torch.zeros(features, *(1,) * (dims - 1)))
+        self.log_scale = nn.Parameter(torch.zeros_like(self.loc))
         self.register_buffer("initialized", torch.tensor(False))
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        """All events."""
+        return _space(self.loc.dim())
+
+    codomain = domain
 
     def initialize(
         self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
@@ -107,7 +142,7 @@ class ActNorm(FlowTransform):
         """Make the other side of these data zero-mean and unit-variance, the first time only."""
         if not self.initialized:
             with torch.no_grad():
-                loc, scale = location_and_scale(value)
+                loc, scale = location_and_scale(value, self.loc.dim())
                 self.loc.copy_(loc if inverse else -loc / scale)
                 self.log_scale.copy_(scale.log() if inverse else -scale.log())
                 self.initialized.fill_(True)
@@ -118,14 +153,14 @@ class ActNorm(FlowTransform):
     ) -> tuple[Tensor, Tensor]:
         """``loc + exp(log_scale) * x``."""
         y = torch.addcmul(self.loc, x, self.log_scale.exp())
-        return y, self.log_scale.sum().expand(x.shape[:-1])
+        return y, _sum_over_event(self.log_scale, x)
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``(y - loc) exp(-log_scale)``."""
         x = (y - self.loc) * (-self.log_scale).exp()
-        return x, -self.log_scale.sum().expand(y.shape[:-1])
+        return x, -_sum_over_event(self.log_scale, y)
 
     def extra_repr(self) -> str:
         """The number of features."""
