@@ -6,7 +6,7 @@ from pyroflows.distillation import Distillation
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.export import to_arviz
 from pyroflows.fit import fit, initialize
-from pyroflows.flows import iaf, maf, nice, nsf, realnvp
+from pyroflows.flows import glow, iaf, maf, mintnet, multiscale_realnvp, nice, nsf, realnvp
 from pyroflows.history import History
 from pyroflows.infer import (
     AutoAmortizedFlow,
@@ -32,6 +32,10 @@ __all__ = [
     "maf",
     "iaf",
     "nsf",
+    # of images
+    "multiscale_realnvp",
+    "glow",
+    "mintnet",
     # train them
     "fit",
     "initialize",

@@ -6,6 +6,7 @@ import pkgutil
 from pyroflows.flows.autoregressive import iaf, maf
 from pyroflows.flows.building import Example, builder
 from pyroflows.flows.coupling import nice, realnvp
+from pyroflows.flows.images import glow, mintnet, multiscale_realnvp
 from pyroflows.flows.spline import nsf
 
 
@@ -17,4 +18,16 @@ def examples() -> dict[str, Example]:
     return found
 
 
-__all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "builder", "Example", "examples"]
+__all__ = [
+    "nice",
+    "realnvp",
+    "maf",
+    "iaf",
+    "nsf",
+    "multiscale_realnvp",
+    "glow",
+    "mintnet",
+    "builder",
+    "Example",
+    "examples",
+]
