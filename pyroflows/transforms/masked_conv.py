@@ -84,7 +84,7 @@ class MaskedConv(FlowTransform):
         self.from_context = (
             FromContext(context, width * channels, size) if has_context(context) else None
         )
-        self.log_t = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.log_t = nn.Parameter(torch.zeros(channels))
         groups = (1, width, width, 1)
         pairs = list(zip(groups[1:], groups[:-1], strict=True))  # groups out, groups in
         self.weights = nn.ParameterList(
@@ -134,7 +134,7 @@ class MaskedConv(FlowTransform):
                 slope = diagonal[:, 0, :, None, None]
             else:
                 slope = torch.einsum("oic,nichw->nochw", diagonal, slope)
-        t = self.log_t.exp()
+        t = self.log_t.exp()[:, None, None]
         return h, t * x, t + slope[:, 0]
 
     def _shift(self, context: Tensor | None) -> Tensor | None:

@@ -16,9 +16,13 @@ def _space(dims: int) -> constraints.Constraint:
     return constraints.real_vector if dims == 1 else constraints.independent(constraints.real, dims)
 
 
-def _sum_over_event(log_scale: Tensor, x: Tensor) -> Tensor:
-    """The log-determinant of scales ``(features,)`` or ``(features, 1, 1)``, of x's batch."""
-    dims = log_scale.dim()
+def _across(values: Tensor, dims: int) -> Tensor:
+    """``(features,)`` so that it broadcasts against events of ``dims`` dimensions."""
+    return values if dims == 1 else values.view(-1, *(1,) * (dims - 1))
+
+
+def _log_det(log_scale: Tensor, x: Tensor, dims: int) -> Tensor:
+    """That of scales ``(features,)``, of x's batch: each counts for all places in an event."""
     places = x.shape[x.dim() - dims + 1 :].numel()
     return (log_scale.sum() * places).expand(x.shape[: x.dim() - dims])
 
@@ -27,12 +31,11 @@ def location_and_scale(rows: Tensor, dims: int = 1) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of ``(*batch, features)``; constant features get scale one.
 
     Of events with more dimensions, ``(*batch, features, ...)``, they are taken over all but the
-    first, and have a one for each of the others.
+    first.
 
     Warns:
         UserWarning: some features are constant.
     """
-    after = (1,) * (dims - 1)
     rows = rows.detach().movedim(-dims, -1)
     rows = rows.reshape(-1, rows.shape[-1])
     mean = rows.mean(dim=0)
@@ -48,8 +51,7 @@ def location_and_scale(rows: Tensor, dims: int = 1) -> tuple[Tensor, Tensor]:
             "drop them, or add a little noise",
             stacklevel=2,
         )
-    scale = torch.where(constant, torch.ones_like(scale), scale)
-    return mean.view(-1, *after), scale.view(-1, *after)
+    return mean, torch.where(constant, torch.ones_like(scale), scale)
 
 
 class Standardize(FlowTransform):
@@ -74,13 +76,14 @@ class Standardize(FlowTransform):
 
     def __init__(self, features: int, dims: int = 1) -> None:
         super().__init__()
-        self.register_buffer("loc", torch.zeros(features, *(1,) * (dims - 1)))
+        self.dims = dims
+        self.register_buffer("loc", torch.zeros(features))
         self.register_buffer("scale", torch.ones_like(self.loc))
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:
         """All events."""
-        return _space(self.loc.dim())
+        return _space(self.dims)
 
     codomain = domain
 
@@ -89,7 +92,7 @@ class Standardize(FlowTransform):
     ) -> Tensor:
         """Take location and scale from the data (their inverses with ``inverse=False``)."""
         with torch.no_grad():
-            loc, scale = location_and_scale(value, self.loc.dim())
+            loc, scale = location_and_scale(value, self.dims)
             self.loc.copy_(loc if inverse else -loc / scale)
             self.scale.copy_(scale if inverse else scale.reciprocal())
         return super().initialize(value, context, inverse=inverse)
@@ -98,14 +101,15 @@ class Standardize(FlowTransform):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``loc + scale * x``, in torch's usual layout, since it is what leaves a flow."""
-        y = torch.addcmul(self.loc, x, self.scale).contiguous()
-        return y, _sum_over_event(self.scale.log(), x)
+        y = torch.addcmul(_across(self.loc, self.dims), x, _across(self.scale, self.dims))
+        return y.contiguous(), _log_det(self.scale.log(), x, self.dims)
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``(y - loc) / scale``."""
-        return (y - self.loc) / self.scale, -_sum_over_event(self.scale.log(), y)
+        x = (y - _across(self.loc, self.dims)) / _across(self.scale, self.dims)
+        return x, -_log_det(self.scale.log(), y, self.dims)
 
     def extra_repr(self) -> str:
         """The number of features."""
@@ -125,14 +129,15 @@ class ActNorm(FlowTransform):
 
     def __init__(self, features: int, dims: int = 1) -> None:
         super().__init__()
-        self.loc = nn.Parameter(torch.zeros(features, *(1,) * (dims - 1)))
-        self.log_scale = nn.Parameter(torch.zeros_like(self.loc))
+        self.dims = dims
+        self.loc = nn.Parameter(torch.zeros(features))
+        self.log_scale = nn.Parameter(torch.zeros(features))
         self.register_buffer("initialized", torch.tensor(False))
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:
         """All events."""
-        return _space(self.loc.dim())
+        return _space(self.dims)
 
     codomain = domain
 
@@ -142,7 +147,7 @@ class ActNorm(FlowTransform):
         """Make the other side of these data zero-mean and unit-variance, the first time only."""
         if not self.initialized:
             with torch.no_grad():
-                loc, scale = location_and_scale(value, self.loc.dim())
+                loc, scale = location_and_scale(value, self.dims)
                 self.loc.copy_(loc if inverse else -loc / scale)
                 self.log_scale.copy_(scale.log() if inverse else -scale.log())
                 self.initialized.fill_(True)
@@ -152,15 +157,17 @@ class ActNorm(FlowTransform):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``loc + exp(log_scale) * x``."""
-        y = torch.addcmul(self.loc, x, self.log_scale.exp())
-        return y, _sum_over_event(self.log_scale, x)
+        scale = _across(self.log_scale.exp(), self.dims)
+        y = torch.addcmul(_across(self.loc, self.dims), x, scale)
+        return y, _log_det(self.log_scale, x, self.dims)
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``(y - loc) exp(-log_scale)``."""
-        x = (y - self.loc) * (-self.log_scale).exp()
-        return x, -_sum_over_event(self.log_scale, y)
+        scale = _across((-self.log_scale).exp(), self.dims)
+        x = (y - _across(self.loc, self.dims)) * scale
+        return x, -_log_det(self.log_scale, y, self.dims)
 
     def extra_repr(self) -> str:
         """The number of features."""
