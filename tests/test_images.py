@@ -159,6 +159,15 @@ def test_multiscale_leaves_alone_what_is_done():
     torch.testing.assert_close(z[:, :2], expected)
 
 
+@pytest.mark.parametrize("inverse", [True, False])
+def test_levels_are_initialised_in_the_order_in_which_data_pass(inverse):
+    flow = two_levels()
+    x = 7 + 5 * torch.randn(64, 1, 4, 4).cumsum(dim=-1)
+    found = flow.initialize(x, inverse=inverse)
+    torch.testing.assert_close(found, flow.inv(x) if inverse else flow(x), atol=1e-4, rtol=1e-4)
+    assert abs(float(found.mean())) < 1e-3
+
+
 def test_composed_prior_is_a_gaussian_given_the_half_that_goes_on():
     flow = pf.glow((1, 4, 4), levels=2, steps=1, channels=4)
     level = flow.transform[0].level
