@@ -5,7 +5,7 @@ from pyroflows.distill import Distillation, distill, student_of
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.export import to_arviz
 from pyroflows.fit import fit, initialize
-from pyroflows.flows import iaf, maf, nice, nsf, realnvp, wavenet
+from pyroflows.flows import glow, iaf, maf, mintnet, multiscale_realnvp, nice, nsf, realnvp, wavenet
 from pyroflows.history import History
 from pyroflows.infer import (
     AutoAmortizedFlow,
@@ -34,6 +34,10 @@ __all__ = [
     "iaf",
     "nsf",
     "wavenet",
+    # of images
+    "multiscale_realnvp",
+    "glow",
+    "mintnet",
     # images of whole numbers
     "pixelcnn",
     "PixelCNN",

@@ -7,6 +7,7 @@ from pyroflows.flows.autoregressive import iaf, maf
 from pyroflows.flows.building import Example, builder
 from pyroflows.flows.causal import wavenet
 from pyroflows.flows.coupling import nice, realnvp
+from pyroflows.flows.images import glow, mintnet, multiscale_realnvp
 from pyroflows.flows.spline import nsf
 
 
@@ -18,4 +19,17 @@ def examples() -> dict[str, Example]:
     return found
 
 
-__all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "wavenet", "builder", "Example", "examples"]
+__all__ = [
+    "nice",
+    "realnvp",
+    "maf",
+    "iaf",
+    "nsf",
+    "wavenet",
+    "multiscale_realnvp",
+    "glow",
+    "mintnet",
+    "builder",
+    "Example",
+    "examples",
+]
