@@ -20,6 +20,7 @@ r"""What a student is trained on. All losses are in nats, or in units that compa
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,11 @@ class Objectives(nn.Module):
         """
         losses = [weight * self._one(name, x, context) for name, weight in weights.items()]
         return torch.stack(losses).sum()
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the objectives of one pass, each for itself: walks would take minutes."""
+        for name in ("_layers", "_z_reconstruction", "_x_reconstruction"):
+            self.__dict__[name] = torch.compile(getattr(self, name), *args, **kwargs)
 
     def _one(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
         losses: dict[str, Callable[..., Tensor]] = {

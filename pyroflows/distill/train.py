@@ -91,7 +91,7 @@ def distill(
         baseline: also train a fresh flow like the student on ``data`` by maximum likelihood, in the
             time that the distillation took, and compare the two on ``test``.
         progress: show a progress bar with both divergences.
-        compile: run the step under ``torch.compile``.
+        compile: run objectives of one pass (layers, reconstructions) under ``torch.compile``.
         accelerator: as in Lightning Fabric; by default where the student is.
         devices: as in Fabric.
         strategy: as in Fabric.
