@@ -1,8 +1,8 @@
 """A variational autoencoder of faces or digits: a Gaussian posterior beside an IAF posterior.
 
-One model, one encoder, two guides: ``pf.AutoAmortizedFlow`` without a flow, the autoencoder of Kingma
-& Welling 2014 (arXiv:1312.6114), and with one (Kingma et al. 2016, arXiv:1606.04934). Both go on
-from the same trained Gaussian autoencoder, the flow from the identity, for the same number of
+One model, one encoder, two guides: ``pf.AutoAmortizedFlow`` without a flow, the autoencoder of
+Kingma & Welling 2014 (arXiv:1312.6114), and with one (Kingma et al. 2016, arXiv:1606.04934). Both
+go on from the same trained Gaussian autoencoder, the flow from the identity, for the same number of
 epochs, and keep the weights of the best validation ELBO. Prints one table, saves one picture::
 
     python models/vae_frey_faces.py [--data faces|digits] [--out runs/vae.png] [--seed 0] [--smoke]
