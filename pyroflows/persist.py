@@ -171,13 +171,13 @@ def _build(config: dict[str, Any], model: Any, given: Builder | None, trust: boo
         inner = _make(config, given, trust).to(dtype)
         if "guide" not in config:
             return inner
-        facts = dict(config["guide"])
         try:
+            facts = dict(config["guide"])
             facts["sites"] = [
                 {**s, "support": decode(s["support"], "support")} for s in facts["sites"]
             ]
             return guide_from(facts, inner, model, dtype)
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(f"config.json: the guide cannot be read ({error!r})") from None
 
 

@@ -1,4 +1,4 @@
-"""A corpus of broken save folders: each is refused by a ValueError that says what and what to do."""
+"""A corpus of broken save folders: a ValueError refuses each, and says what to do."""
 
 import json
 import random
