@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-import click
 import typer
 
 from pyroflows.training import DivergedError
@@ -61,7 +60,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             with _notes():
                 function(*args, **kwargs)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
+        except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
             note("stopped")
