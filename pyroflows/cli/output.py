@@ -78,6 +78,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 kwargs,
             )
 
+    # Help keeps the line breaks of a docstring: only those between paragraphs are meant.
+    paragraphs = (function.__doc__ or "").split("\n\n")
+    run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     return run
 
 
