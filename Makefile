@@ -10,6 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 demo: $(READY)
 	$(BIN)/python models/quickstart.py
+	$(BIN)/python models/distill_maf_to_iaf.py --sets checkerboard
 
 test: $(READY)
 	$(PYTEST) -m "not slow"

@@ -1,12 +1,11 @@
 """Normalizing flows for Pyro: a flow is a module whose call is a distribution."""
 
 from pyroflows import datasets, infer, latents, nets, testing, transforms
-from pyroflows.distill import distill, student_of
-from pyroflows.distillation import Distillation
+from pyroflows.distill import Distillation, distill, student_of
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.export import to_arviz
 from pyroflows.fit import fit, initialize
-from pyroflows.flows import iaf, maf, nice, nsf, realnvp
+from pyroflows.flows import glow, iaf, maf, mintnet, multiscale_realnvp, nice, nsf, realnvp, wavenet
 from pyroflows.history import History
 from pyroflows.infer import (
     AutoAmortizedFlow,
@@ -34,6 +33,11 @@ __all__ = [
     "maf",
     "iaf",
     "nsf",
+    "wavenet",
+    # of images
+    "multiscale_realnvp",
+    "glow",
+    "mintnet",
     # images of whole numbers
     "pixelcnn",
     "PixelCNN",

@@ -32,7 +32,7 @@ ROWS = [
     ["registry"],
     ["flows"],
     ["plots", "dequantize", "quantize", "pixelcnn", "latents"],
-    ["compiling", "training", "history", "rows", "sources", "distillation"],
+    ["compiling", "training", "history", "rows", "sources"],
     ["fit", "infer", "initialize"],
     ["distill", "persist", "described", "stored", "hub"],
     ["export", "testing", "laws"],

@@ -143,11 +143,12 @@ def table(lines: list[dict]) -> str:
         weighted = f"{line['weighted_error']:.3f}" if "weighted_error" in line else ""
         khat = f"{line['khat']:.2f}" if "khat" in line else ""
         elbo = f"{line['elbo']:.2f}" if "elbo" in line else ""
+        busy = f"{line['cpu_seconds']:.0f}" if "cpu_seconds" in line else ""
         good = "yes" if line["error"] < 0.1 else "0.3" if line["error"] < 0.3 else "NO"
         rows.append(
             f"| {line['posterior']} | {line['guide']} | {line['error']:.3f} | {weighted} | "
             f"{low:.2f}-{high:.2f} | {khat} | {elbo} | {line['seconds']:.0f} | "
-            f"{line['cpu_seconds']:.0f} | {good} |"
+            f"{busy} | {good} |"
         )
     return "\n".join(rows)
 
@@ -167,7 +168,7 @@ def summary(lines: list[dict], kind: str) -> str:
         text += f", k-hat good on {len(good)}, of which weighted means are off: {lies or 'none'}"
     if done:
         for key, of in (("seconds", "s"), ("cpu_seconds", "s of CPU")):
-            times = sorted(line[key] for line in done)
+            times = sorted(line[key] for line in done if key in line)
             text += f"; median {times[len(times) // 2]:.0f} {of}, longest {times[-1]:.0f} {of}"
     return text
 

@@ -9,7 +9,9 @@ from typing import Any
 from pyroflows.distribution import Flow
 from pyroflows.flows.autoregressive import iaf, maf
 from pyroflows.flows.building import Example, builder
+from pyroflows.flows.causal import wavenet
 from pyroflows.flows.coupling import nice, realnvp
+from pyroflows.flows.images import glow, mintnet, multiscale_realnvp
 from pyroflows.flows.spline import nsf
 
 
@@ -35,4 +37,18 @@ def examples() -> dict[str, Example]:
     return found
 
 
-__all__ = ["nice", "realnvp", "maf", "iaf", "nsf", "builder", "builders", "Example", "examples"]
+__all__ = [
+    "nice",
+    "realnvp",
+    "maf",
+    "iaf",
+    "nsf",
+    "wavenet",
+    "multiscale_realnvp",
+    "glow",
+    "mintnet",
+    "builder",
+    "builders",
+    "Example",
+    "examples",
+]

@@ -78,7 +78,9 @@ def nice(
             ``"lu"`` (the same, and an LU-linear map) or ``"permute"``.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
-        base: base distribution over the features (standard normal by default).
+        base: base distribution over the features (standard normal by default). The paper's prior
+            for images, flattened to 784 pixels, is
+            ``dist.Logistic(torch.zeros(784), torch.ones(784)).to_event(1)`` of ``pyro``.
         support: where the data live, if not in all of R^n.
 
     Raises:

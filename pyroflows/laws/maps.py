@@ -79,6 +79,7 @@ def check_round_trip(
             require_close(back, x, allowed, f"inverse(forward(x)) is not x, {where}")
             require_close(-log_det, forth, allowed, f"log-determinants do not cancel, {where}")
             if far_too:  # any y will do, not only one that forward made
+                x = x.reshape(y.shape)  # a map may change the event's shape, not its size
                 x2, log_det = transform.inverse_and_log_det(x, c)
                 require_shape(log_det, batch, f"log-determinant of inverse, {where}")
                 require_finite(x2, f"inverse, {where}")

@@ -98,6 +98,10 @@ class MADE(nn.Module):
         """Raise a ``ValueError`` where replaced masks cannot be walked."""
         walk.check_masks(self)
 
+    def weights(self) -> list[Tensor]:
+        """All weights and biases, in the order of ``solve_back``'s gradients."""
+        return walk.parameters(self)
+
     def solve(
         self,
         step: Callable[[int, Tensor], Tensor],

@@ -4,9 +4,20 @@ from pyroflows.transforms.autoregressive import Autoregressive
 from pyroflows.transforms.base import Conditioned, FlowTransform, Inverse
 from pyroflows.transforms.chain import Chain
 from pyroflows.transforms.context_affine import ContextAffine
+from pyroflows.transforms.conv1x1 import Conv1x1
 from pyroflows.transforms.coupling import Coupling
 from pyroflows.transforms.elementwise import Additive, Affine, Family, RationalQuadraticSpline
+from pyroflows.transforms.image_coupling import ImageCoupling
+from pyroflows.transforms.images import (
+    all_but_channel,
+    checkerboard,
+    even_columns,
+    even_rows,
+    first_half,
+)
 from pyroflows.transforms.linear import LULinear, Whiten
+from pyroflows.transforms.masked_conv import MaskedConv
+from pyroflows.transforms.multiscale import MultiScale, Squeeze, squeeze, unsqueeze
 from pyroflows.transforms.normalize import ActNorm, DiagonalScale, Standardize
 from pyroflows.transforms.permute import Permute
 from pyroflows.transforms.support import ToSupport
@@ -30,4 +41,17 @@ __all__ = [
     "DiagonalScale",
     "ContextAffine",
     "ToSupport",
+    # of images
+    "Squeeze",
+    "squeeze",
+    "unsqueeze",
+    "MultiScale",
+    "ImageCoupling",
+    "checkerboard",
+    "even_rows",
+    "even_columns",
+    "first_half",
+    "all_but_channel",
+    "Conv1x1",
+    "MaskedConv",
 ]

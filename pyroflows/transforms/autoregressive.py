@@ -1,8 +1,8 @@
 """Autoregressive maps, and their exact inverse with an exact gradient.
 
 Forward is one pass of the network. The inverse walks the features in order; a network that owns a
-``solve`` (``pyroflows.nets.MADE``) does this at the price of about two passes, any other callable
-is evaluated once a feature.
+``solve`` (``pyroflows.nets.MADE``, ``CausalConv``) does this at the price of about two passes, any
+other callable is evaluated once a feature.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pyroflows.nets.walk import parameters
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.elementwise import Family
 
@@ -104,7 +103,7 @@ def _with_graph(
     context: Tensor | None,
     known: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return _Walked.apply(layer, y, context, known, *parameters(layer.net))
+    return _Walked.apply(layer, y, context, known, *layer.net.weights())
 
 
 @torch.compiler.disable

@@ -30,8 +30,7 @@ class Chain(FlowTransform):
     @property
     def fast(self) -> str:
         """The direction that costs one pass in every part."""
-        directions = {part.fast for part in self.parts} - {"both"}
-        return directions.pop() if len(directions) == 1 else "neither" if directions else "both"
+        return joint_fast(self.parts)
 
     @property
     def volume_preserving(self) -> bool:
@@ -129,6 +128,12 @@ class Chain(FlowTransform):
         if len(lines) > 24:
             lines = [*lines[:12], f"  ... {len(lines) - 24} more ...", *lines[-12:]]
         return "\n".join(["Chain(", *lines, ")"])
+
+
+def joint_fast(parts: Iterable[FlowTransform]) -> str:
+    """The direction that costs one pass in every part."""
+    directions = {part.fast for part in parts} - {"both"}
+    return directions.pop() if len(directions) == 1 else "neither" if directions else "both"
 
 
 def _plus(total: Tensor | None, log_det: Tensor, part: FlowTransform) -> Tensor:

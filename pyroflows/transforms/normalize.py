@@ -6,17 +6,38 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyroflows.transforms.base import FlowTransform
 
 
-def location_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _space(dims: int) -> constraints.Constraint:
+    """Real events of ``dims`` dimensions."""
+    return constraints.real_vector if dims == 1 else constraints.independent(constraints.real, dims)
+
+
+def _across(values: Tensor, dims: int) -> Tensor:
+    """``(features,)`` so that it broadcasts against events of ``dims`` dimensions."""
+    return values if dims == 1 else values.view(-1, *(1,) * (dims - 1))
+
+
+def _log_det(log_scale: Tensor, x: Tensor, dims: int) -> Tensor:
+    """That of scales ``(features,)``, of x's batch: each counts for all places in an event."""
+    places = x.shape[x.dim() - dims + 1 :].numel()
+    return (log_scale.sum() * places).expand(x.shape[: x.dim() - dims])
+
+
+def location_and_scale(rows: Tensor, dims: int = 1) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of ``(*batch, features)``; constant features get scale one.
+
+    Of events with more dimensions, ``(*batch, features, ...)``, they are taken over all but the
+    first.
 
     Warns:
         UserWarning: some features are constant.
     """
-    rows = rows.detach().reshape(-1, rows.shape[-1])
+    rows = rows.detach().movedim(-dims, -1)
+    rows = rows.reshape(-1, rows.shape[-1])
     mean = rows.mean(dim=0)
     scale = rows.std(dim=0, correction=0)
     # Rounding leaves a constant column with a tiny spread relative to its size.
@@ -40,7 +61,8 @@ class Standardize(FlowTransform):
     set the map is the identity.
 
     Args:
-        features: number of features.
+        features: number of features; of channels where events are images.
+        dims: number of dimensions of an event; 3 for images ``(features, height, width)``.
 
     Example:
         >>> import torch
@@ -52,17 +74,25 @@ class Standardize(FlowTransform):
         tensor([15.])
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, dims: int = 1) -> None:
         super().__init__()
+        self.dims = dims
         self.register_buffer("loc", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("scale", torch.ones_like(self.loc))
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        """All events."""
+        return _space(self.dims)
+
+    codomain = domain
 
     def initialize(
         self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
     ) -> Tensor:
         """Take location and scale from the data (their inverses with ``inverse=False``)."""
         with torch.no_grad():
-            loc, scale = location_and_scale(value)
+            loc, scale = location_and_scale(value, self.dims)
             self.loc.copy_(loc if inverse else -loc / scale)
             self.scale.copy_(scale if inverse else scale.reciprocal())
         return super().initialize(value, context, inverse=inverse)
@@ -70,15 +100,16 @@ class Standardize(FlowTransform):
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``loc + scale * x``."""
-        log_det = self.scale.log().sum().expand(x.shape[:-1])
-        return torch.addcmul(self.loc, x, self.scale), log_det
+        """``loc + scale * x``, in torch's usual layout, since it is what leaves a flow."""
+        y = torch.addcmul(_across(self.loc, self.dims), x, _across(self.scale, self.dims))
+        return y.contiguous(), _log_det(self.scale.log(), x, self.dims)
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``(y - loc) / scale``."""
-        return (y - self.loc) / self.scale, -self.scale.log().sum().expand(y.shape[:-1])
+        x = (y - _across(self.loc, self.dims)) / _across(self.scale, self.dims)
+        return x, -_log_det(self.scale.log(), y, self.dims)
 
     def extra_repr(self) -> str:
         """The number of features."""
@@ -92,14 +123,23 @@ class ActNorm(FlowTransform):
     that it was set is part of the ``state_dict``, so a loaded layer is not set again.
 
     Args:
-        features: number of features.
+        features: number of features; of channels where events are images.
+        dims: number of dimensions of an event; 3 for images ``(features, height, width)``.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, dims: int = 1) -> None:
         super().__init__()
+        self.dims = dims
         self.loc = nn.Parameter(torch.zeros(features))
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.register_buffer("initialized", torch.tensor(False))
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        """All events."""
+        return _space(self.dims)
+
+    codomain = domain
 
     def initialize(
         self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
@@ -107,7 +147,7 @@ class ActNorm(FlowTransform):
         """Make the other side of these data zero-mean and unit-variance, the first time only."""
         if not self.initialized:
             with torch.no_grad():
-                loc, scale = location_and_scale(value)
+                loc, scale = location_and_scale(value, self.dims)
                 self.loc.copy_(loc if inverse else -loc / scale)
                 self.log_scale.copy_(scale.log() if inverse else -scale.log())
                 self.initialized.fill_(True)
@@ -117,15 +157,17 @@ class ActNorm(FlowTransform):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``loc + exp(log_scale) * x``."""
-        y = torch.addcmul(self.loc, x, self.log_scale.exp())
-        return y, self.log_scale.sum().expand(x.shape[:-1])
+        scale = _across(self.log_scale.exp(), self.dims)
+        y = torch.addcmul(_across(self.loc, self.dims), x, scale)
+        return y, _log_det(self.log_scale, x, self.dims)
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``(y - loc) exp(-log_scale)``."""
-        x = (y - self.loc) * (-self.log_scale).exp()
-        return x, -self.log_scale.sum().expand(y.shape[:-1])
+        scale = _across((-self.log_scale).exp(), self.dims)
+        x = (y - _across(self.loc, self.dims)) * scale
+        return x, -_log_det(self.log_scale, y, self.dims)
 
     def extra_repr(self) -> str:
         """The number of features."""

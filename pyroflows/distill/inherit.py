@@ -1,0 +1,104 @@
+r"""A student's nets start as the teacher's: to first order they are the answer already.
+
+A MAF layer draws x from ``z_i = g(x_i; theta_i(x_<i))``. Where theta is small, x is close to z, so
+:math:`x_i \approx g^{-1}(z_i; \theta_i(z_{<i}))`, which is an IAF layer whose net is the teacher's
+with its last layer turned: for an affine map :math:`\theta' = -\theta`. The error is of second
+order. A wider net holds a narrower one: each unit of the teacher's finds one of its degree in the
+student's, and the units left over start silent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyroflows.nets import MADE
+from pyroflows.transforms import Additive, Affine, Family, RationalQuadraticSpline
+
+if TYPE_CHECKING:
+    from pyroflows.distill.student import Pair
+
+
+@torch.no_grad()
+def inherit(pair: Pair) -> bool:
+    """Start the student's net as the teacher's, turned around; whether it could hold it.
+
+    Nets that do not fit (another activation, fewer units of a degree) are left as they are.
+    """
+    teacher, student = pair.teacher.net, pair.student.net
+    turn = _first_order_inverse(pair.teacher.family)
+    if turn is None or pair.student.family != pair.teacher.family:
+        return False
+    if not (isinstance(teacher, MADE) and isinstance(student, MADE)):
+        return False
+    places = _places(teacher, student)
+    if places is None:
+        return False
+    read = torch.arange(teacher.features)
+    for layer, (mine, theirs, place) in enumerate(
+        zip(student.layers, teacher.layers, places, strict=False)
+    ):
+        if layer:  # what the units left over know must not reach the teacher's
+            mine.weight[place] = 0.0
+        mine.weight[place[:, None], read] = theirs.weight
+        mine.bias[place] = theirs.bias
+        read = place
+    for added in student.layers[len(teacher.layers) :]:  # passed by, over the skips
+        added.weight.zero_()
+        added.bias.zero_()
+    if teacher.from_context is not None:
+        student.from_context.weight[places[0]] = teacher.from_context.weight
+    order, sign = turn
+    student.last.weight.zero_()
+    student.last.weight[:, read] = _turned(teacher.last.weight, order, sign)
+    student.last.bias.copy_(_turned(teacher.last.bias, order, sign))
+    return True
+
+
+def _turned(outputs: Tensor, order: list[int], sign: list[float]) -> Tensor:
+    """Rows of the last layer, so that they give the inverse's parameters."""
+    by_feature = outputs.unflatten(0, (-1, len(order)))
+    factors = outputs.new_tensor(sign).view(1, -1, *[1] * (outputs.dim() - 1))
+    return (by_feature[:, order] * factors).flatten(0, 1)
+
+
+def _first_order_inverse(family: Family) -> tuple[list[int], list[float]] | None:
+    """Which parameters, with which sign, make the inverse map where all are small."""
+    if isinstance(family, (Additive, Affine)):
+        return list(range(family.params)), [-1.0] * family.params
+    if isinstance(family, RationalQuadraticSpline):
+        n = family.bins  # widths and heights change places, slopes turn upside down
+        order = [*range(n, 2 * n), *range(n), *range(2 * n, family.params)]
+        return order, [1.0] * (2 * n) + [-1.0] * (n - 1)
+    return None
+
+
+def _places(teacher: MADE, student: MADE) -> list[Tensor] | None:
+    """For each hidden layer of the teacher's where its units go in the student's; None if nowhere.
+
+    Units are sorted by degree; ``upto`` has the bounds.
+    """
+    for name in ("features", "params", "descending", "activation"):
+        if getattr(teacher, name) != getattr(student, name):
+            return None
+    widths = [
+        None if n.from_context is None else n.from_context.in_features for n in (teacher, student)
+    ]
+    depth = len(teacher.layers)
+    if widths[0] != widths[1] or len(student.layers) < depth:
+        return None
+    if any(student.has_skip(n) != teacher.has_skip(n) for n in range(depth)):
+        return None
+    if not all(map(student.has_skip, range(depth, len(student.layers)))):
+        return None
+    places = []
+    for theirs, mine in zip(teacher.upto[1:], student.upto[1:], strict=False):
+        counts = [b - a for a, b in zip(theirs, theirs[1:], strict=False)]
+        if any(a + n > b for a, b, n in zip(mine, mine[1:], counts, strict=False)):
+            return None
+        places.append(
+            torch.cat([torch.arange(a, a + n) for a, n in zip(mine, counts, strict=False)])
+        )
+    return places

@@ -1,0 +1,283 @@
+"""A causal network over a signal: dilated convolutions whose output at t sees inputs before t only.
+
+WaveNet (van den Oord et al. 2016, arXiv:1609.03499). A convolution is written as one linear map of
+the taps put side by side, so any batch shape and dtype takes the same path. ``solve`` runs the
+network one step at a time and keeps of each block only what later steps will look back at: T steps
+cost the arithmetic of one pass (the "fast WaveNet generation" of Paine et al. 2016,
+arXiv:1611.09482). ``solve_back`` does the same backwards in time, for the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def covering_dilations(steps: int, kernel: int) -> tuple[int, ...]:
+    """1, 2, 4, ... until the last of ``steps`` steps sees all before it.
+
+    Example:
+        >>> covering_dilations(8, kernel=2)
+        (1, 2, 4)
+    """
+    found, seen = [1], kernel
+    while seen < steps:
+        found.append(2 * found[-1])
+        seen += (kernel - 1) * found[-1]
+    return tuple(found)
+
+
+class _Block(nn.Module):
+    """``h_t`` to what is added to it: mix of tanh(a) sigmoid(b), both from ``h_t, h_{t-d}, ...``.
+
+    Args:
+        channels: width C of the residual stream.
+        kernel: number of taps.
+        dilation: distance d between taps.
+        context: width of the context, 0 for none.
+    """
+
+    def __init__(self, channels: int, kernel: int, dilation: int, context: int) -> None:
+        super().__init__()
+        self.channels, self.kernel, self.dilation = channels, kernel, dilation
+        self.gate = nn.Linear(kernel * channels, 2 * channels)
+        self.from_context = nn.Linear(context, 2 * channels, bias=False) if context else None
+        self.mix = nn.Linear(channels, channels, bias=False)
+
+    def forward(self, h: Tensor, context: Tensor | None, record: list[Tensor] | None) -> Tensor:
+        u = self.gate(torch.cat([self._delayed(h, k) for k in range(self.kernel)], dim=-1))
+        if self.from_context is not None:
+            u = u + self.from_context(context)[..., None, :]
+        if record is not None:
+            record.append(u)
+        a, b = u.chunk(2, dim=-1)
+        return self.mix(a.tanh() * b.sigmoid())
+
+    def _delayed(self, h: Tensor, taps: int) -> Tensor:
+        """``h`` some taps ago, zero before the start."""
+        delay = min(taps * self.dilation, h.shape[-2])
+        return F.pad(h[..., : h.shape[-2] - delay, :], (0, 0, delay, 0)) if delay else h
+
+    def taps(self) -> tuple[Tensor, ...]:
+        """The weight ``(2 channels, channels)`` of each tap, from the latest to the earliest."""
+        return self.gate.weight.split(self.channels, dim=1)
+
+    def remembered(self, steps: int) -> int:
+        """How many steps of its input (or of its adjoint) the block has to keep."""
+        return min((self.kernel - 1) * self.dilation + 1, steps)
+
+
+class CausalConv(nn.Module):
+    """Parameters ``(*batch, steps, params)`` of a signal; those of step t see ``x_<t`` and context.
+
+    The signal, delayed by one step, is spread to ``channels``; each block adds a gated dilated
+    convolution to them; a rectifier and a linear map give the parameters. The weights are the same
+    at every step. The context enters every block. The last layer starts at zero: a flow starts as
+    the identity.
+
+    Args:
+        features: number of steps T of the signal.
+        params: numbers per step.
+        channels: width of the residual stream.
+        dilations: one block each; by default 1, 2, 4, ... until the last step sees all before it.
+        kernel: taps of each convolution, at least two.
+        context: number of context features.
+
+    Raises:
+        ValueError: a size or dilation that is not a positive integer, or one tap only.
+
+    Example:
+        >>> import torch
+        >>> CausalConv(50, 2, channels=8)(torch.ones(7, 50)).shape
+        torch.Size([7, 50, 2])
+    """
+
+    descending = False  # time runs one way
+
+    def __init__(
+        self,
+        features: int,
+        params: int,
+        *,
+        channels: int = 32,
+        dilations: Sequence[int] | None = None,
+        kernel: int = 2,
+        context: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("features", features, 1),
+            ("channels", channels, 1),
+            ("kernel", kernel, 2),
+        ):
+            if int(value) != value or value < least:
+                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+        if dilations is None:
+            dilations = covering_dilations(features, kernel)
+        if isinstance(dilations, int) or any(int(d) != d or d < 1 for d in dilations):
+            raise ValueError(f"dilations: expected a tuple of positive integers, got {dilations!r}")
+        self.features, self.params, self.channels = features, params, channels
+        self.dilations, self.kernel = tuple(int(d) for d in dilations), kernel
+        self.first = nn.Linear(1, channels)
+        self.blocks = nn.ModuleList(_Block(channels, kernel, d, context) for d in self.dilations)
+        self.last = nn.Linear(channels, params)
+        self.context = context
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, record: list[Tensor] | None = None
+    ) -> Tensor:
+        """All steps' parameters in one pass; ``context`` broadcasts against the batch.
+
+        Args:
+            x: ``(*batch, steps)``.
+            context: ``(*batch, context)`` or None.
+            record: a list that takes what enters each block's gates, then the last residual sum.
+        """
+        h = self.first(F.pad(x[..., :-1], (1, 0))[..., None])
+        for block in self.blocks:
+            h = h + block(h, context, record)
+        if record is not None:
+            record.append(h)
+        return self.last(h.relu())
+
+    def weights(self) -> list[Tensor]:
+        """All weights and biases, in the order of ``solve_back``'s gradients."""
+        linear = [m for m in self.modules() if isinstance(m, nn.Linear)]
+        return [t for m in linear for t in (m.weight, m.bias) if t is not None]
+
+    @torch.no_grad()
+    def solve(
+        self,
+        step: Callable[[int, Tensor], Tensor],
+        like: Tensor,
+        context: Tensor | None = None,
+        sweep: Callable[[int, int, Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The fixed point ``x_t = step(t, params_t(x_<t))``, in the arithmetic of one pass. Exact.
+
+        Not differentiable. Memory grows with the receptive field, not with the steps.
+
+        Args:
+            step: gives step t, ``(rows,)``, from its parameters ``(rows, params)``.
+            like: ``(rows, steps)``; its number of rows, dtype and device are used.
+            context: ``(rows, context)`` or None.
+            sweep: not used; other networks try many steps at once with it.
+
+        Returns:
+            The fixed point ``(rows, steps)`` and its parameters ``(rows, steps, params)``.
+        """
+        rows = len(like)
+        x, theta = (
+            like.new_empty(self.features, rows),
+            like.new_empty(self.features, self.params, rows),
+        )
+        blocks = [
+            (
+                block.gate.bias[:, None]
+                if block.from_context is None
+                else torch.addmm(block.gate.bias[:, None], block.from_context.weight, context.mT),
+                block.taps(),
+                block.dilation,
+                block.mix.weight,
+                like.new_empty(block.remembered(self.features), self.channels, rows).unbind(),
+            )
+            for block in self.blocks
+        ]
+        before = like.new_zeros(1, rows)
+        for t in range(self.features):
+            h = torch.addmm(self.first.bias[:, None], self.first.weight, before)
+            for bias, taps, dilation, mix, ring in blocks:
+                ring[t % len(ring)].copy_(h)
+                u = torch.addmm(bias, taps[0], h)
+                for k in range(1, min(self.kernel, t // dilation + 1)):
+                    u.addmm_(taps[k], ring[(t - k * dilation) % len(ring)])
+                a, b = u.chunk(2)
+                h.addmm_(mix, a.tanh_().mul_(b.sigmoid_()))
+            torch.addmm(self.last.bias[:, None], self.last.weight, h.relu_(), out=theta[t])
+            x[t] = step(t, theta[t].mT)
+            before = x[t : t + 1]
+        return x.mT, theta.permute(2, 0, 1)
+
+    def solve_back(
+        self,
+        step: Callable[[int, Tensor, Tensor], object],
+        x: Tensor,
+        context: Tensor | None = None,
+        sweep: Callable[[int, int, Tensor], Tensor] | None = None,
+    ) -> tuple[list[Tensor | None], Tensor | None]:
+        """Back through the fixed point: the gradients of weights and context.
+
+        Walks the network's derivative from the last step to the first, which gives the adjoint of
+        every step's parameters; one ordinary backward pass carries those to weights and context.
+
+        Args:
+            step: ``step(t, sent, adjoint)`` writes the adjoint of step t's parameters, ``(params,
+                rows)``, into ``adjoint``; ``sent``, ``(rows,)``, is what the parameters of all
+                later steps send to step t. Steps come in descending order.
+            x: ``(rows, steps)``, where the network is taken.
+            context: ``(rows, context)`` or None.
+            sweep: not used.
+
+        Returns:
+            The gradients of ``weights()`` and of the context.
+        """
+        weights, record = self.weights(), []
+        with torch.enable_grad():
+            leaf = None if context is None else context.detach().requires_grad_()
+            theta = self.forward(x.detach(), leaf, record)
+        adjoint = self._adjoints(step, record, x.shape[0])
+        wanted = [w for w in weights if w.requires_grad] + ([] if leaf is None else [leaf])
+        if not wanted:
+            return [None] * len(weights), None
+        found = iter(torch.autograd.grad(theta, wanted, adjoint.permute(2, 0, 1)))
+        return [next(found) if w.requires_grad else None for w in weights], next(found, None)
+
+    @torch.no_grad()
+    def _adjoints(
+        self, step: Callable[[int, Tensor, Tensor], object], record: list[Tensor], rows: int
+    ) -> Tensor:
+        """The adjoints ``(steps, params, rows)`` of all parameters, last step first."""
+        *gates, h = record
+        passes = (h > 0).to(h.dtype).permute(1, 2, 0).contiguous()
+        adjoint = h.new_empty(self.features, self.params, rows)
+        blocks = [
+            (
+                _slopes(u),
+                block.taps(),
+                block.dilation,
+                block.mix.weight.mT,
+                h.new_empty(block.remembered(self.features), 2, self.channels, rows).unbind(),
+            )
+            for block, u in zip(self.blocks, gates, strict=True)
+        ]
+        sent = h.new_zeros(rows)
+        for t in reversed(range(self.features)):
+            step(t, sent, adjoint[t])
+            g = (self.last.weight.mT @ adjoint[t]).mul_(passes[t])
+            for slopes, taps, dilation, mix, ring in reversed(blocks):
+                now = torch.mul(slopes[t], mix @ g, out=ring[t % len(ring)])
+                g.addmm_(taps[0].mT, now.flatten(0, 1))
+                for k in range(1, min(self.kernel, (self.features - 1 - t) // dilation + 1)):
+                    later = ring[(t + k * dilation) % len(ring)]
+                    g.addmm_(taps[k].mT, later.flatten(0, 1))
+            sent = (self.first.weight.mT @ g)[0]
+        return adjoint
+
+    def __repr__(self) -> str:
+        context = f", context={self.context}" if self.context else ""
+        return (
+            f"CausalConv({self.features} -> {self.features} x {self.params}, "
+            f"channels={self.channels}, dilations={self.dilations}, kernel={self.kernel}{context})"
+        )
+
+
+def _slopes(u: Tensor) -> Tensor:
+    """Derivatives of tanh(a) sigmoid(b) by a and by b, ``(steps, 2, channels, rows)``."""
+    a, b = u.permute(1, 2, 0).chunk(2, dim=1)
+    a, b = a.tanh(), b.sigmoid()
+    return torch.stack([(1 - a * a) * b, a * b * (1 - b)], dim=1)

@@ -1,0 +1,126 @@
+"""Coupling of images: some channels or pixels stay and decide what happens to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.elementwise import Family
+from pyroflows.transforms.images import IMAGE, rows_of
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class ImageCoupling(FlowTransform):
+    r"""``y = x`` where the mask holds; elsewhere :math:`y_i = g(x_i; \theta_i(x_{mask}, c))`.
+
+    Both directions cost one network call. Dinh et al. 2017, arXiv:1605.08803, section 3.4. A mask
+    of channels ``(C, 1, 1)`` that moves one run of them splits the image: the net sees the channels
+    that are kept, and no other work is done. Any other mask blanks the moved pixels out for the
+    net, which then gives parameters for all.
+
+    Args:
+        net: ``net(kept, context)`` gives ``(rows, family.params * moved, H, W)``, the first
+            ``moved`` channels each channel's first parameter, from ``(rows, kept, H, W)`` (with a
+            split; ``kept = moved = C`` otherwise); a module or any callable.
+        family: what is done to each moved number.
+        mask: broadcasts to ``(C, H, W)``; True where a number is kept.
+        context_dim: number of dimensions of a context: 1 for a vector, 3 for an image.
+
+    Raises:
+        ValueError: the mask has not three dimensions, or keeps all or nothing.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> mask = torch.tensor([True, False])[:, None, None]
+        >>> add = pf.transforms.Additive()
+        >>> layer = pf.transforms.ImageCoupling(lambda kept, c: kept, add, mask)
+        >>> layer(torch.tensor([1.0, 2.0])[:, None, None]).flatten()
+        tensor([1., 3.])
+    """
+
+    domain = codomain = IMAGE
+    fast = "both"
+
+    def __init__(
+        self,
+        net: Callable[[Tensor, Tensor | None], Tensor],
+        family: Family,
+        mask: Tensor,
+        *,
+        context_dim: int = 1,
+    ) -> None:
+        super().__init__()
+        mask = torch.as_tensor(mask, dtype=torch.bool)
+        if mask.dim() != 3 or mask.all() or not mask.any():
+            raise ValueError(
+                f"mask: expected (channels, height, width) with numbers kept and numbers moved, "
+                f"got shape {tuple(mask.shape)} with {int(mask.sum())} kept"
+            )
+        self.net = net
+        self.family = family
+        self.context_dim = context_dim
+        self.register_buffer("mask", mask)
+        self.run = _moved_run(mask)
+
+    @property
+    def volume_preserving(self) -> bool:
+        """Whether the family is."""
+        return self.family.volume_preserving
+
+    def _theta(self, kept: Tensor, context: Tensor | None) -> Tensor:
+        """``(rows, moved, H, W, params)``: a view on what the net gives."""
+        return self.net(kept, context).unflatten(1, (self.family.params, -1)).movedim(1, -1)
+
+    def _apply_family(
+        self, step: Step, value: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        x, context, batch = rows_of(value, context, self.context_dim)
+        y, log_derivative = (self._split if self.run else self._masked)(step, x, context)
+        log_det = (
+            x.new_zeros(batch)
+            if self.volume_preserving
+            else log_derivative.sum(dim=(1, 2, 3)).view(batch)
+        )
+        return y.view(*batch, *y.shape[1:]) if len(batch) != 1 else y, log_det
+
+    def _split(self, step: Step, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        start, stop = self.run
+        before, moved, after = x.tensor_split((start, stop), dim=1)
+        kept = [part for part in (before, after) if part.shape[1]]
+        theta = self._theta(kept[0] if len(kept) == 1 else torch.cat(kept, dim=1), context)
+        moved, log_derivative = step(moved, theta)
+        parts = [part for part in (before, moved, after) if part.shape[1]]
+        return torch.cat(parts, dim=1), log_derivative
+
+    def _masked(self, step: Step, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = x.contiguous(memory_format=torch.channels_last)
+        y, log_derivative = step(x, self._theta(x * self.mask, context))
+        return torch.where(self.mask, x, y), log_derivative * ~self.mask
+
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One network call."""
+        return self._apply_family(self.family.forward, x, context)
+
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One network call: what is kept is the same on both sides."""
+        return self._apply_family(self.family.inverse, y, context)
+
+    def extra_repr(self) -> str:
+        """Family, net and how much is kept."""
+        return f"{self.family}, {self.net}, kept={int(self.mask.sum())} of {self.mask.numel()}"
+
+
+def _moved_run(mask: Tensor) -> tuple[int, int] | None:
+    """First and last-plus-one of the moved channels, where they are one run of whole channels."""
+    if mask.shape[1:] != (1, 1):
+        return None
+    moved = (~mask.flatten()).nonzero()[:, 0].tolist()
+    return (moved[0], moved[-1] + 1) if len(moved) == moved[-1] + 1 - moved[0] else None
