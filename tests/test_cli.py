@@ -235,6 +235,9 @@ def test_errors_are_one_line_and_code_2(fitted, tmp_path):
     new = tmp_path / "new"
     assert "no such file" in fails("fit", tmp_path / "none.csv", "--out", new)
     assert "'glowing' is unknown" in fails("fit", data, "--out", new, "--flow", "glowing")
+    assert "makes images" in fails("fit", data, "--out", new, "--flow", "glow")
+    wavenet = fails("fit", data, "--out", new, "--flow", "wavenet", "--hidden", "8")
+    assert "--hidden: wavenet has no such size" in wavenet
     assert "is not empty" in fails("fit", data, "--out", out)
     assert "did you mean 'share'" in fails("fit", data, "--out", new, "--columns", "shar")
     place = fails("fit", data, "--out", new, "--columns", "share,place")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,7 +78,7 @@ def fit(
         raise ValueError(f"--missing: expected 'drop' or 'refuse', got {missing!r}")
     if not 0 < test < 1 or not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"--test, --lr: expected a share in (0, 1) and lr > 0, got {test}, {lr}")
-    options = _sizes(layers, hidden)
+    options = _sizes(make, layers, hidden)
     check_out(out, overwrite)
     table = read_table(data, header)
     names, left_out = cols.choose(table, columns or [])
@@ -136,25 +137,24 @@ def fit(
 
 
 def _builder(name: str) -> Any:
-    import inspect
-
     found = builders()
-    vector = {
-        k: v for k, v in found.items() if next(iter(inspect.signature(v).parameters)) == "features"
-    }
-    if name not in vector:
+    rows = [k for k, v in found.items() if next(iter(signature(v).parameters)) == "features"]
+    if name not in rows:
         why = "makes images, not rows" if name in found else "is unknown"
-        raise ValueError(f"--flow: {name!r} {why}; expected one of {', '.join(vector)}")
-    return vector[name]
+        raise ValueError(f"--flow: {name!r} {why}; expected one of {', '.join(rows)}")
+    return found[name]
 
 
-def _sizes(layers: int | None, hidden: str | None) -> dict[str, Any]:
+def _sizes(make: Any, layers: int | None, hidden: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {} if layers is None else {"layers": layers}
     if hidden is not None:
         try:
             options["hidden"] = tuple(int(width) for width in hidden.split(","))
         except ValueError:
             raise ValueError(f"--hidden: expected widths like 128,128, got {hidden!r}") from None
+    for option in options:
+        if option not in signature(make).parameters:
+            raise ValueError(f"--{option}: {make.__name__} has no such size; leave it out")
     return options
 
 
