@@ -159,7 +159,7 @@ def _sizes(make: Any, layers: int | None, hidden: str | None) -> dict[str, Any]:
 
 
 def _judge(run: Run, test_rows: np.ndarray) -> None:
-    """Note what the flow scores on rows it never saw, beside a Gaussian in free space."""
+    """Note what the flow scores on rows it never saw."""
     scores = log_prob(run.flow, run.tensor(test_rows))
     run.facts["held_out"] = {
         "rows": len(scores),

@@ -1,7 +1,10 @@
 """A corpus of broken save folders: a ValueError refuses each, and says what to do."""
 
 import json
+import os
 import random
+import signal
+import time
 
 import pytest
 import torch
@@ -198,3 +201,31 @@ def test_a_failed_save_leaves_the_old_one(folder, monkeypatch):
         pf.save(pf.nice(2, layers=2, hidden=(8,)), folder)
     assert pf.load(folder).config["builder"] == "maf"
     assert sorted(p.name for p in folder.iterdir()) == [stored.CONFIG, stored.TENSORS]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of threads and fork
+def test_fifty_kills_leave_a_whole_flow(tmp_path):
+    """Two flows saved in turn, the saver killed at random moments: one of both always loads."""
+    flows = [pf.nice(2, layers=2, hidden=(64,)) for _ in range(2)]
+    states = [flow.state_dict() for flow in flows]
+    started = time.monotonic()
+    for flow in flows * 2:
+        pf.save(flow, tmp_path)
+    round_trip = time.monotonic() - started
+    generator, found = random.Random(0), []
+    for _ in range(50):
+        child = os.fork()
+        if child == 0:
+            while True:
+                for flow in flows:
+                    pf.save(flow, tmp_path)
+        time.sleep(generator.uniform(0.0, round_trip))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        state = pf.load(tmp_path).state_dict()
+        same = [all(torch.equal(state[k], s[k]) for k in s) for s in states]
+        assert sum(same) == 1
+        found.append(same.index(True))
+    assert set(found) == {0, 1}  # saves went on in between
