@@ -1,8 +1,7 @@
 """Normalizing flows for Pyro: a flow is a module whose call is a distribution."""
 
 from pyroflows import datasets, infer, nets, testing, transforms
-from pyroflows.distill import distill, student_of
-from pyroflows.distillation import Distillation
+from pyroflows.distill import Distillation, distill, student_of
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.export import to_arviz
 from pyroflows.fit import fit, initialize

@@ -43,6 +43,8 @@ class Settings:
         progress: a progress bar, where there is a terminal.
         label: what the bar says.
         compile: the loss is compiled; ask for a compiler.
+        skip: leave out steps that are not finite and count them, rather than roll back.
+        shown: what else the bar shows, asked for after each epoch.
     """
 
     max_epochs: int
@@ -54,6 +56,8 @@ class Settings:
     progress: bool
     label: str
     compile: bool = False
+    skip: bool = False
+    shown: Callable[[], dict[str, str]] | None = None
 
 
 def open_fabric(
@@ -191,7 +195,10 @@ def optimise(
         for epoch in bar:
             loss.train()
             share = (epoch / settings.max_epochs, (epoch + 1) / settings.max_epochs)
-            train = _epoch(loss, batches, optimiser, average, settings, fabric, factor, share)
+            train, skipped = _epoch(
+                loss, batches, optimiser, average, settings, fabric, factor, share
+            )
+            history.skipped += skipped
             loss.eval()
             with average.in_place():
                 finite = math.isfinite(train) and _all_finite(parameters)
@@ -213,7 +220,8 @@ def optimise(
                 best.restore()
                 average.restart()
                 continue
-            bar.set_postfix(_postfix(history), refresh=False)
+            shown = settings.shown() if settings.shown else _postfix(history)
+            bar.set_postfix(shown, refresh=False)
             if evaluate is not None and since_best >= settings.patience:
                 history.stopped = f"no better score for {settings.patience} epochs"
                 break
@@ -256,9 +264,12 @@ def _epoch(
     fabric: Fabric,
     factor: float,
     share: tuple[float, float],
-) -> float:
-    """One pass over the batches; the mean training score. The only host synchronisation is last."""
-    total, rows = None, 0
+) -> tuple[float, int]:
+    """One pass over the batches: the mean training score, and how many steps were skipped.
+
+    The only host synchronisation is last, unless steps may be skipped.
+    """
+    total, rows, seen, skipped = None, 0, 0, 0
     try:
         count = len(batches)
     except TypeError:  # a stream
@@ -271,18 +282,27 @@ def _epoch(
         value = loss(*batch)
         optimiser.zero_grad()
         fabric.backward(value)
-        fabric.clip_gradients(loss, optimiser, max_norm=settings.clip, error_if_nonfinite=False)
+        norm = fabric.clip_gradients(
+            loss, optimiser, max_norm=settings.clip, error_if_nonfinite=False
+        )
+        seen += 1
+        # The gradients' norm is the same in all processes, so they skip together.
+        if settings.skip and not math.isfinite(norm):
+            skipped += 1
+            continue
         optimiser.step()
         average.update()
         weight = len(batch[0]) if isinstance(batch[0], Tensor) else 1
         part = value.detach() * weight
         total = part if total is None else total + part
         rows += weight
-    if total is None:
+    if not seen:
         raise ValueError("x: the data loader gave no batch")
+    if total is None:
+        return math.nan, skipped
     pair = torch.stack([total.double(), torch.tensor(rows, device=total.device).double()])
     pair = fabric.all_reduce(pair, reduce_op="sum")
-    return -(pair[0] / pair[1]).item()
+    return -(pair[0] / pair[1]).item(), skipped
 
 
 def _all_finite(parameters: list[nn.Parameter]) -> bool:

@@ -21,7 +21,7 @@ def teacher():
 def test_student_comes_close(teacher):
     test = pf.datasets.moons(4000).test
     student = pf.student_of(teacher)
-    report = pf.distill(teacher, student, data=test, max_steps=800, lr=3e-3, progress=False)
+    report = pf.distill(teacher, student, test=test, max_steps=300, lr=3e-3, progress=False)
     assert report.reverse_kl[0] < 0.05 + 3 * report.reverse_kl[1]
     assert report.forward_kl[0] < 0.05 + 3 * report.forward_kl[1]
     assert report.teacher_nats - report.student_nats == pytest.approx(report.gap[0], abs=1e-4)
@@ -130,6 +130,52 @@ def test_refuses(case):
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
 
 
+def nan_student():
+    flow = pf.iaf(2, layers=1, hidden=(8,))
+    with torch.no_grad():
+        next(flow.parameters()).fill_(float("nan"))
+    return flow
+
+
+def test_refuses_a_student_of_nans(teacher):
+    with pytest.raises(ValueError, match="student: its parameters are not finite"):
+        pf.distill(teacher, nan_student(), progress=False)
+
+
+def test_refuses_a_student_that_is_the_teacher():
+    flow = pf.realnvp(2, layers=2, hidden=(8,))
+    with pytest.raises(ValueError, match="student: it shares"):
+        pf.distill(flow, flow, progress=False)
+
+
+def test_refuses_an_unknown_objective(teacher):
+    with pytest.raises(ValueError, match="objective: expected one of"):
+        pf.distill(teacher, pf.student_of(teacher), objective="kl", progress=False)
+
+
+def test_reconstruction_needs_bases_of_one_shape(teacher, monkeypatch):
+    student = pf.student_of(teacher)
+    monkeypatch.setattr(student.transform, "inverse_shape", lambda shape: torch.Size([3]))
+    with pytest.raises(ValueError, match="pairs the same z in both flows"):
+        pf.distill(teacher, student, objective="mixed", progress=False)
+
+
+def test_baseline_needs_data(teacher):
+    with pytest.raises(ValueError, match="baseline: expected data="):
+        pf.distill(teacher, pf.student_of(teacher), baseline=True, progress=False)
+
+
+def test_unconditional_teacher_takes_no_context(teacher):
+    with pytest.raises(ValueError, match="context: this teacher takes none"):
+        pf.distill(teacher, pf.student_of(teacher), context=torch.zeros(5, 1), progress=False)
+
+
+def test_contexts_of_another_width_are_refused():
+    flow = pf.maf(2, 1, layers=1, hidden=(8,))
+    with pytest.raises(ValueError, match="context: expected rows of shape"):
+        pf.distill(flow, pf.student_of(flow), context=torch.zeros(5, 3), progress=False)
+
+
 def test_conditional_teacher_needs_contexts():
     flow = pf.maf(2, 1, layers=1, hidden=(8,))
     with pytest.raises(ValueError, match="context: a conditional teacher needs"):
@@ -166,7 +212,9 @@ def test_refuses_another_dtype(teacher):
         pf.distill(teacher, pf.student_of(teacher).double(), max_steps=10, progress=False)
 
 
-@pytest.mark.parametrize("name", ["lr", "clip", "max_steps", "batch_size"])
+@pytest.mark.parametrize(
+    "name", ["lr", "clip", "max_steps", "batch_size", "draws", "classifier_draws"]
+)
 def test_refuses_argument(teacher, name):
     with pytest.raises(ValueError, match=name):
         pf.distill(teacher, pf.student_of(teacher), **{name: -1}, progress=False)

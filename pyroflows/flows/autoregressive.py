@@ -62,7 +62,8 @@ def maf(
         layers: number of autoregressive layers.
         hidden: widths of each net's hidden layers.
         linear: what mixes the features between layers: ``"reverse"`` (they are taken ascending
-            and descending in turn), ``"lu"`` (the same, and an LU-linear map) or ``"permute"``.
+            and descending in turn), ``"lu"`` (the same, and an LU-linear map), ``"lu_inverse"``
+            (its inverse, for a flow that another one's inverse is to fit) or ``"permute"``.
         bound: largest absolute log-scale of one layer.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
@@ -117,7 +118,8 @@ def iaf(
         layers: number of autoregressive layers.
         hidden: widths of each net's hidden layers.
         linear: what mixes the features between layers: ``"reverse"`` (they are taken ascending
-            and descending in turn), ``"lu"`` (the same, and an LU-linear map) or ``"permute"``.
+            and descending in turn), ``"lu"`` (the same, and an LU-linear map), ``"lu_inverse"``
+            (its inverse, for a flow that another one's inverse is to fit) or ``"permute"``.
         bound: largest absolute log-scale of one layer.
         activation: of the nets.
         residual: skips between hidden layers of equal width.

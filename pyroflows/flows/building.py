@@ -21,7 +21,7 @@ from pyroflows.transforms import (
     ToSupport,
 )
 
-MIXING = ("lu", "permute", "reverse")
+MIXING = ("lu", "lu_inverse", "permute", "reverse")
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ def stack(
         features: number of features.
         layers: how many.
         linear: ``"reverse"`` takes the features in turn ascending and descending; ``"lu"`` adds an
-            LU-linear map after each layer, the last one towards the data too; ``"permute"`` puts a
-            random order between layers.
+            LU-linear map after each layer, the last one towards the data too; ``"lu_inverse"`` adds
+            its inverse, which is what an inverted stack has there; ``"permute"`` puts a random
+            order between layers.
         fast: ``"sample"`` keeps the layers as they are, ``"log_prob"`` inverts each.
     """
     one_of("linear", linear, MIXING)
@@ -123,6 +124,8 @@ def stack(
         parts.append(make_layer(index % 2 == 1 and linear != "permute"))
         if linear == "lu":
             parts.append(LULinear(features))
+        elif linear == "lu_inverse":
+            parts.append(LULinear(features).inv)
         elif linear == "permute" and index < layers - 1:
             parts.append(shuffle(features, index))
     return [part.inv for part in parts] if fast == "log_prob" else parts

@@ -46,7 +46,8 @@ def nsf(
         bins: bins of a spline.
         bound: half-width of the splines' box; the standardised data should lie mostly inside.
         linear: what mixes the features between layers: ``"reverse"`` (they are taken ascending
-            and descending in turn), ``"lu"`` (the same, and an LU-linear map) or ``"permute"``.
+            and descending in turn), ``"lu"`` (the same, and an LU-linear map), ``"lu_inverse"``
+            (its inverse, for a flow that another one's inverse is to fit) or ``"permute"``.
         activation: of the nets.
         residual: skips between hidden layers of equal width.
         base: base distribution over the features (standard normal by default).

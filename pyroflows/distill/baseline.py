@@ -1,0 +1,36 @@
+"""The honest baseline: the student's own architecture, trained on the data without a teacher."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import pyroflows.flows
+from pyroflows.distribution import Flow
+from pyroflows.fit import fit
+from pyroflows.rows import Batch, reference
+
+
+def untrained(student: Flow) -> Flow:
+    """A fresh flow like the student, nothing in it from the teacher; a copy of one made by hand."""
+    if student.config is None:
+        return copy.deepcopy(student)
+    build = getattr(pyroflows.flows, student.config["builder"])
+    return build(**copy.deepcopy(student.config["arguments"])).to(reference(student))
+
+
+def fit_for(seconds: float, flow: Flow, rows: Batch, **devices: Any) -> None:
+    """Maximum likelihood for about so many seconds; the schedule is cut to the time there is.
+
+    Args:
+        seconds: of wall-clock.
+        flow: what to train, in place.
+        rows: data and context.
+        **devices: arguments of ``pf.fit``.
+    """
+    begin = time.perf_counter()
+    fit(copy.deepcopy(flow), *rows, max_epochs=1, progress=False, **devices)
+    an_epoch = time.perf_counter() - begin
+    epochs = max(1, round(seconds / an_epoch))
+    fit(flow, *rows, max_epochs=epochs, progress=False, **devices)

@@ -1,0 +1,112 @@
+"""What cannot be distilled, said before any step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyroflows.distill.measures import Contexts, drawn, scored
+from pyroflows.distill.schedule import CHOICES
+from pyroflows.distribution import Flow
+from pyroflows.rows import Batch, as_pair, checked_rows, reference, split_rows
+
+_PROBES = 256
+_HELD = 0.1
+
+
+def check_pair(teacher: Flow, student: Flow) -> None:
+    """Raise a ``ValueError`` where the student cannot take the teacher's place."""
+    for what in ("event_shape", "context_shape"):
+        mine, theirs = tuple(getattr(student, what)), tuple(getattr(teacher, what))
+        if mine != theirs:
+            raise ValueError(
+                f"student: its {what} {mine} differs from the teacher's {theirs}; "
+                "pf.student_of(teacher) builds one that fits"
+            )
+    if repr(student.support) != repr(teacher.support):
+        raise ValueError(
+            f"student: its support {student.support} differs from the teacher's {teacher.support}; "
+            "pf.student_of(teacher) builds one that fits"
+        )
+    if reference(student).dtype != reference(teacher).dtype:
+        raise ValueError(
+            f"student: its dtype {reference(student).dtype} differs from the teacher's "
+            f"{reference(teacher).dtype}; use student.to(dtype)"
+        )
+    if student.fast not in ("sample", "both"):
+        raise ValueError(
+            f"student: expected a flow that samples in one pass, got fast={student.fast!r}; "
+            "use pf.student_of(teacher) or pf.iaf"
+        )
+    shared = {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}
+    if shared:
+        raise ValueError(
+            f"student: it shares {len(shared)} parameters with the teacher, which must not change; "
+            "use pf.student_of(teacher) or copy.deepcopy"
+        )
+    for name, flow in (("teacher", teacher), ("student", student)):
+        bad = [n for n, p in flow.named_parameters() if not torch.isfinite(p).all()]
+        if bad:
+            raise ValueError(f"{name}: its parameters are not finite ({', '.join(bad[:5])})")
+
+
+def check_objective(objective: str, teacher: Flow, student: Flow) -> None:
+    """Raise a ``ValueError`` for an unknown objective, or one whose bases do not fit."""
+    if objective not in CHOICES:
+        raise ValueError(f"objective: expected one of {CHOICES}, got {objective!r}")
+    if objective in ("z_reconstruction", "x_reconstruction", "mixed"):
+        mine, theirs = (
+            tuple(flow.transform.inverse_shape(flow.event_shape)) for flow in (student, teacher)
+        )
+        if mine != theirs:
+            raise ValueError(
+                f"objective: {objective!r} pairs the same z in both flows, but the student's base "
+                f"has shape {mine}, the teacher's {theirs}; use 'auto' or 'forward_kl'"
+            )
+
+
+def checked_data(
+    teacher: Flow, data: Any, test: Any, context: Any
+) -> tuple[Batch | None, Batch | None, Tensor | None]:
+    """Rows to learn from, held-out rows, and contexts to draw under.
+
+    A tenth of the data is held out where no test rows are given.
+    """
+    rows = held = None
+    if data is not None:
+        x, given = as_pair(data)
+        rows = checked_rows(teacher, x, context if given is None else given, name="data")
+    if test is not None:
+        held = checked_rows(teacher, *as_pair(test), name="test")
+    elif rows is not None and round(_HELD * len(rows[0])) > 0:
+        rows, held = split_rows(rows, _HELD, seed=0)
+    contexts = None
+    if teacher.context_shape:
+        if context is None and rows is None and held is None:
+            raise ValueError("context: a conditional teacher needs contexts to be distilled under")
+        known = next((r[1] for r in (rows, held) if r is not None), None)
+        contexts = known if context is None else torch.as_tensor(context).to(reference(teacher))
+        if contexts.shape[1:] != teacher.context_shape or not len(contexts):
+            raise ValueError(
+                f"context: expected rows of shape {tuple(teacher.context_shape)}, got "
+                f"{tuple(contexts.shape)}"
+            )
+    elif context is not None:
+        raise ValueError("context: this teacher takes none, got one")
+    return rows, held, contexts
+
+
+def check_scores(teacher: Flow, contexts: Contexts) -> None:
+    """Raise a ``ValueError`` where the teacher's own samples or their scores are not finite."""
+    context = contexts.draw(_PROBES)
+    x, log_prob = drawn(teacher, context, _PROBES)
+    if torch.isfinite(x).all() and torch.isfinite(log_prob).all():
+        again = scored(teacher, x, context)
+        if torch.isfinite(again).all():
+            return
+    raise ValueError(
+        "teacher: it scores its own samples as NaN or infinite; train it again with a smaller lr "
+        "or bound, or in float64"
+    )

@@ -1,0 +1,223 @@
+"""What a distillation came to: numbers, a table in words, a picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyroflows.history import History
+from pyroflows.infer.diagnostics import khat_threshold
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+Estimate = tuple[float, float]  # a mean and its standard error
+
+
+@dataclass
+class Distillation:
+    """What a distillation came to; printable, with ``.plot()``. KLs and scores are in nats.
+
+    Attributes:
+        reverse_kl: ``E_student[log s - log t]`` and its standard error.
+        forward_kl: ``E_teacher[log t - log s]`` and its standard error.
+        layer_kl: for each pair of matched layers, base to data, the closed-form KL of teacher and
+            student given the noise of the features before (``layer_loss`` has the formula), summed
+            over features, and its standard error; None where layers do not match or are not affine.
+        teacher_nats: mean log-density of the held-out rows under the teacher, or None.
+        student_nats: the same under the student.
+        gap: mean of ``log t - log s`` over the held-out rows and its (paired) standard error.
+        ess: effective sample size of the weights t / s, as a share of the draws.
+        khat: tail shape of these weights (PSIS); minus infinity where all are equal.
+        draws: how many draws the estimates rest on.
+        auc: how well a classifier tells the two's draws apart (0.5: not at all), or None.
+        classifier_draws: draws of each that it saw, half of them held out.
+        speeds: samples a second: ``"student"``, ``"teacher"`` (fast inversion) and ``"plain loop"``
+            (a pass a feature), each at batch 1 and 10,000.
+        baseline_nats: held-out score of the same IAF trained directly on the data, or None.
+        baseline_gap: mean of ``log s - log baseline`` over the held-out rows and its paired
+            standard error: positive where the student is better.
+        history: the course of training; its score is minus the sum of both divergences.
+        course: at each look at the student the step and both divergences.
+        samples: draws of ``"teacher"`` and ``"student"``, for pictures.
+        log_weights: ``log t - log s`` at the student's draws.
+    """
+
+    reverse_kl: Estimate
+    forward_kl: Estimate
+    layer_kl: list[Estimate] | None
+    teacher_nats: float | None
+    student_nats: float | None
+    gap: Estimate | None
+    ess: float
+    khat: float
+    draws: int
+    auc: float | None
+    classifier_draws: int
+    speeds: dict[str, dict[int, float]]
+    baseline_nats: float | None
+    baseline_gap: Estimate | None
+    history: History = field(repr=False)
+    course: list[tuple[int, float, float]] = field(repr=False)
+    samples: dict[str, Tensor] = field(repr=False)
+    log_weights: Tensor = field(repr=False)
+
+    @property
+    def student_speed(self) -> float:
+        """Samples a second, in batches of 10,000."""
+        return self.speeds["student"][10_000]
+
+    @property
+    def teacher_speed(self) -> float:
+        """The same of the teacher, by its fast inversion."""
+        return self.speeds["teacher"][10_000]
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were not applied because they were not finite."""
+        return self.history.skipped
+
+    def __str__(self) -> str:
+        lines = [
+            ("reverse KL (student || teacher)", _plus_minus(self.reverse_kl)),
+            ("forward KL (teacher || student)", _plus_minus(self.forward_kl)),
+        ]
+        if self.layer_kl is not None:
+            shown = ", ".join(f"{mean:.3f}" for mean, _ in self.layer_kl)
+            lines.append(("layers' KL, base to data", f"    {shown}"))
+        lines.append(("weights teacher / student", self._weights()))
+        if self.auc is not None:
+            lines.append(("classifier's AUC", f"{self.auc:10.3f}  (0.5: cannot tell them apart)"))
+        if self.gap is not None:
+            lines += [
+                ("teacher on held-out rows", f"{self.teacher_nats:10.3f} nats"),
+                ("student on held-out rows", f"{self.student_nats:10.3f} nats"),
+                ("gap", _plus_minus(self.gap)),
+            ]
+        if self.baseline_gap is not None:
+            lines += [
+                ("same IAF, trained on the data", f"{self.baseline_nats:10.3f} nats"),
+                ("student - that IAF", f"{_plus_minus(self.baseline_gap)}: {self.verdict}"),
+            ]
+        for name, by_batch in self.speeds.items():
+            if not all(map(math.isfinite, by_batch.values())):
+                continue
+            shown = ", ".join(f"{rate:,.0f} in batches of {n:,}" for n, rate in by_batch.items())
+            lines.append((f"samples / s, {name}", f"    {shown}"))
+        lines.append(("training", f"    {self._training()}"))
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the student or the IAF trained on the data is better, in words."""
+        if self.baseline_gap is None:
+            return "no IAF was trained on the data to compare with (baseline=True)"
+        mean, error = self.baseline_gap
+        if abs(mean) < 2 * error:
+            return "no clear difference in equal time"
+        if mean > 0:
+            return "the student is better in equal time"
+        return "the IAF trained directly is better in equal time"
+
+    def _weights(self) -> str:
+        threshold = khat_threshold(self.draws)
+        trust = "can" if self.khat < threshold else "cannot"
+        return (
+            f"{self.ess:10.1%} effective, k-hat {self.khat:.2f}: they {trust} be trusted "
+            f"(threshold {threshold:.2f})"
+        )
+
+    def _training(self) -> str:
+        history = self.history
+        skipped = f", {history.skipped} steps not finite and skipped" if history.skipped else ""
+        back = f", {history.rollbacks} rollbacks" if history.rollbacks else ""
+        return f"{history.seconds:.1f} s, {history.stopped}{skipped}{back}"
+
+    def plot(self) -> Figure:
+        """Both divergences in training, the weights, both samples side by side, and the speeds."""
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+        self._plot_course(axes[0, 0])
+        self._plot_samples(axes[0, 1:])
+        self._plot_weights(axes[1, 0])
+        self._plot_quantiles(axes[1, 1])
+        self._plot_speeds(axes[1, 2])
+        return figure
+
+    def _plot_course(self, ax: Axes) -> None:
+        if self.course:
+            steps, reverse, forward = zip(*self.course, strict=True)
+            floor = 1e-4  # an estimate of a small divergence may fall below zero
+            for name, values in (("reverse", reverse), ("forward", forward)):
+                ax.plot(steps, [max(v, floor) for v in values], label=f"{name} KL")
+            if self.history.steps:
+                kept = min(self.history.steps[self.history.best], len(steps) - 1)
+                ax.axvline(steps[kept], color="grey", ls=":", label="kept")
+            ax.legend()
+        ax.set(title="divergence in training", xlabel="step", ylabel="nats", yscale="log")
+
+    def _plot_samples(self, axes: list[Axes]) -> None:
+        flat = {name: x.flatten(1).double() for name, x in self.samples.items()}
+        reference = flat["teacher"]
+        labels = ("x1", "x2")
+        if reference.shape[1] == 1:
+            flat = {n: torch.cat([x, torch.rand_like(x)], dim=1) for n, x in flat.items()}
+            labels = ("x1", "(spread at random)")
+        elif reference.shape[1] > 2:
+            mean, spread = reference.mean(0), reference.std(0).clamp(min=1e-300)
+            directions = torch.linalg.svd((reference - mean) / spread, full_matrices=False)[2][:2]
+            flat = {name: (x - mean) / spread @ directions.T for name, x in flat.items()}
+            labels = ("first principal axis", "second")
+        low, high = (flat["teacher"].quantile(q, dim=0) for q in (0.002, 0.998))
+        margin = 0.1 * (high - low)
+        limits = list(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
+        for ax, (name, points) in zip(axes, flat.items(), strict=True):
+            ax.scatter(*points.T.numpy(), s=3, lw=0, alpha=0.5, color=_COLORS[name])
+            ax.set(title=f"{name}'s draws", xlabel=labels[0], ylabel=labels[1])
+            ax.set(xlim=limits[0], ylim=limits[1])
+
+    def _plot_weights(self, ax: Axes) -> None:
+        weights = self.log_weights.double()
+        weights = weights[torch.isfinite(weights)]
+        edges = [weights.quantile(q).item() for q in (0.001, 0.999)]
+        ax.hist(weights.clamp(*edges).numpy(), bins=60, color="grey")
+        ax.axvline(0, color="black", lw=1)
+        ax.set(title=f"log-weights at the student's draws, k-hat {self.khat:.2f}", yticks=[])
+        ax.set(xlabel="log t - log s, nats")
+
+    def _plot_quantiles(self, ax: Axes) -> None:
+        levels = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+        theirs, mine = (
+            self.samples[name].flatten(1).double()[:, :64] for name in ("teacher", "student")
+        )
+        mean, spread = theirs.mean(0), theirs.std(0).clamp(min=1e-300)
+        a, b = (((x - mean) / spread).quantile(levels, dim=0) for x in (theirs, mine))
+        ax.axline((0, 0), slope=1, color="black", lw=1)
+        ax.plot(a.numpy(), b.numpy(), lw=1, alpha=0.5, color=_COLORS["student"])
+        ax.set(title="quantiles of each feature", xlabel="teacher, in sd", ylabel="student, in sd")
+
+    def _plot_speeds(self, ax: Axes) -> None:
+        shown = {n: s for n, s in self.speeds.items() if all(map(math.isfinite, s.values()))}
+        batches = list(next(iter(shown.values())))
+        for index, (name, by_batch) in enumerate(shown.items()):
+            where = [place + (index - 1) * 0.27 for place in range(len(batches))]
+            bars = ax.bar(where, list(by_batch.values()), 0.25, label=name, color=_COLORS[name])
+            ax.bar_label(bars, [f"{rate:,.0f}" for rate in by_batch.values()], fontsize=7)
+        ax.set(title="samples a second", yscale="log", xticks=range(len(batches)))
+        ax.set_xticklabels([f"batches of {n:,}" for n in batches])
+        ax.legend()
+
+
+_COLORS = {"teacher": "tab:blue", "student": "tab:orange", "plain loop": "tab:grey"}
+
+
+def _plus_minus(pair: Estimate) -> str:
+    return f"{pair[0]:10.4f} +- {pair[1]:.4f}"

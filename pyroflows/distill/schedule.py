@@ -1,0 +1,125 @@
+"""Which objective when, and the points that a step learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyroflows.distill.measures import Contexts, drawn
+from pyroflows.distill.objectives import OBJECTIVES
+from pyroflows.distribution import Flow
+from pyroflows.rows import Batch
+
+EPOCH = 50  # steps between two looks at the student
+CHOICES = ("auto", *OBJECTIVES)
+_BLEND = 0.1  # share of the schedule in which one phase gives way to the next
+_MOST_REPEATS = 20  # how often a row of the data is learned from, at most
+
+
+class Phase(NamedTuple):
+    """Weights of objectives, and from which share of the schedule on they hold."""
+
+    begin: float
+    weights: dict[str, float]
+
+
+def plan(objective: str, layers_match: bool) -> list[Phase]:
+    """The phases that an objective's name stands for."""
+    if objective == "mixed":
+        halves = {"z_reconstruction": 0.5, "x_reconstruction": 0.5}
+        return [Phase(0.0, {**halves, "reverse_kl": 1.0})]
+    if objective != "auto":
+        return [Phase(0.0, {objective: 1.0})]
+    if layers_match:
+        first = [Phase(0.0, {"layers": 1.0}), Phase(0.6, {"forward_kl": 1.0})]
+    else:
+        first = [Phase(0.0, {"forward_kl": 1.0})]
+    return [*first, Phase(0.8, {"reverse_kl": 1.0})]
+
+
+def weights_at(phases: list[Phase], done: float) -> dict[str, float]:
+    """The objectives' weights at a share of the schedule; phases give way to each other smoothly.
+
+    Example:
+        >>> phases = [Phase(0.0, {"layers": 1.0}), Phase(0.5, {"reverse_kl": 1.0})]
+        >>> weights_at(phases, 0.2), weights_at(phases, 0.5), weights_at(phases, 0.9)
+        ({'layers': 1.0}, {'layers': 0.5, 'reverse_kl': 0.5}, {'reverse_kl': 1.0})
+    """
+    total: dict[str, float] = {}
+    for phase, following in zip(phases, [*phases[1:], None], strict=True):
+        share = _risen(phase.begin, done) if phase.begin else 1.0
+        if following is not None:
+            share -= _risen(following.begin, done)
+        for name, weight in phase.weights.items():
+            if share > 0:
+                total[name] = total.get(name, 0.0) + share * weight
+    return total
+
+
+def _risen(begin: float, done: float) -> float:
+    return min(max((done - begin) / _BLEND + 0.5, 0.0), 1.0)
+
+
+class Lessons:
+    """The batches of an epoch: points of the teacher's and rows of the data, and what to do.
+
+    The teacher draws an epoch's points at once, as its walk costs little more for many rows than
+    for few. A row of the data comes up at most ``_MOST_REPEATS`` times, so that few rows cannot be
+    learned by heart.
+
+    Args:
+        teacher: draws the points.
+        contexts: what to draw under.
+        rows: data, or None.
+        phases: of the schedule.
+        epochs: its length.
+        size: points in a batch.
+    """
+
+    def __init__(
+        self,
+        teacher: Flow,
+        contexts: Contexts,
+        rows: Batch | None,
+        phases: list[Phase],
+        epochs: int,
+        size: int,
+    ) -> None:
+        self.teacher = teacher
+        self.contexts = contexts
+        self.rows = rows
+        self.phases = phases
+        self.epochs = epochs
+        self.size = size
+        self.epoch = 0
+        count = 0 if rows is None else len(rows[0])
+        self.share = min(0.5, _MOST_REPEATS * count / (epochs * EPOCH * size))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, dict[str, float]]]:
+        x, context = self._points()
+        for step in range(EPOCH):
+            batch = slice(step * self.size, (step + 1) * self.size)
+            done = (self.epoch + step / EPOCH) / self.epochs
+            given = None if context is None else context[batch]
+            yield x[batch], given, weights_at(self.phases, done)
+        self.epoch += 1
+
+    def __len__(self) -> int:
+        return EPOCH
+
+    def _points(self) -> Batch:
+        """Points for an epoch, in random order."""
+        count = EPOCH * self.size
+        from_data = round(self.share * count)
+        context = self.contexts.draw(count - from_data)
+        x = drawn(self.teacher, context, count - from_data)[0]
+        if not from_data:
+            return x, context
+        rows, given = self.rows
+        index = torch.randint(len(rows), (from_data,), device=rows.device)
+        order = torch.randperm(count, device=rows.device)
+        x = torch.cat([x, rows[index]])[order]
+        return x, None if context is None else torch.cat([context, given[index]])[order]

@@ -1,0 +1,229 @@
+"""``pf.distill``: a student that samples fast learns the density of a teacher that scores fast.
+
+The reverse KL of a student's own draws needs no slow direction at all, but alone it drops modes,
+and it starts where the teacher's density means nothing (Huang et al. 2019, PMLR 115). So the
+student first learns from the teacher's points, layer by layer where the two match, and the reverse
+KL comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pyroflows.distill.baseline import fit_for, untrained
+from pyroflows.distill.checks import check_objective, check_pair, check_scores, checked_data
+from pyroflows.distill.measures import Contexts, divergence_on, drawn, measure
+from pyroflows.distill.objectives import Objectives
+from pyroflows.distill.report import Distillation
+from pyroflows.distill.schedule import EPOCH, Lessons, plan
+from pyroflows.distill.student import matched, parts_of
+from pyroflows.distribution import Flow
+from pyroflows.rows import reference
+from pyroflows.training import Settings, open_fabric, optimise
+from pyroflows.transforms import Autoregressive
+
+_JUDGED = 2000  # draws of each flow at a look
+
+
+def distill(
+    teacher: Flow,
+    student: Flow,
+    *,
+    data: Any = None,
+    test: Any = None,
+    context: Any = None,
+    objective: str = "auto",
+    path: bool = True,
+    max_steps: int = 3000,
+    batch_size: int = 256,
+    lr: float = 3e-3,
+    clip: float = 5.0,
+    average: float = 0.99,
+    patience: int = 20,
+    draws: int = 10_000,
+    classifier_draws: int = 2000,
+    baseline: bool = False,
+    progress: bool = True,
+    compile: bool = False,
+    accelerator: str | None = None,
+    devices: int | str | list[int] = 1,
+    strategy: str = "auto",
+    precision: str | None = None,
+    num_nodes: int = 1,
+) -> Distillation:
+    """Train a student that samples fast to have a teacher's density, in place; report how close.
+
+    The teacher is used in eval mode through a frozen view and left exactly as it was. The student
+    keeps its best weights: those with the least sum of both divergences at a look, of which there
+    is one every 50 steps. Ctrl-C ends training and gives the best student so far with its report.
+
+    Args:
+        teacher: any trained flow.
+        student: a flow of the same shape whose ``fast`` is ``"sample"`` or ``"both"``, such as
+            ``pf.student_of(teacher)``.
+        data: rows, or a pair (rows, context), to learn from beside the teacher's own draws: up to
+            half of a batch.
+        test: held-out rows, or a pair (rows, context), on which the report compares both; by
+            default a tenth of ``data``.
+        context: rows of contexts to distil under, for conditional flows; those of ``data`` if not
+            given.
+        objective: ``"reverse_kl"``, ``"forward_kl"``, ``"z_reconstruction"``,
+            ``"x_reconstruction"``, ``"mixed"`` (the reverse KL and halves of both reconstructions),
+            or ``"auto"``: layer by layer first where the layers match, then the forward KL, then
+            the reverse KL. ``pyroflows.distill.objectives`` has the formulas.
+        path: take the reverse KL's gradient along the paths of the draws alone; False for the plain
+            one, which needs no inversion.
+        max_steps: length of the schedule.
+        batch_size: draws a step, over all devices.
+        lr: first step size; falls to zero as half a cosine.
+        clip: largest gradient norm. Steps that are not finite are skipped and counted.
+        average: decay of the weights' exponential average.
+        patience: looks without a better student before stopping, counted once the last phase of the
+            schedule has begun.
+        draws: of each flow for the report.
+        classifier_draws: of each flow for the classifier two-sample test; 0 for none.
+        baseline: also train a fresh flow like the student on ``data`` by maximum likelihood, in the
+            time that the distillation took, and compare the two on ``test``.
+        progress: show a progress bar with both divergences.
+        compile: run objectives of one pass (layers, reconstructions) under ``torch.compile``.
+        accelerator: as in Lightning Fabric; by default where the student is.
+        devices: as in Fabric.
+        strategy: as in Fabric.
+        precision: as in Fabric.
+        num_nodes: as in Fabric.
+
+    Returns:
+        Divergences with standard errors, importance weights, scores on held-out rows, a two-sample
+        test, speeds.
+
+    Raises:
+        ValueError: shapes, contexts or supports that differ, a student that samples slowly, a
+            teacher whose parameters or own samples' scores are not finite, an argument out of
+            range. Nothing is trained then.
+        DivergedError: no step was finite, also after three rollbacks.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> teacher = pf.maf(2, layers=1, hidden=(8,))
+        >>> report = pf.distill(teacher, pf.student_of(teacher), max_steps=50, progress=False)
+        >>> abs(report.reverse_kl[0]) < 0.1
+        True
+    """
+    if max_steps < 1 or batch_size < 1 or lr <= 0 or clip <= 0:
+        raise ValueError(
+            "max_steps, batch_size, lr, clip: expected positive numbers, got "
+            f"{max_steps}, {batch_size}, {lr}, {clip}"
+        )
+    if draws < 2 or classifier_draws < 0:
+        raise ValueError(
+            "draws, classifier_draws: expected at least 2 and at least 0, got "
+            f"{draws} and {classifier_draws}"
+        )
+    check_pair(teacher, student)
+    check_objective(objective, teacher, student)
+    rows, held, given = checked_data(teacher, data, test, context)
+    if baseline and rows is None:
+        raise ValueError("baseline: expected data= to train a flow on directly, got none")
+    check_scores(teacher, Contexts(given))
+    fabric = open_fabric(
+        reference(student),
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+        precision=precision,
+        num_nodes=num_nodes,
+    )
+    frozen = teacher.detached()
+    if reference(teacher).device != fabric.device:
+        frozen = copy.deepcopy(frozen).to(fabric.device)
+    frozen.eval()
+    rows, held, given = fabric.to_device((rows, held, given))
+    contexts = Contexts(given)
+    direct = untrained(student) if baseline else None
+    pairs = matched(frozen, student)
+    phases = plan(objective, bool(pairs))
+    epochs = math.ceil(max_steps / EPOCH)
+    judge = _Judge(frozen, student.to(fabric.device), contexts)
+    settings = Settings(
+        max_epochs=epochs,
+        lr=lr,
+        weight_decay=0.0,
+        clip=clip,
+        patience=patience + math.ceil(epochs * phases[-1].begin),
+        average=average,
+        progress=progress and fabric.is_global_zero,
+        label="distill",
+        compile=compile,
+        skip=True,
+        shown=judge.shown,
+    )
+    loss = Objectives(frozen, student, pairs, judge.spread, path)
+    size = max(1, batch_size // fabric.world_size)
+    lessons = Lessons(frozen, contexts, rows, phases, epochs, size)
+    with _held_still(student if pairs else None):
+        history = optimise(student, loss, lessons, judge, settings, fabric)
+    student.eval()
+    if direct is not None:
+        fit_for(history.seconds, direct, rows, accelerator=accelerator, devices=devices)
+    return measure(
+        frozen,
+        student,
+        contexts,
+        held,
+        draws=draws,
+        classifier_draws=min(classifier_draws, draws),
+        baseline=direct,
+        history=history,
+        course=judge.course,
+    )
+
+
+class _Judge:
+    """Scores the student as it is: minus the sum of both divergences, on fresh draws of its own."""
+
+    def __init__(self, teacher: Flow, student: Flow, contexts: Contexts) -> None:
+        self.teacher = teacher
+        self.student = student
+        self.context = contexts.draw(_JUDGED)
+        self.draws = drawn(teacher, self.context, _JUDGED)
+        self.course: list[tuple[int, float, float]] = []
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """The standard deviation of the teacher's draws in each coordinate; one where it is 0."""
+        spread = self.draws[0].std(dim=0)
+        return torch.where(spread > 0, spread, torch.ones_like(spread))
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        mine = drawn(self.student, self.context, _JUDGED)
+        reverse = divergence_on(mine, self.teacher, self.context).mean().item()
+        forward = divergence_on(self.draws, self.student, self.context).mean().item()
+        self.course.append(((len(self.course) + 1) * EPOCH, reverse, forward))
+        return -(reverse + forward)
+
+    def shown(self) -> dict[str, str]:
+        """Both divergences, for the progress bar."""
+        _, reverse, forward = self.course[-1]
+        return {"reverse KL": f"{reverse:.3f}", "forward KL": f"{forward:.3f}"}
+
+
+@contextlib.contextmanager
+def _held_still(student: Flow | None) -> Iterator[None]:
+    """Train the student's layers alone: what stands between them is the teacher's already."""
+    parts = [] if student is None else parts_of(student)
+    others = [part for part in parts if not isinstance(part, Autoregressive)]
+    still = [p for part in others for p in part.parameters() if p.requires_grad]
+    for parameter in still:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in still:
+            parameter.requires_grad_(True)

@@ -1,0 +1,455 @@
+"""What distillation is made of: matched layers, objectives, schedules, measures, the report."""
+
+import itertools
+import math
+
+import matplotlib as mpl
+import pytest
+import torch
+from torch.distributions import Normal, constraints, kl_divergence
+
+import pyroflows as pf
+from pyroflows.distill import train
+from pyroflows.distill.measures import (
+    Contexts,
+    plain_inverse,
+    plain_loop_speed,
+    scored,
+    two_sample_auc,
+)
+from pyroflows.distill.objectives import OBJECTIVES, Objectives, half_square, layer_loss, lessons
+from pyroflows.distill.schedule import EPOCH, Lessons, Phase, plan, weights_at
+from pyroflows.distill.student import matched, parts_of
+from pyroflows.testing import randomize
+
+mpl.use("Agg")
+
+
+def teachers():
+    small = {"layers": 2, "hidden": (8,)}
+    return {
+        "lu": lambda: pf.maf(3, **small),
+        "lu_inverse": lambda: pf.maf(3, **small, linear="lu_inverse"),
+        "reverse": lambda: pf.maf(3, **small, linear="reverse"),
+        "permute": lambda: pf.maf(5, **small, linear="permute"),
+        "conditional": lambda: pf.maf(3, 2, **small),
+        "spline": lambda: pf.nsf(3, scheme="autoregressive", bins=4, **small),
+        "positive": lambda: pf.maf(3, **small, support=constraints.positive),
+        "one_feature": lambda: pf.maf(1, **small),
+    }
+
+
+def random_teacher(name):
+    teacher = teachers()[name]()
+    randomize(teacher, gain=0.5)
+    return teacher.double()
+
+
+def twin(teacher):
+    """A student that is its teacher's very map: nets that are constants, turned around."""
+    student = pf.student_of(teacher)
+    for pair in matched(teacher, student):
+        with torch.no_grad():
+            for net in (pair.teacher.net, pair.student.net):
+                for parameter in net.parameters():
+                    parameter.zero_()
+            pair.teacher.net.last.bias.normal_(std=0.5)
+            raw, shift = pair.teacher.net.last.bias.unflatten(0, (-1, 2)).unbind(-1)
+            log_scale = pair.teacher.family.bound * raw.tanh()
+            turned = torch.stack([-raw, -shift * (-log_scale).exp()], dim=-1)
+            pair.student.net.last.bias.copy_(turned.flatten())
+    return student
+
+
+def objectives(teacher, student, **kwargs):
+    frozen = teacher.detached()
+    unit = torch.ones(teacher.event_shape, dtype=torch.float64)
+    return Objectives(frozen, student, matched(frozen, student), unit, **kwargs)
+
+
+@pytest.mark.parametrize("name", teachers())
+def test_student_matches_layer_by_layer(name):
+    teacher = random_teacher(name)
+    student = pf.student_of(teacher)
+    pairs = matched(teacher, student)
+    assert len(pairs) == 2
+    assert len({id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}) == 0
+    # Beside its layers, which start as the identity, the student is the teacher.
+    layers = {pair.index for pair in pairs}
+    z = torch.randn(7, *teacher.event_shape).double()
+    for index, (their, my) in enumerate(zip(parts_of(teacher), parts_of(student), strict=True)):
+        if index not in layers:
+            torch.testing.assert_close(my(z), their(z))
+        else:
+            assert my.net.descending == their.transform.net.descending
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        lambda: pf.iaf(3, layers=3, hidden=(8,), linear="lu_inverse"),
+        lambda: pf.iaf(3, layers=2, hidden=(8,), linear="reverse"),
+        lambda: pf.iaf(3, layers=2, hidden=(8,), linear="lu_inverse"),  # its own LU-linear maps
+        lambda: pf.nsf(3, scheme="autoregressive", fast="sample", layers=2, linear="lu_inverse"),
+        lambda: pf.realnvp(3, layers=2, hidden=(8,)),
+    ],
+    ids=["layers", "linear", "lu", "family", "coupling"],
+)
+def test_other_students_do_not_match(student):
+    assert matched(random_teacher("lu"), student().double()) == []
+
+
+def test_student_is_wider_than_a_slow_teacher_only():
+    assert parts_of(pf.student_of(pf.maf(3, hidden=(16, 9))))[0].net.hidden == (24, 14)
+    assert parts_of(pf.student_of(pf.maf(3), hidden=(16,)))[0].net.hidden == (16,)
+    assert parts_of(pf.student_of(pf.iaf(3, hidden=(16, 9))))[0].net.hidden == (16, 9)
+
+
+def test_other_order_does_not_match():
+    teacher, student = random_teacher("reverse"), pf.student_of(random_teacher("reverse"))
+    assert len(matched(teacher, student)) == 2
+    first = parts_of(student)[0]
+    first.net = pf.nets.MADE(3, 2, hidden=(8,), descending=True).double()
+    assert matched(teacher, student) == []
+
+
+def test_other_base_does_not_match():
+    teacher = random_teacher("lu")
+    student = pf.student_of(teacher)
+    assert matched(teacher, student)
+    student.base.loc.add_(1.0)
+    assert matched(teacher, student) == []
+
+
+def test_layer_loss_is_the_kl_of_gaussians():
+    teacher = random_teacher("lu")
+    student = pf.student_of(teacher)
+    randomize(student, gain=0.5)
+    pair = matched(teacher, pf.student_of(teacher))[0]
+    pair = pair._replace(student=parts_of(student)[0])
+    after = torch.randn(7, 3).double()
+    theta = pair.teacher.net(after, None)
+    before = pair.teacher(after)
+
+    def gaussian(layer_draw):
+        mean = layer_draw(torch.zeros(7, 3).double())
+        return Normal(mean, layer_draw(torch.ones(7, 3).double()) - mean)
+
+    teacher_law = gaussian(lambda noise: pair.teacher.family.inverse(noise, theta)[0])
+    answer = pair.student.net(before, None)
+    student_law = gaussian(lambda noise: pair.student.family.forward(noise, answer)[0])
+    wanted = kl_divergence(teacher_law, student_law).sum(-1)
+    torch.testing.assert_close(layer_loss(pair, before, after, theta, None), wanted)
+    assert wanted.min() > 0.01
+
+
+@pytest.mark.parametrize("name", ["conditional", "spline", "permute"])
+def test_lessons_are_the_points_on_the_way(name):
+    teacher = random_teacher(name)
+    x = torch.randn(7, *teacher.event_shape).double()
+    context = torch.randn(7, 2).double() if teacher.context_shape else None
+    pairs = matched(teacher, pf.student_of(teacher))
+    found = lessons(teacher, pairs, x, context)
+    assert [pair.index for pair, *_ in found] == [pair.index for pair in pairs]
+    points = {0: teacher.transform.inverse_and_log_det(x, context)[0]}
+    for index, part in enumerate(parts_of(teacher)):
+        points[index + 1] = part.forward_and_log_det(points[index], context)[0]
+    for pair, before, after, _ in found:
+        torch.testing.assert_close(before, points[pair.index])
+        torch.testing.assert_close(after, points[pair.index + 1])
+
+
+@pytest.mark.parametrize("name", ["lu", "conditional", "permute", "positive"])
+def test_every_loss_is_zero_at_the_teachers_own_map(name):
+    teacher = random_teacher(name)
+    student = twin(teacher)
+    loss = objectives(teacher, student)
+    context = torch.randn(50, 2).double() if teacher.context_shape else None
+    x = teacher(context).sample(() if context is not None else (50,))
+    for objective in ("layers", "reverse_kl", "z_reconstruction", "x_reconstruction"):
+        assert abs(loss(x, context, {objective: 1.0}).item()) < 1e-9, objective
+    entropy = loss(x, context, {"forward_kl": 1.0})
+    torch.testing.assert_close(entropy, -teacher(context).log_prob(x).mean())
+
+
+def test_reverse_kl_is_the_scheme_as_first_stated():
+    """Draw from the student, score there for free, under the teacher in a pass; E[log s - log t]"""
+    teacher = random_teacher("lu")
+    student = pf.student_of(teacher)
+    loss = objectives(teacher, student, path=False)
+    x = torch.zeros(500, 3).double()
+    torch.manual_seed(1)
+    got = loss(x, None, {"reverse_kl": 1.0})
+    torch.manual_seed(1)
+    drawn, log_s = student.rsample_and_log_prob((500,))
+    torch.testing.assert_close(got, (log_s - teacher.log_prob(drawn)).mean())
+    assert got > 0.1
+
+
+def test_path_gradient_is_the_plain_one_on_average():
+    teacher = random_teacher("lu")
+    student = pf.student_of(teacher)
+    randomize(student, gain=0.3)
+    x = torch.zeros(20_000, 3).double()
+    gradients = []
+    for path, _ in itertools.product((True, False), range(4)):
+        loss = objectives(teacher, student, path=path)(x, None, {"reverse_kl": 1.0})
+        found = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
+        gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
+    both = torch.stack(gradients).unflatten(0, (2, 4))
+    means, errors = both.mean(1), both.std(1) / 2
+    apart = (means[0] - means[1]).norm()
+    assert apart < 4 * errors.norm()
+    assert apart < 0.2 * means[1].norm()
+
+
+def test_path_gradient_vanishes_at_the_teacher():
+    teacher = random_teacher("lu")
+    student = twin(teacher)
+    x = torch.zeros(64, 3).double()
+    for path in (True, False):
+        loss = objectives(teacher, student, path=path)(x, None, {"reverse_kl": 1.0})
+        found = torch.autograd.grad(loss, parts_of(student)[0].net.last.bias)[0].norm()
+        assert (found < 1e-9) == path
+
+
+def test_reconstructions_are_in_units_of_the_spread():
+    teacher = random_teacher("lu")
+    student = pf.student_of(teacher)
+    x = teacher.sample((50,))
+    plain = objectives(teacher, student)
+    scaled = Objectives(teacher.detached(), student, [], torch.full((3,), 2.0).double())
+    one, other = (o(x, None, {"z_reconstruction": 1.0}) for o in (plain, scaled))
+    torch.testing.assert_close(one, 4 * other)
+    assert half_square(torch.ones(5, 3)).item() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ["lu", "conditional"])
+def test_every_objective_brings_the_student_closer(objective, name):
+    teacher = random_teacher(name).float()
+    student = pf.student_of(teacher)
+    context = torch.randn(2000, 2) if teacher.context_shape else None
+    x = teacher(context).sample(() if teacher.context_shape else (2000,))
+    before = (scored(teacher, x, context) - scored(student, x, context)).mean()
+    report = pf.distill(
+        teacher,
+        student,
+        context=context,
+        objective=objective,
+        max_steps=100,
+        lr=5e-3,
+        draws=2000,
+        classifier_draws=0,
+        progress=False,
+    )
+    assert report.forward_kl[0] < 0.5 * before
+
+
+def test_schedule_gives_way_smoothly():
+    for phases in (plan("auto", True), plan("auto", False), plan("forward_kl", True)):
+        for share in torch.linspace(0, 1, 41).tolist():
+            assert sum(weights_at(phases, share).values()) == pytest.approx(1.0)
+    assert set(weights_at(plan("auto", True), 0.0)) == {"layers"}
+    assert set(weights_at(plan("auto", False), 0.0)) == {"forward_kl"}
+    assert set(weights_at(plan("auto", True), 1.0)) == {"reverse_kl"}
+
+
+def test_lessons_mix_data_and_draws_with_their_contexts():
+    teacher = pf.maf(2, 1, layers=1, hidden=(8,))
+    with torch.no_grad():
+        teacher.transform.parts[-1].loc.fill_(100.0)
+    rows = torch.arange(2000.0)[:, None].expand(-1, 2), torch.arange(2000.0)[:, None]
+    contexts = Contexts(torch.full((5, 1), -1.0))
+    phases = [Phase(0.0, {"forward_kl": 1.0})]
+    batches = list(Lessons(teacher, contexts, rows, phases, epochs=1, size=20))
+    assert len(batches) == EPOCH
+    x, context = (torch.cat([b[i] for b in batches]) for i in (0, 1))
+    from_data = context[:, 0] >= 0
+    assert from_data.float().mean().item() == pytest.approx(0.5)
+    torch.testing.assert_close(x[from_data], context[from_data].expand(-1, 2))
+    assert (x[~from_data] - 100).abs().max() < 10
+
+
+def test_few_rows_are_not_learned_by_heart():
+    rows = torch.zeros(10, 2), None
+    phases = [Phase(0.0, {"forward_kl": 1.0})]
+    lessons_of_few = Lessons(pf.maf(2), Contexts(None), rows, phases, epochs=20, size=100)
+    assert lessons_of_few.share * 20 * EPOCH * 100 == pytest.approx(20 * len(rows[0]))
+
+
+def quick(teacher, student, **kwargs):
+    kwargs = {"draws": 500, "classifier_draws": 0, "progress": False, **kwargs}
+    return pf.distill(teacher, student, **kwargs)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(monkeypatch):
+    teacher = random_teacher("lu").float()
+    student = pf.student_of(teacher)
+    calls = itertools.count()
+    layers = Objectives._layers
+
+    def sometimes_nan(self, *args):
+        return layers(self, *args) * (math.nan if next(calls) % 10 == 3 else 1.0)
+
+    monkeypatch.setattr(Objectives, "_layers", sometimes_nan)
+    report = quick(teacher, student, max_steps=100, lr=5e-3)
+    assert report.skipped >= 5
+    assert f"{report.skipped} steps not finite" in str(report)
+    assert report.history.rollbacks == 0
+    assert abs(report.reverse_kl[0]) < 1
+
+
+def test_gives_up_where_no_step_is_finite(monkeypatch):
+    teacher = random_teacher("lu").float()
+    student = pf.student_of(teacher)
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    monkeypatch.setattr(Objectives, "_layers", lambda self, *a: math.nan * self._forward_kl(*a))
+    with pytest.raises(pf.DivergedError, match="not finite"):
+        quick(teacher, student, max_steps=1000)
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+
+
+def test_interrupted_it_returns_the_best_student(monkeypatch):
+    teacher = random_teacher("lu").float()
+    student = pf.student_of(teacher)
+    calls = itertools.count()
+    layers = Objectives._layers
+
+    def interrupted(self, *args):
+        if next(calls) == 130:
+            raise KeyboardInterrupt
+        return layers(self, *args)
+
+    monkeypatch.setattr(Objectives, "_layers", interrupted)
+    report = quick(teacher, student, max_steps=400, lr=5e-3, draws=4000)
+    assert report.history.stopped == "interrupted"
+    assert len(report.course) == 2
+    best = max(report.history.val)
+    measured = -(report.reverse_kl[0] + report.forward_kl[0])
+    assert measured == pytest.approx(best, abs=0.1)
+
+
+def test_interrupted_at_once_it_still_reports(monkeypatch):
+    def interrupted(self, *args):
+        raise KeyboardInterrupt
+
+    teacher = random_teacher("lu").float()
+    monkeypatch.setattr(Objectives, "_layers", interrupted)
+    report = quick(teacher, pf.student_of(teacher), max_steps=100)
+    assert report.history.stopped == "interrupted"
+    report.plot()
+    mpl.pyplot.close("all")
+
+
+def test_student_keeps_its_flags():
+    teacher = random_teacher("lu").float()
+    student = pf.student_of(teacher)
+    quick(teacher, student, max_steps=50)
+    assert all(p.requires_grad for p in student.parameters())
+    # What stands between the layers is the teacher's still, so the flows match as before.
+    assert len(matched(teacher, student)) == 2
+
+
+def test_stops_early(monkeypatch):
+    teacher = random_teacher("lu").float()
+    plain = {"objective": "reverse_kl", "path": False}
+    monkeypatch.setattr(train._Judge, "__call__", lambda self: self.course.append((0, 0, 0)) or 0.0)
+    report = quick(
+        teacher, pf.student_of(teacher), max_steps=5000, patience=2, batch_size=8, **plain
+    )
+    assert "no better score" in report.history.stopped
+    assert len(report.course) == 3
+
+
+def test_auc_tells_samples_apart():
+    first, same, other = torch.randn(3, 1000, 4).unbind()
+    assert two_sample_auc(first, same) == pytest.approx(0.5, abs=0.08)
+    assert two_sample_auc(first, other + 3) > 0.95
+
+
+@pytest.mark.parametrize("name", ["lu", "conditional", "spline"])
+def test_plain_inverse_is_the_inverse(name):
+    teacher = random_teacher(name)
+    context = torch.randn(7, 2).double() if teacher.context_shape else None
+    z = torch.randn(7, 3).double()
+    for pair in matched(teacher, pf.student_of(teacher)):
+        wanted = pair.teacher.inverse_and_log_det(z, context)[0]
+        torch.testing.assert_close(plain_inverse(pair.teacher, z, context), wanted)
+
+
+def test_plain_loop_is_for_flows_with_a_slow_direction():
+    assert math.isnan(plain_loop_speed(pf.realnvp(2, layers=2, hidden=(8,)), Contexts(None), 10))
+    assert plain_loop_speed(pf.maf(2, layers=2, hidden=(8,)), Contexts(None), 10) > 0
+
+
+def test_scored_does_not_answer_from_memory():
+    teacher = random_teacher("conditional")
+    context = torch.randn(12, 2).double()
+    x = torch.randn(12, 3).double()
+    torch.testing.assert_close(scored(teacher, x, context), teacher.log_prob(x, context))
+
+
+def gaussian_rows(n):
+    return torch.randn(n, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
+
+
+@pytest.fixture(scope="module")
+def full_report():
+    torch.manual_seed(0)
+    teacher = pf.maf(2, layers=1, hidden=(8,))
+    x = gaussian_rows(2000)
+    pf.fit(teacher, x, max_epochs=5, lr=1e-2, progress=False)
+    student = pf.student_of(teacher)
+    return pf.distill(
+        teacher,
+        student,
+        data=x,
+        test=gaussian_rows(1000),
+        max_steps=200,
+        lr=5e-3,
+        classifier_draws=1000,
+        baseline=True,
+        progress=False,
+    )
+
+
+def test_report_is_complete(full_report):
+    report = full_report
+    assert report.ess > 0.95
+    assert report.khat < 0.7
+    assert report.auc == pytest.approx(0.5, abs=0.1)
+    assert len(report.layer_kl) == 1
+    assert report.layer_kl[0][0] == pytest.approx(report.forward_kl[0], abs=0.01)
+    assert set(report.speeds) == {"student", "teacher", "plain loop"}
+    assert report.baseline_nats == pytest.approx(report.student_nats, abs=0.2)
+    difference = report.student_nats - report.baseline_nats
+    assert report.baseline_gap[0] == pytest.approx(difference, abs=1e-4)
+    for word in ("reverse KL", "k-hat", "AUC", "plain loop", "in equal time", "layers' KL"):
+        assert word in str(report)
+
+
+def test_report_says_who_is_better(full_report):
+    from dataclasses import replace
+
+    for gap, words in (
+        ((0.5, 0.1), "the student is better"),
+        ((-0.5, 0.1), "the IAF trained directly is better"),
+        ((0.1, 0.1), "no clear difference"),
+        (None, "baseline=True"),
+    ):
+        assert words in replace(full_report, baseline_gap=gap).verdict
+
+
+def test_picture(full_report):
+    figure = full_report.plot()
+    assert len(figure.axes) == 6
+    assert all(ax.get_title() for ax in figure.axes)
+    mpl.pyplot.close(figure)
+
+
+def test_a_tenth_of_the_data_is_held_out():
+    teacher = random_teacher("lu").float()
+    report = quick(teacher, pf.student_of(teacher), data=teacher.sample((200,)), max_steps=50)
+    assert report.gap is not None
+    assert report.baseline_nats is None
