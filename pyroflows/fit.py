@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyroflows.checkpoint import open_checkpoints, shapes_of
 from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.nets import MADE, MLP
-from pyroflows.rows import (
-    checked_rows,
-    reference,
-)
+from pyroflows.processes import open_fabric
+from pyroflows.rows import checked_rows, reference
 from pyroflows.sources import (
     Loader,
     Source,
@@ -25,7 +25,7 @@ from pyroflows.sources import (
     count_rows,
     sources,
 )
-from pyroflows.training import Settings, open_fabric, optimise
+from pyroflows.training import Settings, optimise
 
 INITIAL_ROWS = 20_000
 
@@ -83,6 +83,9 @@ def fit(
     patience: int = 30,
     start: bool = True,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    every: float = 1,
+    resume: bool = False,
     progress: bool = True,
     compile: bool = False,
     accelerator: str | None = None,
@@ -118,6 +121,13 @@ def fit(
         patience: epochs without a better validation score before stopping.
         start: make the data-dependent start first (``pf.initialize``); False to go on training.
         seed: of the split and of the batches; the global generator is used for dropout only.
+        checkpoint: a folder to keep checkpoints in: all that training depends on, written so that
+            a process may end at any moment. The last two are kept.
+        every: epochs from one checkpoint to the next; 0.1 for ten in each.
+        resume: go on from the last checkpoint in that folder, if there is one, to the very losses
+            of a training that was never interrupted (on a CPU). ``max_epochs`` is a total. The
+            other arguments are to be the same; data sets draw from the global generators of torch,
+            numpy and Python, or are the same in each pass.
         progress: show a progress bar with train and validation nats.
         compile: run the step under ``torch.compile``: pays for flows small enough for calls to
             cost more than arithmetic, after about a minute of compiling.
@@ -132,10 +142,12 @@ def fit(
 
     Raises:
         ValueError: data that do not fit the flow (integers, NaN, another shape, outside its
-            support, no rows), an argument out of range, or no compiler to compile with; nothing is
-            trained then.
+            support, no rows), an argument out of range, a checkpoint of another training, or no
+            compiler to compile with; nothing is trained then.
         DivergedError: the loss was not finite again after three rollbacks; the flow holds the best
             weights found.
+        OSError: a checkpoint could not be written; the flow holds the best weights so far, and the
+            checkpoints before are whole.
 
     Example:
         >>> import torch, pyroflows as pf
@@ -178,12 +190,15 @@ def fit(
         compile=compile,
     )
     evaluate = None if held is None else lambda: _score(flow, held, fabric)
+    identity = {"fit": "maximum likelihood", "rows": str(count_rows(train)), "seed": seed}
+    identity.update(shapes_of(flow))
+    keep = open_checkpoints(checkpoint, every, resume, identity, fabric)
     before = copy.deepcopy(flow.state_dict())
     try:
-        if start:
+        if start and (keep is None or keep.found is None):
             _start(flow, train)
         _set_dropout(flow, dropout)
-        return optimise(flow, _Loss(flow), batches, evaluate, settings, fabric)
+        return optimise(flow, _Loss(flow), batches, evaluate, settings, fabric, keep)
     except ValueError:
         flow.load_state_dict(before)  # a bad batch of a loader: as if nothing had been done
         raise

@@ -39,6 +39,22 @@ class Loader:
                 context_name=f"context (batch {index} of the loader)",
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """The passes so far, and where the loader's own generators stand."""
+        generators = [generator.get_state() for generator in self._generators()]
+        return {"epoch": self.epoch, "generators": generators}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the pass that follows."""
+        self.epoch = state["epoch"]
+        for generator, value in zip(self._generators(), state["generators"], strict=True):
+            generator.set_state(value)
+
+    def _generators(self) -> list[torch.Generator]:
+        owners = (self.loader, self.loader.sampler)
+        found = [getattr(owner, "generator", None) for owner in owners]
+        return list(dict.fromkeys(g for g in found if g is not None))
+
 
 Source = Batch | Loader
 

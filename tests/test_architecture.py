@@ -24,7 +24,7 @@ ROWS = [
     ["registry"],
     ["flows"],
     ["plots", "quantize", "latents"],
-    ["compiling", "training", "history", "rows", "sources"],
+    ["compiling", "processes", "weights", "checkpoint", "training", "history", "rows", "sources"],
     ["fit", "infer", "initialize"],
     ["distill", "persist"],
     ["export", "testing", "laws"],
