@@ -14,10 +14,9 @@ from pyroflows.checkpoint import open_checkpoints, shapes_of
 from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.nets import MADE, MLP
-from pyroflows.processes import open_fabric
+from pyroflows.processes import gathered, open_fabric
 from pyroflows.rows import checked_rows, reference
 from pyroflows.sources import (
-    Loader,
     Source,
     batches_of,
     chunks,
@@ -103,7 +102,10 @@ def fit(
     Args:
         flow: any flow; one whose ``fast`` is ``"sample"`` trains too, at several times the cost.
         x: the data: a tensor or array ``(rows, *flow.event_shape)``, a ``Dataset`` or
-            ``DataLoader`` of rows or of pairs (row, context).
+            ``DataLoader`` of rows or of pairs (row, context), a memory-mapped array, or a path to a
+            ``.npy`` or ``.parquet`` file of any size, with the context in the columns after the
+            features. Files are read block by block, in less than 128 MiB of memory
+            (``pyroflows.tables`` says how).
         context: ``(rows, *flow.context_shape)`` for a conditional flow.
         val: what to stop on: a share of the rows, rows, a pair (rows, context), a ``DataLoader``,
             or None to train all epochs and keep the best training score. With several processes
@@ -178,6 +180,8 @@ def fit(
     dropout = _default_dropout(flow, plenty) if dropout is None else _checked_dropout(flow, dropout)
     batches = batches_of(train, batch_size, seed, shard)
     steps = count_batches(batches)
+    if len(counts := set(gathered(fabric, steps))) > 1:
+        raise ValueError(f"x: expected as many batches in each process, got {sorted(counts)}")
     settings = Settings(
         max_epochs=max_epochs or min(max(8000 // steps, 20), 300),
         lr=lr,
@@ -241,7 +245,7 @@ def _set_dropout(flow: Flow, share: float) -> None:
 
 
 def _start(flow: Flow, train: Source) -> None:
-    if not isinstance(train, Loader):
+    if isinstance(train, tuple):
         # Evenly spaced: the first rows of sorted data would be no sample of them.
         step = -(-len(train[0]) // INITIAL_ROWS)
         initialize(flow, *(None if t is None else t[::step] for t in train))
@@ -261,7 +265,7 @@ def _start(flow: Flow, train: Source) -> None:
 def _score(flow: Flow, held: Source, fabric: Any) -> float:
     """Mean log-likelihood of held-out rows in nats, each row once over all processes."""
     total = torch.zeros(2, dtype=torch.float64, device=fabric.device)
-    batches = held if isinstance(held, Loader) else chunks(held)
+    batches = chunks(held) if isinstance(held, tuple) else held
     for index, (x, context) in enumerate(batches):
         if index % fabric.world_size == fabric.global_rank:
             x, context = fabric.to_device((x, context))

@@ -33,7 +33,9 @@ def open_fabric(
         )
     if accelerator is None and devices == 1 and like.device.index is not None:
         devices = [like.device.index]
-    precision = precision or own
+    if precision in (None, own):
+        # No conversions: Fabric's "64-true" would hand the loss back in the default dtype.
+        precision = "32-true"
     fabric = Fabric(
         accelerator=accelerator or like.device.type,
         devices=devices,

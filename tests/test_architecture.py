@@ -24,7 +24,17 @@ ROWS = [
     ["registry"],
     ["flows"],
     ["plots", "quantize", "latents"],
-    ["compiling", "processes", "weights", "checkpoint", "training", "history", "rows", "sources"],
+    [
+        "compiling",
+        "processes",
+        "weights",
+        "checkpoint",
+        "training",
+        "history",
+        "rows",
+        "tables",
+        "sources",
+    ],
     ["fit", "infer", "initialize"],
     ["distill", "persist"],
     ["export", "testing", "laws"],
@@ -42,6 +52,7 @@ HEAVY = [
     "pooch",
     "typer",
     "safetensors",
+    "pyarrow",
 ]
 FILES = sorted(ROOT.rglob("*.py"))
 MODULES = sorted(
