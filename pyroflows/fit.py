@@ -104,12 +104,13 @@ def fit(
         x: the data: a tensor or array ``(rows, *flow.event_shape)``, a ``Dataset`` or
             ``DataLoader`` of rows or of pairs (row, context), a memory-mapped array, or a path to a
             ``.npy`` or ``.parquet`` file of any size, with the context in the columns after the
-            features. Files are read block by block, in less than 128 MiB of memory
-            (``pyroflows.tables`` says how).
+            features. Files are read block by block: at most 128 MiB of rows are in
+            memory (``pyroflows.tables`` says which).
         context: ``(rows, *flow.context_shape)`` for a conditional flow.
-        val: what to stop on: a share of the rows, rows, a pair (rows, context), a ``DataLoader``,
-            or None to train all epochs and keep the best training score. With several processes
-            a ``Dataset`` is sharded; your own ``DataLoader`` you shard yourself.
+        val: what to stop on: a share of the rows (of those in a file 65,536 at most), rows, a pair
+            (rows, context), a ``DataLoader``, a file, or None to train all epochs and keep the best
+            training score. With several processes a ``Dataset`` is sharded; your own ``DataLoader``
+            you shard yourself.
         max_epochs: the schedule's length; by default about 8,000 steps, within 20 to 300 epochs.
         batch_size: rows a step, over all devices; by default 64 to 1,024 by the number of rows.
         lr: first step size.
@@ -134,7 +135,9 @@ def fit(
         compile: run the step under ``torch.compile``: pays for flows small enough for calls to
             cost more than arithmetic, after about a minute of compiling.
         accelerator: as in Lightning Fabric; by default where the flow is.
-        devices: as in Fabric: how many, or which.
+        devices: as in Fabric: how many, or which. Each takes an equal part of each batch; losses
+            are those of one process where the rows of a batch divide by the number of them, else a
+            few rows count twice. Start several with ``torchrun``.
         strategy: as in Fabric, for example ``"ddp"``.
         precision: ``"bf16-mixed"`` or ``"16-mixed"`` as in Fabric; by default the flow's own.
         num_nodes: as in Fabric.

@@ -196,6 +196,7 @@ class TableBatches:
                 yield self._part(_cut(rows, slice(begin, begin + self.size)))
             # A copy, so that the buffer is not kept for the sake of a few rows.
             rest = _cut(rows, torch.arange(count, len(rows[0])))
+            del rows, mixed
         if len(rest[0]):
             yield self._part(rest)
 

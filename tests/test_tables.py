@@ -168,6 +168,7 @@ def test_twenty_gigabytes_in_little_memory(tmp_path, monkeypatch, kind):
     x = str(path) if kind == "path" else np.load(path, mmap_mode="r")
     torch.manual_seed(0)
     small = pf.maf(4, layers=1, hidden=(8,))
+    pf.fit(small, torch.randn(50, 4), max_epochs=1, progress=False)  # loads what fit needs
     step, seen = _Run._step, []
 
     def watched(self, *args):
