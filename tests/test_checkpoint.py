@@ -3,7 +3,6 @@
 import errno
 import os
 import random
-import sys
 
 import numpy as np
 import pyro
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import pyroflows as pf
 from pyroflows import checkpoint as checkpoints
 from pyroflows.checkpoint import Passes, pack, unpack
+from pyroflows.infer import ascent
 from pyroflows.training import _Run
 
 CPU = torch.device("cpu")
@@ -431,8 +431,7 @@ def loader():
 
 @pytest.mark.parametrize("kind", ["arguments", "batches"])
 def test_a_guide_is_picked_up(monkeypatch, tmp_path, kind):
-    ascent = sys.modules["pyroflows.infer.fit_guide"]._Ascent
-    monkeypatch.setattr(sys.modules["pyroflows.infer.fit_guide"], "_WINDOW", 10)
+    monkeypatch.setattr(ascent, "_WINDOW", 10)
 
     def run(seed, **settings):
         pyro.clear_param_store()
@@ -446,14 +445,14 @@ def test_a_guide_is_picked_up(monkeypatch, tmp_path, kind):
 
     expected, whole = run(0)
     with monkeypatch.context() as patch:
-        window = ascent._window
+        window = ascent.Ascent._window
 
         def ends(self, *args):
             if self.step == 20:
                 raise Stopped
             return window(self, *args)
 
-        patch.setattr(ascent, "_window", ends)
+        patch.setattr(ascent.Ascent, "_window", ends)
         with pytest.raises(Stopped):
             run(0, checkpoint=tmp_path)
     for _ in range(2):  # the second time nothing is left to do

@@ -15,7 +15,7 @@ from pyroflows.checkpoint import Checkpoints
 from pyroflows.training import _Run
 
 KILLS = 50
-EPOCHS = 300
+EPOCHS = 250
 
 
 def train(folder, record):
@@ -79,7 +79,7 @@ def test_fifty_kills_lose_no_finished_epoch(tmp_path):
     resumes = []
     for _ in range(KILLS):
         process = started(processes, tmp_path / "killed", record)
-        time.sleep(chance.uniform(0, 8 * an_epoch))
+        time.sleep(chance.uniform(0, 6 * an_epoch))
         assert process.is_alive(), "it ended before it could be killed: raise EPOCHS"
         process.kill()
         process.join()
