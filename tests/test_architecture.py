@@ -32,7 +32,17 @@ ROWS = [
     ["registry"],
     ["flows"],
     ["plots", "dequantize", "quantize", "pixelcnn", "latents"],
-    ["compiling", "training", "history", "rows", "sources"],
+    [
+        "compiling",
+        "processes",
+        "weights",
+        "checkpoint",
+        "training",
+        "history",
+        "rows",
+        "tables",
+        "sources",
+    ],
     ["fit", "infer", "initialize"],
     ["distill", "persist", "described", "stored", "hub"],
     ["export", "testing", "laws"],
@@ -51,6 +61,7 @@ HEAVY = [
     "typer",
     "safetensors",
     "huggingface_hub",
+    "pyarrow",
 ]
 FILES = sorted(ROOT.rglob("*.py"))
 MODULES = sorted(
