@@ -167,6 +167,7 @@ def _marginals(run: Run, draws: np.ndarray) -> tuple[Figure, str]:
         ax.hist(model, bins, density=True, color=MODEL, histtype="step", lw=1.4, label="flow")
         ax.set(title=_name(shown[i]), yticks=[])
         ax.title.set_fontsize(9)
+        ax.locator_params(axis="x", nbins=4)
         ax.tick_params(labelsize=7)
         if i == 0:
             ax.legend(fontsize=7)

@@ -131,7 +131,7 @@ def _read_csv(path: Path, header: bool | None) -> Table:
                 header = _is_header(cells) if header is None else header
                 names = [f"column_{i + 1}" for i in range(len(cells))]
                 if header:
-                    stripped = (cell.strip() for cell in cells)
+                    stripped = (" ".join(cell.split()) for cell in cells)
                     names = [c or name for c, name in zip(stripped, names, strict=True)]
                     continue
             if len(cells) != len(names):
