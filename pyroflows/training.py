@@ -290,6 +290,7 @@ class _Run:
             self.sums = _Sums(**own["sums"])
             if own["judge"]:
                 self.evaluate.load_state_dict(own["judge"])
+        self.keep.found = None  # as large as the training itself
 
 
 @dataclass

@@ -98,7 +98,7 @@ def picked_up(monkeypatch, tmp_path, last, **settings):
     ids=str,
 )
 def test_resumed_it_equals_a_run_in_one_go(monkeypatch, tmp_path, settings):
-    last = 2 if settings.get("batch_size") == 150 else 14
+    last = 3 if settings.get("batch_size") == 150 else 14
     picked_up(monkeypatch, tmp_path, last, **settings)
 
 

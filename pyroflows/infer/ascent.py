@@ -181,6 +181,7 @@ class Ascent:
         self.keep.restart(self.step / _WINDOW)
         if own is not None:
             self.passes.load_state_dict(own["passes"])
+        self.keep.found = None
 
 
 class _Best:

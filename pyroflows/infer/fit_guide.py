@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -19,15 +19,8 @@ from pyroflows.compiling import compiled_transforms, prepare_compiler
 from pyroflows.history import History
 from pyroflows.infer.ascent import Ascent
 from pyroflows.infer.objectives import PathELBO
-from pyroflows.infer.particles import (
-    ERRORS,
-    can_run_together,
-    plate_nesting,
-)
+from pyroflows.infer.particles import ERRORS, can_run_together, plate_nesting
 from pyroflows.processes import draw_apart, make_same, open_fabric
-
-if TYPE_CHECKING:
-    pass
 
 
 def fit_guide(
