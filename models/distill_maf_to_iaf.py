@@ -161,13 +161,15 @@ def table(report: pf.Distillation, data: pf.datasets.Split, history: pf.History)
         ("teacher - student, paired", f"{gap:.3f} +- {error:.3f}"),
         ("in % of teacher - Gaussian", f"{100 * share:.2f}"),
         ("same IAF fitted to the data", f"{report.baseline_nats:.2f}"),
+        ("", report.verdict),
         ("KL(student || teacher)", "{:.3f} +- {:.3f}".format(*report.reverse_kl)),
         ("KL(teacher || student)", "{:.3f} +- {:.3f}".format(*report.forward_kl)),
         ("k-hat of the weights", f"{report.khat:.2f}"),
         ("classifier's AUC", f"{report.auc:.3f}"),
     ]
-    speeds = {name: by_batch[10_000] for name, by_batch in report.speeds.items()}
-    rows += [(f"{name}, samples / s", f"{rate:,.0f}") for name, rate in speeds.items()]
+    for name, by_batch in report.speeds.items():
+        for n, rate in by_batch.items():
+            rows.append((f"{name}, samples / s, batch {n:,}", f"{rate:,.0f}"))
     return [
         *rows,
         ("seconds: teacher, student", f"{history.seconds:.0f}, {report.history.seconds:.0f}"),

@@ -153,6 +153,20 @@ def test_refuses_an_unknown_objective(teacher):
         pf.distill(teacher, pf.student_of(teacher), objective="kl", progress=False)
 
 
+def test_layers_need_a_student_that_matches(teacher):
+    with pytest.raises(ValueError, match="objective: 'layers' needs a student whose layers match"):
+        pf.distill(teacher, pf.iaf(2), objective="layers", progress=False)
+
+
+def test_speeds_are_of_the_batches_asked_for(teacher):
+    with pytest.raises(ValueError, match="speed_batches: expected sizes of at least 1"):
+        pf.distill(teacher, pf.student_of(teacher), speed_batches=(0,), progress=False)
+    kwargs = {"max_steps": 50, "draws": 100, "classifier_draws": 0, "progress": False}
+    report = pf.distill(teacher, pf.student_of(teacher), speed_batches=(2, 30), **kwargs)
+    assert {tuple(by_batch) for by_batch in report.speeds.values()} == {(2, 30)}
+    assert report.student_speed == report.speeds["student"][30]
+
+
 def test_reconstruction_needs_bases_of_one_shape(teacher, monkeypatch):
     student = pf.student_of(teacher)
     monkeypatch.setattr(student.transform, "inverse_shape", lambda shape: torch.Size([3]))

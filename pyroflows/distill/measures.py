@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from pyroflows.transforms.base import Inverse
 
 _CHUNK = 10_000
 _LOOP_ROWS = 1000
-_BATCHES = (1, 10_000)
 _SHOWN = 2000
 
 
@@ -34,6 +33,7 @@ def measure(
     *,
     draws: int,
     classifier_draws: int,
+    speed_batches: Sequence[int],
     baseline: Flow | None,
     history: History,
     course: list[tuple[int, float, float]],
@@ -47,6 +47,7 @@ def measure(
         held: held-out rows, or None.
         draws: how many of each.
         classifier_draws: how many of each to train and judge a classifier on; 0 for none.
+        speed_batches: sizes of the batches to draw by the clock.
         baseline: a flow trained on the data directly, or None.
         history: of the training.
         course: both divergences at each look during training.
@@ -61,7 +62,11 @@ def measure(
         flows = {"teacher": teacher, "student": student, "baseline": baseline}
         scores = {n: scored(f, *held).double() for n, f in flows.items() if f is not None}
     nats = {name: score.mean().item() for name, score in scores.items()}
-    speeds = {"student": student, "teacher": teacher}
+    rates = {
+        name: {n: sampling_speed(flow, contexts, n) for n in speed_batches}
+        for name, flow in (("student", student), ("teacher", teacher))
+    }
+    rates["plain loop"] = {n: plain_loop_speed(teacher, contexts, n) for n in speed_batches}
     return Distillation(
         reverse_kl=mean_and_error(reverse),
         forward_kl=mean_and_error(forward),
@@ -74,10 +79,7 @@ def measure(
         draws=draws,
         auc=_auc(theirs[0], mine[0], context, classifier_draws),
         classifier_draws=classifier_draws,
-        speeds={
-            **{n: {b: sampling_speed(f, contexts, b) for b in _BATCHES} for n, f in speeds.items()},
-            "plain loop": {b: plain_loop_speed(teacher, contexts, b) for b in _BATCHES},
-        },
+        speeds=rates,
         baseline_nats=nats.get("baseline"),
         baseline_gap=(
             mean_and_error(scores["student"] - scores["baseline"]) if "baseline" in scores else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ def distill(
     patience: int = 20,
     draws: int = 10_000,
     classifier_draws: int = 2000,
+    speed_batches: Sequence[int] = (1, 1000, 10_000),
     baseline: bool = False,
     progress: bool = True,
     compile: bool = False,
@@ -87,7 +88,9 @@ def distill(
         patience: looks without a better student before stopping, counted once the last phase of the
             schedule has begun.
         draws: of each flow for the report.
-        classifier_draws: of each flow for the classifier two-sample test; 0 for none.
+        classifier_draws: of each flow for the classifier two-sample test; 0 for none, and no more than
+            ``draws``.
+        speed_batches: sizes of the batches that both draw by the clock for the report.
         baseline: also train a fresh flow like the student on ``data`` by maximum likelihood, in the
             time that the distillation took, and compare the two on ``test``.
         progress: show a progress bar with both divergences.
@@ -125,6 +128,8 @@ def distill(
             "draws, classifier_draws: expected at least 2 and at least 0, got "
             f"{draws} and {classifier_draws}"
         )
+    if not speed_batches or min(speed_batches) < 1:
+        raise ValueError(f"speed_batches: expected sizes of at least 1, got {speed_batches}")
     check_pair(teacher, student)
     check_objective(objective, teacher, student)
     rows, held, given = checked_data(teacher, data, test, context)
@@ -178,6 +183,7 @@ def distill(
         held,
         draws=draws,
         classifier_draws=min(classifier_draws, draws),
+        speed_batches=speed_batches,
         baseline=direct,
         history=history,
         course=judge.course,
