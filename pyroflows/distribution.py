@@ -20,7 +20,6 @@ from pyroflows.memo import Memo
 from pyroflows.store import forget_links, keep_in_step, loaded
 from pyroflows.transforms.base import Conditioned, FlowTransform
 
-
 _ROWS = 2000  # of a draw that go through the transform at once: their hidden units fit a cache
 
 

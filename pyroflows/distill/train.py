@@ -3,7 +3,7 @@
 The reverse KL of a student's own draws needs no slow direction at all, but alone it drops modes,
 and it starts where the teacher's density means nothing (Huang et al. 2019, PMLR 115). So the
 student first learns from the teacher's points, layer by layer where the two match, and the reverse
-KL comes last.
+KL comes last, where it is of use at all.
 """
 
 from __future__ import annotations
@@ -74,10 +74,12 @@ def distill(
             default a tenth of ``data``.
         context: rows of contexts to distil under, for conditional flows; those of ``data`` if not
             given.
-        objective: ``"reverse_kl"``, ``"forward_kl"``, ``"z_reconstruction"``,
+        objective: ``"layers"``, ``"reverse_kl"``, ``"forward_kl"``, ``"z_reconstruction"``,
             ``"x_reconstruction"``, ``"mixed"`` (the reverse KL and halves of both reconstructions),
-            or ``"auto"``: layer by layer first where the layers match, then the forward KL, then
-            the reverse KL. ``pyroflows.distill.objectives`` has the formulas.
+            or ``"auto"``: layer by layer where the layers match, and unless all are affine, which
+            makes that loss an exact KL, then the forward KL and last the reverse KL.
+            ``pyroflows.distill.objectives`` has the formulas. A second call goes on from where the
+            first left the student, by another objective if you like.
         path: take the reverse KL's gradient along the paths of the draws alone; False for the plain
             one, which needs no inversion.
         max_steps: length of the schedule.
@@ -88,8 +90,7 @@ def distill(
         patience: looks without a better student before stopping, counted once the last phase of the
             schedule has begun.
         draws: of each flow for the report.
-        classifier_draws: of each flow for the classifier two-sample test; 0 for none, and no more than
-            ``draws``.
+        classifier_draws: of each flow for the classifier two-sample test, at most ``draws``; 0 for none.
         speed_batches: sizes of the batches that both draw by the clock for the report.
         baseline: also train a fresh flow like the student on ``data`` by maximum likelihood, in the
             time that the distillation took, and compare the two on ``test``.
@@ -152,7 +153,7 @@ def distill(
     contexts = Contexts(given)
     direct = untrained(student) if baseline else None
     pairs = matched(frozen, student)
-    phases = plan(objective, bool(pairs))
+    phases = plan(objective, pairs)
     epochs = math.ceil(max_steps / EPOCH)
     judge = _Judge(frozen, student.to(fabric.device), contexts)
     settings = Settings(
