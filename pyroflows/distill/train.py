@@ -90,7 +90,8 @@ def distill(
         patience: looks without a better student before stopping, counted once the last phase of the
             schedule has begun.
         draws: of each flow for the report.
-        classifier_draws: of each flow for the classifier two-sample test, at most ``draws``; 0 for none.
+        classifier_draws: of each flow for the classifier two-sample test, at most ``draws``; 0 for
+            none.
         speed_batches: sizes of the batches that both draw by the clock for the report.
         baseline: also train a fresh flow like the student on ``data`` by maximum likelihood, in the
             time that the distillation took, and compare the two on ``test``.
