@@ -104,7 +104,7 @@ CASES = {
             pf.nsf, scheme="autoregressive", fast="log_prob", layers=3, hidden=(64, 64)
         ),
         fit={"max_epochs": 30, "lr": 3e-3},
-        distill={"max_steps": 1000},
+        distill={"max_steps": 1500},
     ),
     # A larger teacher learns the 1,439 pictures by heart and scores others no better.
     "digits": Case(

@@ -2,8 +2,8 @@
 
 The reverse KL of a student's own draws needs no slow direction at all, but alone it drops modes,
 and it starts where the teacher's density means nothing (Huang et al. 2019, PMLR 115). So the
-student first learns from the teacher's points, layer by layer where the two match, and the reverse
-KL comes last, where it is of use at all.
+student learns from the teacher's points: layer by layer, from one pass of the teacher, where the
+two match and are affine; elsewhere by the forward KL, with the reverse KL last.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def distill(
             given.
         objective: ``"layers"``, ``"reverse_kl"``, ``"forward_kl"``, ``"z_reconstruction"``,
             ``"x_reconstruction"``, ``"mixed"`` (the reverse KL and halves of both reconstructions),
-            or ``"auto"``: layer by layer where the layers match, and unless all are affine, which
-            makes that loss an exact KL, then the forward KL and last the reverse KL.
+            or ``"auto"``: layer by layer where the layers match and are affine, which makes that
+            loss an exact KL; else the forward KL first and the reverse KL last.
             ``pyroflows.distill.objectives`` has the formulas. A second call goes on from where the
             first left the student, by another objective if you like.
         path: take the reverse KL's gradient along the paths of the draws alone; False for the plain
