@@ -18,13 +18,13 @@ from pyroflows.infer import (
     psis,
     report,
 )
+from pyroflows.persist import from_hub, load, push_to_hub, save
 from pyroflows.pixelcnn import PixelCNN, pixelcnn
 from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
-
-__version__ = "0.1.0"
+from pyroflows.version import __version__
 
 __all__ = [
     # flows
@@ -67,6 +67,12 @@ __all__ = [
     "student_of",
     "distill",
     "Distillation",
+    # keep and share
+    "save",
+    "load",
+    "push_to_hub",
+    "from_hub",
+    "__version__",
     # your own
     "Flow",
     "FlowDistribution",

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyroflows.checkpoint import open_checkpoints, shapes_of
 from pyroflows.dequantize import fixed_noise
 from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.nets import MADE, MLP
 from pyroflows.nets.pixel_net import GatedLayer
+from pyroflows.processes import gathered, open_fabric
 from pyroflows.quantize import bits_per_dim, quantized
-from pyroflows.rows import (
-    checked_rows,
-    reference,
-)
+from pyroflows.rows import checked_rows, reference
 from pyroflows.sources import (
-    Loader,
     Source,
     batches_of,
     chunks,
@@ -28,7 +27,7 @@ from pyroflows.sources import (
     count_rows,
     sources,
 )
-from pyroflows.training import Settings, open_fabric, optimise
+from pyroflows.training import Settings, optimise
 
 INITIAL_ROWS = 20_000
 
@@ -87,6 +86,9 @@ def fit(
     patience: int = 30,
     start: bool = True,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    every: float = 1,
+    resume: bool = False,
     progress: bool = True,
     compile: bool = False,
     accelerator: str | None = None,
@@ -105,13 +107,17 @@ def fit(
         flow: any flow; one whose ``fast`` is ``"sample"`` trains too, at several times the cost.
             Or a model of integers, such as ``pf.quantized`` gives, scored in bits per dimension.
         x: the data: a tensor or array ``(rows, *flow.event_shape)``, a ``Dataset`` or
-            ``DataLoader`` of rows or of pairs (row, context).
+            ``DataLoader`` of rows or of pairs (row, context), a memory-mapped array, or a path to a
+            ``.npy`` or ``.parquet`` file of any size, with the context in the columns after the
+            features. Files are read block by block: at most 128 MiB of rows are in
+            memory (``pyroflows.tables`` says which).
         context: ``(rows, *flow.context_shape)`` for a conditional flow.
         bins: for integers 0 to ``bins - 1`` under a flow: short for ``pf.quantized(flow, bins)``,
             which trains the flow with new uniform noise each step.
-        val: what to stop on: a share of the rows, rows, a pair (rows, context), a ``DataLoader``,
-            or None to train all epochs and keep the best training score. With several processes
-            a ``Dataset`` is sharded; your own ``DataLoader`` you shard yourself.
+        val: what to stop on: a share of the rows (of those in a file 65,536 at most), rows, a pair
+            (rows, context), a ``DataLoader``, a file, or None to train all epochs and keep the best
+            training score. With several processes a ``Dataset`` is sharded; your own ``DataLoader``
+            you shard yourself.
         max_epochs: the schedule's length; by default about 8,000 steps, within 20 to 300 epochs.
         batch_size: rows a step, over all devices; by default 64 to 1,024 by the number of rows.
         lr: first step size.
@@ -126,11 +132,20 @@ def fit(
         start: make the data-dependent start first (``pf.initialize``); False to go on training.
         seed: of the split, of the batches, and of noise in the validation score; the global
             generator is used for dropout and for dequantisation only.
+        checkpoint: a folder to keep checkpoints in: all that training depends on, written so that
+            a process may end at any moment. The last two are kept.
+        every: epochs from one checkpoint to the next; 0.1 for ten in each.
+        resume: go on from the last checkpoint in that folder, if there is one, to the very losses
+            of a training that was never interrupted (on a CPU). ``max_epochs`` is a total. The
+            other arguments are to be the same; data sets draw from the global generators of torch,
+            numpy and Python, or are the same in each pass.
         progress: show a progress bar with train and validation nats.
         compile: run the step under ``torch.compile``: pays for flows small enough for calls to
             cost more than arithmetic, after about a minute of compiling.
         accelerator: as in Lightning Fabric; by default where the flow is.
-        devices: as in Fabric: how many, or which.
+        devices: as in Fabric: how many, or which. Each takes an equal part of each batch; losses
+            are those of one process where the rows of a batch divide by the number of them, else a
+            few rows count twice. Start several with ``torchrun``.
         strategy: as in Fabric, for example ``"ddp"``.
         precision: ``"bf16-mixed"`` or ``"16-mixed"`` as in Fabric; by default the flow's own.
         num_nodes: as in Fabric.
@@ -140,10 +155,12 @@ def fit(
 
     Raises:
         ValueError: data that do not fit the flow (integers, or floats where it is a model of
-            integers, NaN, another shape, outside its support, no rows), an argument out of range,
-            or no compiler to compile with; nothing is trained then.
+            integers, NaN, another shape, outside its support, no rows), an argument out of range, a
+            checkpoint of another training, or no compiler to compile with; nothing is trained then.
         DivergedError: the loss was not finite again after three rollbacks; the flow holds the best
             weights found.
+        OSError: a checkpoint could not be written; the flow holds the best weights so far, and the
+            checkpoints before are whole.
 
     Example:
         >>> import torch, pyroflows as pf
@@ -175,6 +192,8 @@ def fit(
     dropout = _default_dropout(flow, plenty) if dropout is None else _checked_dropout(flow, dropout)
     batches = batches_of(train, batch_size, seed, shard)
     steps = count_batches(batches)
+    if len(counts := set(gathered(fabric, steps))) > 1:
+        raise ValueError(f"x: expected as many batches in each process, got {sorted(counts)}")
     settings = Settings(
         max_epochs=max_epochs or min(max(8000 // steps, 20), 300),
         lr=lr,
@@ -187,14 +206,16 @@ def fit(
         compile=compile,
     )
     evaluate = None if held is None else lambda: _score(flow, held, fabric, seed)
+    identity = {"fit": "maximum likelihood", "rows": str(count_rows(train)), "seed": seed}
+    identity.update(shapes_of(flow))
+    keep = open_checkpoints(checkpoint, every, resume, identity, fabric)
     before = copy.deepcopy(flow.state_dict())
     try:
-        if start:
+        if start and (keep is None or keep.found is None):
             _start(flow, train)
         _set_dropout(flow, dropout)
-        return optimise(
-            flow, _Loss(flow), batches, evaluate, settings, fabric, _empty_history(flow)
-        )
+        history = _empty_history(flow)
+        return optimise(flow, _Loss(flow), batches, evaluate, settings, fabric, keep, history)
     except ValueError:
         flow.load_state_dict(before)  # a bad batch of a loader: as if nothing had been done
         raise
@@ -244,7 +265,7 @@ def _set_dropout(flow: Flow, share: float) -> None:
 
 
 def _start(flow: Flow, train: Source) -> None:
-    if not isinstance(train, Loader):
+    if isinstance(train, tuple):
         # Evenly spaced: the first rows of sorted data would be no sample of them.
         step = -(-len(train[0]) // INITIAL_ROWS)
         initialize(flow, *(None if t is None else t[::step] for t in train))
@@ -267,7 +288,7 @@ def _score(flow: Flow, held: Source, fabric: Any, seed: int) -> float:
     Where it is a bound with noise in it, the noise is the same each time.
     """
     total = torch.zeros(2, dtype=torch.float64, device=fabric.device)
-    batches = held if isinstance(held, Loader) else chunks(held)
+    batches = chunks(held) if isinstance(held, tuple) else held
     with fixed_noise(seed, fabric.device):
         for index, (x, context) in enumerate(batches):
             if index % fabric.world_size == fabric.global_rank:

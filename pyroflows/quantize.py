@@ -129,10 +129,23 @@ class Quantized(nn.Module):
         self.samples = samples
         self.event_shape, self.context_shape = flow.event_shape, flow.context_shape
         self.dequantizer = noise_flow(dequantizer, self.event_shape.numel())
+        self._noise = dequantizer if isinstance(dequantizer, str) else None
         self._squash = False
         if self.dequantizer is not None:
             self._squash = leaves_the_unit_interval(self.dequantizer)
             self.dequantizer.to(like(flow).device, like(flow).dtype)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What made it, for saving, as a builder's flow has it."""
+        arguments = {
+            "flow": self.flow,
+            "bins": self.bins,
+            "dequantizer": self._noise or self.dequantizer,
+            "logit": self.logit,
+            "samples": self.samples,
+        }
+        return {"builder": "quantized", "arguments": arguments}
 
     @property
     def fast(self) -> str:

@@ -228,3 +228,11 @@ class Batches:
     def _shard(self) -> range:
         count = len(self.rows[0])
         return range((count + self.processes - 1) // self.processes)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the generator of the order stands."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on with the orders that follow."""
+        self.generator.set_state(state["generator"])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, random_split
 from torch.utils.data.distributed import DistributedSampler
 
 from pyroflows.distribution import Flow
 from pyroflows.rows import Batch, Batches, as_pair, checked_rows, held_count, split_rows
+from pyroflows.tables import TableBatches, hold_out, is_table, open_table
 
 
 class Loader:
@@ -39,8 +41,32 @@ class Loader:
                 context_name=f"context (batch {index} of the loader)",
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """The passes so far, and where the loader's own generators stand."""
+        generators = [generator.get_state() for generator in self._generators()]
+        return {"epoch": self.epoch, "generators": generators}
 
-Source = Batch | Loader
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the pass that follows."""
+        self.epoch = state["epoch"]
+        for generator, value in zip(self._generators(), state["generators"], strict=True):
+            generator.set_state(value)
+
+    def _generators(self) -> list[torch.Generator]:
+        owners = (self.loader, self.loader.sampler)
+        found = [getattr(owner, "generator", None) for owner in owners]
+        return list(dict.fromkeys(g for g in found if g is not None))
+
+    @property
+    def rows(self) -> float:
+        """How many there are; infinity for a stream."""
+        try:
+            return len(self.loader.dataset)
+        except TypeError:
+            return math.inf
+
+
+Source = Batch | Loader | TableBatches
 
 
 def sources(
@@ -53,6 +79,10 @@ def sources(
     shard: tuple[int, int],
 ) -> tuple[Source, Source | None]:
     """Training data and what is held out, checked."""
+    if is_table(x):
+        if context is not None:
+            raise ValueError("context: a file brings its own, in the columns after the features")
+        return _in_file(flow, x, val, batch_size, seed, shard)
     if isinstance(x, (DataLoader, Dataset)):
         if context is not None:
             raise ValueError("context: a Dataset or DataLoader brings its own, in pairs with x")
@@ -65,7 +95,28 @@ def sources(
     return train, _held_out(flow, val)
 
 
+def _in_file(
+    flow: Flow,
+    x: Any,
+    val: Any,
+    batch_size: int | None,
+    seed: int,
+    shard: tuple[int, int],
+) -> tuple[Source, Source | None]:
+    """The same for a file, which is read in part only."""
+    table = open_table(x)
+    index = None
+    if isinstance(val, (int, float)):
+        index, held = hold_out(flow, table, float(val), seed)
+    else:
+        held = None if val is None else _held_out(flow, val)
+    size = batch_size or default_size(table.shape[0])
+    return TableBatches(flow, table, size, seed, *shard, held=index), held
+
+
 def _held_out(flow: Flow, val: Any) -> Source:
+    if is_table(val):
+        return TableBatches(flow, open_table(val, "val"), 4096, seed=0)
     if isinstance(val, DataLoader):
         return Loader(flow, val)
     if isinstance(val, Dataset):
@@ -87,10 +138,13 @@ def _streams(
         rows, context = as_pair(x.tensors[:2])
         return sources(flow, rows, context, val, batch_size, seed, shard)
     held = None
+    rank, processes = shard
+    size = max(1, (batch_size or 256) // processes)
     if isinstance(val, (int, float)):
-        if isinstance(x, DataLoader):
+        if isinstance(x, (DataLoader, IterableDataset)):
+            what = "a DataLoader" if isinstance(x, DataLoader) else "an IterableDataset"
             raise ValueError(
-                "val: a DataLoader cannot be split; give val= rows or a DataLoader, or None"
+                f"val: {what} cannot be split; give val= rows or a DataLoader, or None"
             )
         count = len(x)
         part = held_count(count, float(val))
@@ -98,38 +152,51 @@ def _streams(
         x, val = random_split(x, [count - part, part], generator=generator)
     if val is not None:
         held = _held_out(flow, val)
-    if isinstance(x, Dataset):
-        rank, processes = shard
+    if isinstance(x, IterableDataset):
+        x = DataLoader(x if processes == 1 else EachNth(x, rank, processes), batch_size=size)
+    elif isinstance(x, Dataset):
         sampler = DistributedSampler(x, processes, rank, shuffle=True, seed=seed)
-        x = DataLoader(x, batch_size=max(1, (batch_size or 256) // processes), sampler=sampler)
+        x = DataLoader(x, batch_size=size, sampler=sampler)
     return Loader(flow, x), held
+
+
+class EachNth(IterableDataset):
+    """One process's share of a stream: one row of each ``processes``, a last few left out.
+
+    All read the whole stream, which has to be the same in each.
+    """
+
+    def __init__(self, stream: IterableDataset, rank: int, processes: int) -> None:
+        self.stream = stream
+        self.rank = rank
+        self.processes = processes
+
+    def __iter__(self) -> Iterator[Any]:
+        stream = iter(self.stream)
+        while len(group := list(itertools.islice(stream, self.processes))) == self.processes:
+            yield group[self.rank]
 
 
 def batches_of(
     train: Source, batch_size: int | None, seed: int, shard: tuple[int, int]
-) -> Batches | Loader:
-    """Mini-batches of rows held in memory; a loader brings its own."""
-    if isinstance(train, Loader):
+) -> Batches | Loader | TableBatches:
+    """Mini-batches of rows held in memory; a loader or a file brings its own."""
+    if not isinstance(train, tuple):
         return train
-    rows = len(train[0])
-    if batch_size is None:
-        # Near 2.5 sqrt(rows), a power of two: 128 at 3,000 rows, 1,024 from 130,000 on.
-        batch_size = 2 ** round(torch.tensor(2.5 * rows**0.5).log2().item())
-        batch_size = min(max(batch_size, 64), 1024)
-    return Batches(train, batch_size, seed, *shard)
+    return Batches(train, batch_size or default_size(len(train[0])), seed, *shard)
+
+
+def default_size(rows: int) -> int:
+    """Near 2.5 sqrt(rows), a power of two: 128 at 3,000 rows, 1,024 from 130,000 on."""
+    return min(max(2 ** round(math.log2(2.5 * max(rows, 1) ** 0.5)), 64), 1024)
 
 
 def count_rows(train: Source) -> float:
     """How many rows there are; infinity for a stream."""
-    if isinstance(train, tuple):
-        return len(train[0])
-    try:
-        return len(train.loader.dataset)
-    except TypeError:
-        return math.inf
+    return len(train[0]) if isinstance(train, tuple) else train.rows
 
 
-def count_batches(batches: Batches | Loader) -> int:
+def count_batches(batches: Batches | Loader | TableBatches) -> int:
     """Batches an epoch; a guess for a stream."""
     try:
         return max(len(batches), 1)

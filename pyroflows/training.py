@@ -6,18 +6,21 @@ rest, on one device or many (Lightning Fabric).
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from pyroflows.checkpoint import Checkpoints, Passes
 from pyroflows.compiling import prepare_compiler
 from pyroflows.history import History
+from pyroflows.processes import draw_apart
+from pyroflows.weights import Average, Snapshot
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -60,100 +63,6 @@ class Settings:
     shown: Callable[[], dict[str, str]] | None = None
 
 
-def open_fabric(
-    like: Tensor,
-    *,
-    accelerator: str | None,
-    devices: int | str | list[int],
-    strategy: str,
-    precision: str | None,
-    num_nodes: int,
-) -> Fabric:
-    """A launched Fabric; by default on the device, and in the dtype, of ``like``."""
-    from lightning_fabric import Fabric
-
-    own = "64-true" if like.dtype == torch.float64 else "32-true"
-    if precision not in (None, own, "16-mixed", "bf16-mixed"):
-        raise ValueError(
-            f"precision: expected None, '16-mixed' or 'bf16-mixed' for a flow in {like.dtype} "
-            f"(move the flow itself with .to(dtype)), got {precision!r}"
-        )
-    if accelerator is None and devices == 1 and like.device.index is not None:
-        devices = [like.device.index]
-    precision = precision or own
-    fabric = Fabric(
-        accelerator=accelerator or like.device.type,
-        devices=devices,
-        strategy=strategy,
-        precision=precision,
-        num_nodes=num_nodes,
-    )
-    fabric.launch()
-    return fabric
-
-
-class _Snapshot:
-    """A copy of a module's parameters and buffers that can be put back in place."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._tensors = [*module.parameters(), *module.buffers()]
-        self._copies = [t.detach().clone() for t in self._tensors]
-
-    @torch.no_grad()
-    def take(self) -> None:
-        for copy, tensor in zip(self._copies, self._tensors, strict=True):
-            copy.copy_(tensor)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for copy, tensor in zip(self._copies, self._tensors, strict=True):
-            tensor.copy_(copy)
-
-
-class Average:
-    """An exponential average of the parameters; its early steps weigh all weights so far alike."""
-
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        self._parameters = parameters
-        self._decay = decay
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the weights so far."""
-        self._steps = 0
-        self._values = [p.detach().clone() for p in self._parameters]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights as they are."""
-        self._steps += 1
-        decay = min(self._decay, self._steps / (9 + self._steps))
-        torch._foreach_lerp_(self._values, self._parameters, 1 - decay)
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The averaged weights in the module, for as long as the context lasts."""
-        if not self._decay:
-            yield
-            return
-        raw = [p.detach().clone() for p in self._parameters]
-        self._put(self._values)
-        try:
-            yield
-        finally:
-            self._put(raw)
-
-    def put(self) -> None:
-        """Leave the averaged weights in the module."""
-        if self._decay:
-            self._put(self._values)
-
-    @torch.no_grad()
-    def _put(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.copy_(value)
-
-
 def optimise(
     model: nn.Module,
     loss: nn.Module,
@@ -161,6 +70,7 @@ def optimise(
     evaluate: Callable[[], float] | None,
     settings: Settings,
     fabric: Fabric,
+    keep: Checkpoints | None = None,
     history: History | None = None,
 ) -> History:
     """Minimise ``loss(*batch)`` over the parameters of ``model``; the best weights stay in it.
@@ -169,73 +79,240 @@ def optimise(
         model: what is trained, part of ``loss``.
         loss: a module that returns the mean loss of a batch.
         batches: one epoch each time it is iterated.
-        evaluate: a score of the present weights, higher is better; None to judge by the training
-            loss.
+        evaluate: a score of the present weights, higher is better, the same in all processes; None
+            to judge by the training loss. Its ``state_dict``, if it has one, is kept too.
         settings: how.
         fabric: where.
+        keep: checkpoints to write, and one to go on from.
         history: an empty one to fill, with a unit of its own; by default in nats.
 
     Raises:
         DivergedError: losses stayed non-finite after three rollbacks.
+        OSError: a checkpoint could not be written.
     """
-    start = time.perf_counter()
-    history = History() if history is None else history
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("flow: it has no parameters that require a gradient, nothing to train")
-    if settings.compile:
-        prepare_compiler(fabric.device)
-        loss.compile()
-    loss, optimiser = _set_up(fabric, loss, parameters, settings)
-    average = Average(parameters, settings.average)
-    best = _Snapshot(model)
-    factor = 1.0
-    since_best = 0
-    bar = _progress(settings)
-    history.stopped = f"all {settings.max_epochs} epochs done"
+    run = _Run(model, loss, batches, evaluate, settings, fabric, keep, history)
+    start = time.perf_counter() - run.history.seconds
+    bar = _progress(settings, run.epoch)
     try:
-        for epoch in bar:
-            loss.train()
-            share = (epoch / settings.max_epochs, (epoch + 1) / settings.max_epochs)
-            train, skipped = _epoch(
-                loss, batches, optimiser, average, settings, fabric, factor, share
-            )
-            history.skipped += skipped
-            loss.eval()
-            with average.in_place():
-                finite = math.isfinite(train) and _all_finite(parameters)
-                val = evaluate() if evaluate is not None and finite else None
-                if not finite or (val is not None and not math.isfinite(val)):
-                    factor = _roll_back(history, factor, settings)
-                    loss, optimiser = _set_up(fabric, loss, parameters, settings)
-                    restarted = True
-                else:
-                    restarted = False
-                    lr = optimiser.param_groups[0]["lr"]
-                    history.record(epoch, train, val, lr)
-                    since_best += 1
-                    if history.improved():
-                        history.best = len(history.steps) - 1
-                        best.take()
-                        since_best = 0
-            if restarted:
-                best.restore()
-                average.restart()
-                continue
-            shown = settings.shown() if settings.shown else _postfix(history)
-            bar.set_postfix(shown, refresh=False)
-            if evaluate is not None and since_best >= settings.patience:
-                history.stopped = f"no better score for {settings.patience} epochs"
-                break
-        if not history.steps:
-            _give_up(history, factor, settings)
+        while not run.is_over():
+            run.do_epoch()
+            run.history.seconds = time.perf_counter() - start
+            run.save()
+            bar.update()
+            if run.history.steps:
+                shown = settings.shown() if settings.shown else _postfix(run.history)
+                bar.set_postfix(shown, refresh=False)
+        if not run.history.steps:
+            run.give_up()
     except KeyboardInterrupt:
-        history.stopped = "interrupted"
+        run.history.stopped = "interrupted"
+        if not bar.disable:
+            bar.write(f"{settings.label}: interrupted, with the best weights of {run.history}")
     finally:
-        best.restore()
+        run.best.restore()
         bar.close()
-        history.seconds = time.perf_counter() - start
-    return history
+        run.history.seconds = time.perf_counter() - start
+    return run.history
+
+
+class _Run:
+    """All that changes while training: done epoch by epoch, saved, and put back.
+
+    Its arguments are those of ``optimise``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        batches: Iterable[tuple[Any, ...]],
+        evaluate: Callable[[], float] | None,
+        settings: Settings,
+        fabric: Fabric,
+        keep: Checkpoints | None,
+        history: History | None,
+    ) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("flow: it has no parameters that require a gradient, nothing to train")
+        if settings.compile:
+            prepare_compiler(fabric.device)
+            loss.compile()
+        self.model, self.evaluate = model, evaluate
+        self.settings, self.fabric, self.keep = settings, fabric, keep
+        self.loss, self.optimiser = _set_up(fabric, loss, self.parameters, settings)
+        draw_apart(fabric)
+        self.average = Average(self.parameters, settings.average)
+        self.best = Snapshot(model)
+        self.passes = Passes(batches, fabric.device)
+        self.history = History() if history is None else history
+        self.epoch = 0
+        self.factor = 1.0
+        self.since_best = 0
+        self.sums = _Sums()
+        if keep is not None and keep.found is not None:
+            self._load(keep.found["shared"], keep.own)
+
+    def is_over(self) -> bool:
+        """Whether to stop, and why, said in the history."""
+        epochs, patience = self.settings.max_epochs, self.settings.patience
+        self.history.stopped = f"all {epochs} epochs done"
+        if self.evaluate is not None and self.since_best >= patience:
+            self.history.stopped = f"no better score for {patience} epochs"
+            return True
+        return self.epoch >= epochs
+
+    def do_epoch(self) -> None:
+        """Steps over all batches, a look at the weights, and a line of the history."""
+        self._train()
+        self.loss.eval()
+        with self.average.in_place():
+            train, val = self.sums.mean(self.fabric), None
+            good = math.isfinite(train) and _all_finite(self.parameters)
+            if good and self.evaluate is not None:
+                val = self.evaluate()
+                good = math.isfinite(val)
+            if good:
+                self._record(train, val)
+        if not good:
+            self._roll_back()
+        self.epoch += 1
+        self.sums = _Sums()
+
+    def _train(self) -> None:
+        """One pass over the batches; no host synchronisation, unless steps may be skipped."""
+        self.loss.train()
+        try:
+            count = len(self.passes.batches)
+        except TypeError:  # a stream
+            count = None
+        for batch in self.passes:
+            place = self.passes.position
+            self._step(batch, self.epoch + ((place - 1) / count if count else 0.0))
+            if self.keep is not None and count and place < count:
+                self._save_if_due(self.epoch + place / count)
+        if not self.sums.seen:
+            raise ValueError("x: the data loader gave no batch")
+
+    def _step(self, batch: tuple[Any, ...], done: float) -> None:
+        share = done / self.settings.max_epochs
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.factor * self.settings.lr * 0.5 * (1 + math.cos(math.pi * share))
+        batch = self.fabric.to_device(batch)
+        value = self.loss(*batch)
+        self.optimiser.zero_grad()
+        self.fabric.backward(value)
+        norm = self.fabric.clip_gradients(
+            self.loss, self.optimiser, max_norm=self.settings.clip, error_if_nonfinite=False
+        )
+        self.sums.seen += 1
+        # The gradients' norm is the same in all processes, so they skip together.
+        if self.settings.skip and not math.isfinite(norm):
+            self.history.skipped += 1
+            return
+        self.optimiser.step()
+        self.average.update()
+        self.sums.add(value.detach(), len(batch[0]) if isinstance(batch[0], Tensor) else 1)
+
+    def _record(self, train: float, val: float | None) -> None:
+        history = self.history
+        history.record(self.epoch, train, val, self.optimiser.param_groups[0]["lr"])
+        self.since_best += 1
+        if history.improved():
+            history.best = len(history.steps) - 1
+            self.best.take()
+            self.since_best = 0
+
+    def _roll_back(self) -> None:
+        """Return to the best weights with a smaller step, or give up."""
+        self.history.rollbacks += 1
+        if self.history.rollbacks > MAX_ROLLBACKS:
+            self.give_up()
+        self.factor *= 0.3
+        self.loss, self.optimiser = _set_up(self.fabric, self.loss, self.parameters, self.settings)
+        self.best.restore()
+        self.average.restart()
+
+    def give_up(self) -> NoReturn:
+        """Say what was tried, and what may help."""
+        history = self.history
+        history.stopped = "diverged"
+        kept = "the best weights found" if history.steps else "the weights it came with"
+        raise DivergedError(
+            f"the loss was not finite, also after {min(history.rollbacks, MAX_ROLLBACKS)} "
+            f"rollbacks, the last with a step size of {self.factor * self.settings.lr:.2g}. The "
+            f"flow holds {kept} ({len(history.steps)} good epochs). Try a smaller lr=, a smaller "
+            "clip=, flow.double(), a smaller bound= in the builder, or look for extreme rows"
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint after an epoch, where it is time or training is over."""
+        if self.keep is not None and self.is_over():
+            self._save(self.epoch)
+        elif self.keep is not None:
+            self._save_if_due(self.epoch)
+
+    def _save_if_due(self, progress: float) -> None:
+        if self.keep.due(progress):
+            self._save(progress)
+
+    def _save(self, progress: float) -> None:
+        judge = getattr(self.evaluate, "state_dict", dict)()
+        shared = {
+            "model": self.model.state_dict(),
+            "best": self.best.copies,
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict()["state"],
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "history": dataclasses.asdict(self.history),
+            "epoch": self.epoch,
+            "factor": self.factor,
+            "since_best": self.since_best,
+            "progress": progress,
+        }
+        own = {"passes": self.passes.state_dict(), "sums": vars(self.sums), "judge": judge}
+        self.keep.save(progress, shared, own)
+
+    def _load(self, shared: dict[str, Any], own: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint; a process that had none keeps its own random numbers."""
+        self.model.load_state_dict(shared["model"])
+        self.best.load(shared["best"])
+        self.average.load_state_dict(shared["average"])
+        state = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({**state, "state": shared["optimiser"]})
+        self.fabric.strategy.precision.load_state_dict(shared["precision"])
+        self.history = History(**shared["history"])
+        self.epoch, self.factor = shared["epoch"], shared["factor"]
+        self.since_best = shared["since_best"]
+        self.keep.restart(shared["progress"])
+        if own is not None:
+            self.passes.load_state_dict(own["passes"])
+            self.sums = _Sums(**own["sums"])
+            if own["judge"]:
+                self.evaluate.load_state_dict(own["judge"])
+
+
+@dataclass
+class _Sums:
+    """The training loss so far in an epoch."""
+
+    total: Tensor | None = None
+    rows: int = 0
+    seen: int = 0
+
+    def add(self, value: Tensor, rows: int) -> None:
+        part = value * rows
+        self.total = part if self.total is None else self.total.to(part.device) + part
+        self.rows += rows
+
+    def mean(self, fabric: Fabric) -> float:
+        """The mean score over all processes; NaN where no step was finite."""
+        if self.total is None:
+            return math.nan
+        total = self.total.double().to(fabric.device)
+        pair = torch.stack([total, torch.full_like(total, self.rows)])
+        pair = fabric.all_reduce(pair, reduce_op="sum")
+        return -(pair[0] / pair[1]).item()
 
 
 def _set_up(
@@ -257,87 +334,20 @@ def _set_up(
     return fabric.setup(loss, optimiser)
 
 
-def _epoch(
-    loss: nn.Module,
-    batches: Iterable[tuple[Any, ...]],
-    optimiser: torch.optim.Optimizer,
-    average: Average,
-    settings: Settings,
-    fabric: Fabric,
-    factor: float,
-    share: tuple[float, float],
-) -> tuple[float, int]:
-    """One pass over the batches: the mean training score, and how many steps were skipped.
-
-    The only host synchronisation is last, unless steps may be skipped.
-    """
-    total, rows, seen, skipped = None, 0, 0, 0
-    try:
-        count = len(batches)
-    except TypeError:  # a stream
-        count = None
-    for index, batch in enumerate(batches):
-        done = share[0] + (share[1] - share[0]) * (index / count if count else 0.0)
-        for group in optimiser.param_groups:
-            group["lr"] = factor * settings.lr * 0.5 * (1 + math.cos(math.pi * done))
-        batch = fabric.to_device(batch)
-        value = loss(*batch)
-        optimiser.zero_grad()
-        fabric.backward(value)
-        norm = fabric.clip_gradients(
-            loss, optimiser, max_norm=settings.clip, error_if_nonfinite=False
-        )
-        seen += 1
-        # The gradients' norm is the same in all processes, so they skip together.
-        if settings.skip and not math.isfinite(norm):
-            skipped += 1
-            continue
-        optimiser.step()
-        average.update()
-        weight = len(batch[0]) if isinstance(batch[0], Tensor) else 1
-        part = value.detach() * weight
-        total = part if total is None else total + part
-        rows += weight
-    if not seen:
-        raise ValueError("x: the data loader gave no batch")
-    if total is None:
-        return math.nan, skipped
-    pair = torch.stack([total.double(), torch.tensor(rows, device=total.device).double()])
-    pair = fabric.all_reduce(pair, reduce_op="sum")
-    return -(pair[0] / pair[1]).item(), skipped
-
-
 def _all_finite(parameters: list[nn.Parameter]) -> bool:
     with torch.no_grad():
         norms = torch._foreach_norm([p.detach() for p in parameters])
         return bool(torch.isfinite(torch.stack(norms)).all())
 
 
-def _roll_back(history: History, factor: float, settings: Settings) -> float:
-    """Count a rollback and return the smaller step factor, or give up."""
-    history.rollbacks += 1
-    if history.rollbacks > MAX_ROLLBACKS:
-        _give_up(history, factor, settings)
-    return 0.3 * factor
-
-
-def _give_up(history: History, factor: float, settings: Settings) -> NoReturn:
-    history.stopped = "diverged"
-    kept = "the best weights found" if history.steps else "the weights it came with"
-    raise DivergedError(
-        f"the loss was not finite, also after {min(history.rollbacks, MAX_ROLLBACKS)} rollbacks, "
-        f"the last with a step size of {factor * settings.lr:.2g}. The flow holds {kept} "
-        f"({len(history.steps)} good epochs). Try a smaller lr=, a smaller clip=, flow.double(), a "
-        "smaller bound= in the builder, or look for extreme rows"
-    )
-
-
-def _progress(settings: Settings) -> Any:
+def _progress(settings: Settings, done: int) -> Any:
     from tqdm.auto import tqdm
 
     # disable=None: silent where there is no terminal to draw on.
     disable = None if settings.progress else True
-    return tqdm(range(settings.max_epochs), desc=settings.label, unit="epoch", disable=disable)
+    return tqdm(
+        total=settings.max_epochs, initial=done, desc=settings.label, unit="epoch", disable=disable
+    )
 
 
 def _postfix(history: History) -> dict[str, str]:

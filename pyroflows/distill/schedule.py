@@ -115,6 +115,14 @@ class Lessons:
     def __len__(self) -> int:
         return EPOCH
 
+    def state_dict(self) -> dict[str, int]:
+        """The epoch it is at."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from an epoch."""
+        self.epoch = state["epoch"]
+
     def _points(self) -> Batch:
         """Points for an epoch, in random order."""
         count = EPOCH * self.size

@@ -12,10 +12,12 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pyroflows.checkpoint import digest_of, open_checkpoints, shapes_of
 from pyroflows.distill.baseline import fit_for, untrained
 from pyroflows.distill.checks import check_objective, check_pair, check_scores, checked_data
 from pyroflows.distill.measures import Contexts, divergence_on, drawn, measure
@@ -24,9 +26,13 @@ from pyroflows.distill.report import Distillation
 from pyroflows.distill.schedule import EPOCH, Lessons, plan
 from pyroflows.distill.student import matched, parts_of
 from pyroflows.distribution import Flow
+from pyroflows.processes import mean_over, open_fabric
 from pyroflows.rows import reference
-from pyroflows.training import Settings, open_fabric, optimise
+from pyroflows.training import Settings, optimise
 from pyroflows.transforms import Autoregressive
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _JUDGED = 2000  # draws of each flow at a look
 
@@ -50,6 +56,9 @@ def distill(
     classifier_draws: int = 2000,
     speed_batches: Sequence[int] = (1, 1000, 10_000),
     baseline: bool = False,
+    checkpoint: str | Path | None = None,
+    every: float = 1,
+    resume: bool = False,
     progress: bool = True,
     compile: bool = False,
     accelerator: str | None = None,
@@ -95,6 +104,9 @@ def distill(
         speed_batches: sizes of the batches that both draw by the clock for the report.
         baseline: also train a fresh flow like the student on ``data`` by maximum likelihood, in the
             time that the distillation took, and compare the two on ``test``.
+        checkpoint: a folder to keep checkpoints in, as in ``pf.fit``; the report is made anew.
+        every: looks (of 50 steps) from one checkpoint to the next.
+        resume: go on from the last checkpoint there, if there is one.
         progress: show a progress bar with both divergences.
         compile: run objectives of one pass (layers, reconstructions) under ``torch.compile``.
         accelerator: as in Lightning Fabric; by default where the student is.
@@ -110,8 +122,9 @@ def distill(
     Raises:
         ValueError: shapes, contexts or supports that differ, a student that samples slowly, a
             teacher whose parameters or own samples' scores are not finite, an argument out of
-            range. Nothing is trained then.
+            range, or a checkpoint of another training. Nothing is trained then.
         DivergedError: no step was finite, also after three rollbacks.
+        OSError: a checkpoint could not be written; the student holds its best weights so far.
 
     Example:
         >>> import pyroflows as pf
@@ -156,7 +169,7 @@ def distill(
     pairs = matched(frozen, student)
     phases = plan(objective, pairs)
     epochs = math.ceil(max_steps / EPOCH)
-    judge = _Judge(frozen, student.to(fabric.device), contexts)
+    judge = _Judge(frozen, student.to(fabric.device), contexts, fabric)
     settings = Settings(
         max_epochs=epochs,
         lr=lr,
@@ -173,11 +186,19 @@ def distill(
     loss = Objectives(frozen, student, pairs, judge.spread, path)
     size = max(1, batch_size // fabric.world_size)
     lessons = Lessons(frozen, contexts, rows, phases, epochs, size)
+    identity = {"distill": objective, "teacher": digest_of(frozen), **shapes_of(student)}
+    keep = open_checkpoints(checkpoint, every, resume, identity, fabric)
     with _held_still(student if pairs else None):
-        history = optimise(student, loss, lessons, judge, settings, fabric)
+        history = optimise(student, loss, lessons, judge, settings, fabric, keep)
     student.eval()
     if direct is not None:
-        fit_for(history.seconds, direct, rows, accelerator=accelerator, devices=devices)
+        fit_for(
+            mean_over(fabric, history.seconds)[0],
+            direct,
+            rows,
+            accelerator=accelerator,
+            devices=devices,
+        )
     return measure(
         frozen,
         student,
@@ -195,26 +216,37 @@ def distill(
 class _Judge:
     """Scores the student as it is: minus the sum of both divergences, on fresh draws of its own."""
 
-    def __init__(self, teacher: Flow, student: Flow, contexts: Contexts) -> None:
+    def __init__(self, teacher: Flow, student: Flow, contexts: Contexts, fabric: Fabric) -> None:
         self.teacher = teacher
         self.student = student
+        self.fabric = fabric
         self.context = contexts.draw(_JUDGED)
         self.draws = drawn(teacher, self.context, _JUDGED)
         self.course: list[tuple[int, float, float]] = []
-
-    @property
-    def spread(self) -> torch.Tensor:
-        """The standard deviation of the teacher's draws in each coordinate; one where it is 0."""
-        spread = self.draws[0].std(dim=0)
-        return torch.where(spread > 0, spread, torch.ones_like(spread))
+        spread = fabric.all_reduce(self.draws[0].std(dim=0), reduce_op="mean")
+        # The standard deviation of the teacher's draws in each coordinate; one where it is 0.
+        self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
 
     @torch.no_grad()
     def __call__(self) -> float:
         mine = drawn(self.student, self.context, _JUDGED)
         reverse = divergence_on(mine, self.teacher, self.context).mean().item()
         forward = divergence_on(self.draws, self.student, self.context).mean().item()
+        reverse, forward = mean_over(self.fabric, reverse, forward)
         self.course.append(((len(self.course) + 1) * EPOCH, reverse, forward))
         return -(reverse + forward)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it looks at, and saw."""
+        seen = ("context", "draws", "spread", "course")
+        return {name: getattr(self, name) for name in seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Look at the same again; the spread changes in place, as the objectives use it too."""
+        self.spread.copy_(state["spread"])
+        self.context, draws = self.fabric.to_device((state["context"], state["draws"]))
+        self.draws = tuple(draws)
+        self.course[:] = map(tuple, state["course"])
 
     def shown(self) -> dict[str, str]:
         """Both divergences, for the progress bar."""

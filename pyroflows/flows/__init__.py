@@ -1,14 +1,32 @@
 """Named flows: functions that return a ``Flow``, one file a family, found by themselves."""
 
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Callable
+from typing import Any
 
+from pyroflows.distribution import Flow
 from pyroflows.flows.autoregressive import iaf, maf
 from pyroflows.flows.building import Example, builder
 from pyroflows.flows.causal import wavenet
 from pyroflows.flows.coupling import nice, realnvp
 from pyroflows.flows.images import glow, mintnet, multiscale_realnvp
 from pyroflows.flows.spline import nsf
+
+
+def builders() -> dict[str, Callable[..., Flow]]:
+    """The builders of every file in this folder, by name."""
+    found: dict[str, Callable[..., Flow]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        members = vars(importlib.import_module(f"{__name__}.{module.name}")).items()
+        # What ``builder`` marks keeps the function it wraps.
+        found.update({k: v for k, v in members if inspect.isfunction(v) and _is_marked(v)})
+    return found
+
+
+def _is_marked(function: Callable[..., Any]) -> bool:
+    return inspect.isfunction(getattr(function, "__wrapped__", None))
 
 
 def examples() -> dict[str, Example]:
@@ -30,6 +48,7 @@ __all__ = [
     "glow",
     "mintnet",
     "builder",
+    "builders",
     "Example",
     "examples",
 ]

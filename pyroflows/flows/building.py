@@ -38,8 +38,13 @@ class Example:
 
 
 def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
-    """Mark a function as a builder: its flows carry its name and arguments as ``flow.config``."""
+    """Mark a function as a builder: its flows carry its name and arguments as ``flow.config``.
+
+    One from outside the package is named by where to import it from, ``"module:function"``.
+    """
     signature = inspect.signature(function)
+    own = function.__module__.partition(".")[0] == __name__.partition(".")[0]
+    name = function.__name__ if own else f"{function.__module__}:{function.__qualname__}"
 
     @functools.wraps(function)
     def build(*args: object, **kwargs: object) -> Flow:
@@ -49,7 +54,7 @@ def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
         if not isinstance(context, (tuple, list)):
             count("context", context, least=0)
         flow = function(*args, **kwargs)
-        flow.config = {"builder": function.__name__, "arguments": dict(arguments.arguments)}
+        flow.config = {"builder": name, "arguments": dict(arguments.arguments)}
         return flow
 
     return build

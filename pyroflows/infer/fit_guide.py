@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
+from pyroflows.checkpoint import Passes, open_checkpoints
 from pyroflows.compiling import compiled_transforms, prepare_compiler
 from pyroflows.history import History
+from pyroflows.infer.ascent import Ascent
 from pyroflows.infer.objectives import PathELBO
 from pyroflows.infer.particles import (
     ERRORS,
-    ChangedModelError,
     can_run_together,
     plate_nesting,
 )
-from pyroflows.training import Average
+from pyroflows.processes import draw_apart, make_same, open_fabric
 
-_WINDOW = 100
-_DROPS = 3
-_STRAYS = 10  # failures in a row, before anything worked, that are no stray particles
-_ROLLBACKS = 3
-_RUNAWAY = 1e4  # spread, in units of the start's, of a posterior that has no end
+if TYPE_CHECKING:
+    pass
 
 
 def fit_guide(
@@ -44,8 +42,16 @@ def fit_guide(
     average: float = 0.99,
     vectorize: bool = True,
     batches: Iterable[tuple[Any, ...]] | None = None,
+    checkpoint: str | Path | None = None,
+    every: float = 1,
+    resume: bool = False,
     progress: bool = True,
     compile: bool = False,
+    accelerator: str | None = None,
+    devices: int | str | list[int] = 1,
+    strategy: str = "auto",
+    precision: str | None = None,
+    num_nodes: int = 1,
     **kwargs: Any,
 ) -> History:
     """Maximise the ELBO over a guide's parameters (and the model's, if it has any), in place.
@@ -65,7 +71,7 @@ def fit_guide(
         objective: ``"path"`` (``pf.infer.PathELBO``), ``"elbo"`` (``Trace_ELBO``), any Pyro ELBO of
             your own making (which then decides about particles), or ``"auto"``: the path gradient
             where the guide allows it.
-        particles: draws per step.
+        particles: draws per step, over all devices.
         lr: first step size.
         max_steps: an upper limit.
         clip: largest gradient norm.
@@ -74,20 +80,32 @@ def fit_guide(
             step two particles are also run one by one; where that fails or gives another
             log-density, all are run so, with a warning.
         batches: the arguments of each step instead of ``args``, gone through again and again: an
-            iterable of tuples, for example a ``DataLoader``.
+            iterable of tuples, for example a ``DataLoader``. Each process goes through them by
+            itself, with random numbers of its own.
+        checkpoint: a folder to keep checkpoints in, as in ``pf.fit``.
+        every: windows (of 100 steps) from one checkpoint to the next.
+        resume: go on from the last checkpoint there, if there is one.
         progress: show a progress bar with the ELBO and its standard error.
         compile: run the flows of guide and model under ``torch.compile``; Pyro's own part of the
             step stays as it is.
+        accelerator: as in Lightning Fabric; by default where the arguments or the guide are.
+        devices: as in Fabric. Each process draws its share of the particles; gradients are averaged
+            over all, and steps that fail in one are skipped in all.
+        strategy: as in Fabric: ``"auto"`` or ``"ddp"``.
+        precision: ``"bf16-mixed"`` as in Fabric; by default the guide's own.
+        num_nodes: as in Fabric.
         **kwargs: keyword arguments of model and guide.
 
     Returns:
         The ELBO in nats over the steps (a median per 100), with ``.plot()``.
 
     Raises:
-        ValueError: an argument out of range, nothing to train, latent sites that come and go, or a
-            posterior without end: one that is improper, whose ELBO grows without bound.
+        ValueError: an argument out of range, nothing to train, latent sites that come and go, a
+            checkpoint of another training, or a posterior without end: one that is improper, whose
+            ELBO grows without bound.
         FloatingPointError: none of the first 100 steps was finite, or most of 100 were not, also
             after three returns; the guide then has the best parameters found.
+        OSError: a checkpoint could not be written; the checkpoints before are whole.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch, pyroflows as pf
@@ -104,151 +122,76 @@ def fit_guide(
             f"{particles}, {max_steps}, {lr}, {clip}, {average}"
         )
     begin = time.perf_counter()
-    steps = itertools.repeat(args) if batches is None else _again(batches)
+    if precision not in (None, "bf16-mixed"):
+        raise ValueError(f"precision: expected None or 'bf16-mixed', got {precision!r}")
+    fabric = open_fabric(
+        _some_tensor(args, kwargs, guide, model),
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+        precision=precision,
+        num_nodes=num_nodes,
+    )
+    if accelerator is not None or fabric.world_size > 1:
+        args, kwargs = fabric.to_device((args, kwargs))
+        for module in (model, guide):
+            if isinstance(module, torch.nn.Module):
+                module.to(fabric.device)
+    draw_apart(fabric)
+    passes = Passes(itertools.repeat(args) if batches is None else batches, fabric.device)
+    steps = _again(passes)
     first = next(steps)
     if hasattr(guide, "setup"):
         guide.setup(*first, **kwargs)
-    elbo = _elbo(objective, model, guide, first, kwargs, particles, vectorize)
+    share = -(-particles // fabric.world_size)
+    elbo = _elbo(objective, model, guide, first, kwargs, share, vectorize)
 
     def backward(now: tuple[Any, ...]) -> float:
-        if not hasattr(elbo, "differentiable_loss"):  # as Pyro's RenyiELBO
-            return elbo.loss_and_grads(model, guide, *now, **kwargs)
-        loss = elbo.differentiable_loss(model, guide, *now, **kwargs)
+        if fabric.world_size > 1:
+            now = fabric.to_device(now)
+        with fabric.autocast() if precision else contextlib.nullcontext():
+            if not hasattr(elbo, "differentiable_loss"):  # as Pyro's RenyiELBO
+                return elbo.loss_and_grads(model, guide, *now, **kwargs)
+            loss = elbo.differentiable_loss(model, guide, *now, **kwargs)
         loss.backward()
         return loss.item()
 
     parameters = _parameters(model, guide, first, kwargs)
     if not parameters:
         raise ValueError("guide: neither it nor the model has parameters to train")
+    buffers = list(guide.buffers()) if isinstance(guide, torch.nn.Module) else []
+    make_same(fabric, [*parameters, *buffers])
+    shapes = {str(i): f"{tuple(p.shape)} {p.dtype}" for i, p in enumerate(parameters)}
+    keep = open_checkpoints(checkpoint, every, resume, {"fit_guide": "ELBO", **shapes}, fabric)
     stack = contextlib.ExitStack()
     if compile:
         prepare_compiler(next(iter(parameters)).device)
         flows = [m for m in (model, guide) if isinstance(m, torch.nn.Module)]
         stack.enter_context(compiled_transforms(flows))
-    bar = _progress(max_steps, progress)
+    ascent = Ascent(
+        backward, passes, parameters, buffers, guide, lr, clip, average, max_steps, fabric, keep
+    )
+    if ascent.step:
+        steps = _again(passes)
+    else:
+        steps = itertools.chain([first], steps)
+    bar = _progress(max_steps, ascent.step, progress and fabric.is_global_zero)
+    before = ascent.history.seconds
     try:
         with stack:
-            history = _ascend(
-                backward, itertools.chain([first], steps), parameters, bar, guide, lr, clip, average
-            )
+            ascent.run(steps, bar)
     finally:
         bar.close()
-    history.seconds = time.perf_counter() - begin
-    return history
+        ascent.history.seconds = before + time.perf_counter() - begin
+    return ascent.history
 
 
-def _ascend(
-    backward: Callable[[tuple[Any, ...]], float],
-    batches: Iterator[tuple[Any, ...]],
-    parameters: list[Tensor],
-    bar: Any,
-    guide: Callable[..., Any],
-    lr: float,
-    clip: float,
-    average: float,
-) -> History:
-    """The loop itself."""
-    optimiser = torch.optim.Adam(parameters, lr=lr)
-    mean = Average(parameters, average)
-    best = _Best(parameters)
-    history = History(unit="nats of the ELBO")
-    history.stopped = f"all {len(bar)} steps done"
-    window: list[float] = []
-    before: tuple[float, float] | None = None
-    drops = 0
-    try:
-        for step in bar:
-            elbo, error = _step(backward, next(batches), parameters, optimiser, clip)
-            if elbo is None:
-                history.skipped += 1
-                failing = history.skipped > _STRAYS and not (window or history.steps)
-                if error is not None and failing:
-                    raise error
-            else:
-                mean.update()
-                window.append(elbo)
-            if (step + 1) % _WINDOW and step + 1 < len(bar):
-                continue
-            if 2 * len(window) < min(_WINDOW, step + 1) and (history.steps or not window):
-                best.restore()
-                if not history.steps or history.rollbacks == _ROLLBACKS:
-                    raise FloatingPointError(
-                        f"{len(window) or 'no'} finite ELBOs in steps {step // _WINDOW * _WINDOW} "
-                        f"to {step}: the model's log-density is NaN or infinite where the guide "
-                        f"draws, or it raises ({error or 'it does not'}). Try another "
-                        "init_loc_fn=, a smaller lr=, or float64"
-                    )
-                history.rollbacks += 1
-                optimiser = torch.optim.Adam(parameters, lr=0.3 * optimiser.param_groups[0]["lr"])
-                mean.restart()
-                window, before = [], None
-                continue
-            now = _middle_and_error(window)
-            best.take(now[0])
-            history.record(step + 1, now[0], None, optimiser.param_groups[0]["lr"])
-            bar.set_postfix(elbo=f"{now[0]:.2f} +- {now[1]:.2f}", refresh=False)
-            _check_bounded(guide, now[0])
-            flat = before is not None and _is_flat(before, now)
-            before, window = now, []
-            if flat:
-                drops += 1
-                if drops == _DROPS:
-                    history.stopped = f"the ELBO is flat after {step + 1} steps"
-                    break
-                for group in optimiser.param_groups:
-                    group["lr"] *= 0.3
-                before = None
-    except KeyboardInterrupt:
-        history.stopped = "interrupted"
-    finally:
-        optimiser.zero_grad()
-    if history.steps:
-        mean.put()
-    history.best = max(len(history.steps) - 1, 0)
-    return history
-
-
-class _Best:
-    """The parameters at the end of the best window so far."""
-
-    def __init__(self, parameters: list[Tensor]) -> None:
-        self._parameters = parameters
-        self._elbo = -math.inf
-        self._values: list[Tensor] = []
-
-    def take(self, elbo: float) -> None:
-        """Keep the parameters, if the ELBO is the best so far."""
-        if elbo > self._elbo:
-            self._elbo = elbo
-            self._values = [p.detach().clone() for p in self._parameters]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put them back, if any were kept."""
-        for parameter, value in zip(self._parameters, self._values, strict=False):
-            parameter.copy_(value)
-
-
-def _step(
-    backward: Callable[[tuple[Any, ...]], float],
-    batch: tuple[Any, ...],
-    parameters: list[Tensor],
-    optimiser: torch.optim.Optimizer,
-    clip: float,
-) -> tuple[float | None, Exception | None]:
-    """One step, and its ELBO; None where it could not be taken, and what the model raised."""
-    optimiser.zero_grad()
-    try:
-        elbo = -backward(batch)
-    except ChangedModelError:
-        raise
-    except ERRORS as error:
-        return None, error
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-    if not (math.isfinite(elbo) and math.isfinite(norm.item())):
-        return None, None
-    optimiser.step()
-    return elbo, None
+def _some_tensor(args: tuple, kwargs: dict, *programs: Any) -> Tensor:
+    """A tensor to tell where the work is: an argument, or a parameter; else one on the CPU."""
+    modules = (m for m in programs if isinstance(m, torch.nn.Module))
+    given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    held = (p for module in modules for p in module.parameters())
+    return next(itertools.chain(given, held), torch.empty(()))
 
 
 def _again(batches: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
@@ -317,41 +260,8 @@ def _parameters(
     return list(dict.fromkeys(p for p in found if p.requires_grad))
 
 
-@torch.no_grad()
-def _check_bounded(guide: Callable[..., Any], elbo: float) -> None:
-    """Raise where a flow guide has run away from its start: the posterior has no end there."""
-    flow = getattr(guide, "flow", None)
-    whiten = getattr(guide, "whiten", None)
-    if flow is None or whiten is None:
-        return
-    latent = flow.sample((256,))
-    spread = whiten.inverse_and_log_det(latent)[0].std(dim=0)
-    bad = (spread > _RUNAWAY) | (spread < 1 / _RUNAWAY)
-    if not bad.any():
-        return
-    names = guide.sites_of(bad)
-    raise ValueError(
-        f"model: the ELBO ({elbo:.4g} nats) grows without bound along {', '.join(map(repr, names))}"
-        ", where the guide has grown or shrunk by a factor of 10,000 from its start: the posterior "
-        "is improper there. Give these sites a proper prior, or check the likelihood"
-    )
-
-
-def _middle_and_error(values: list[float]) -> tuple[float, float]:
-    """Median and its standard error, which single wild draws do not move."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    middle = tensor.median()
-    # 1.4826 MAD estimates a Gaussian's spread; its median errs 1.2533 times as much as its mean.
-    spread = 1.4826 * (tensor - middle).abs().median()
-    return middle.item(), 1.2533 * spread.item() / len(values) ** 0.5
-
-
-def _is_flat(before: tuple[float, float], now: tuple[float, float]) -> bool:
-    noise = 2 * math.hypot(before[1], now[1])
-    return now[0] - before[0] < max(noise, 0.01)
-
-
-def _progress(steps: int, show: bool) -> Any:
+def _progress(steps: int, done: int, show: bool) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(range(steps), desc="fit_guide", unit="step", disable=None if show else True)
+    disable = None if show else True
+    return tqdm(total=steps, initial=done, desc="fit_guide", unit="step", disable=disable)

@@ -145,19 +145,28 @@ class AutoFlow(AutoContinuous):
         self._pyro_name += f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
         inner = self._build()
         start = self._init_loc().to(self.dtype)
-        outer = Whiten(self.latent_dim).to(start)
+        flow = self.around(inner, start)
         try:
-            outer.set(*self._start(start, args, kwargs))
+            flow.transform[-1].set(*self._start(start, args, kwargs))
         except ValueError:
             self.prototype_trace = None
             raise
+        self.flow = flow
+
+    def around(self, inner: Flow, like: Tensor) -> Flow:
+        """The guide's flow: the builder's, and outside it a trained and a fixed affine map.
+
+        Args:
+            inner: from the builder.
+            like: says dtype and device.
+        """
         # A trained location and scale too: not every builder's layers can move a whole density.
         affine = ActNorm(self.latent_dim)
         affine.initialized.fill_(True)
-        parts = [inner.transform, affine, outer]
-        flow = Flow(Chain([p.to(start) for p in parts]), inner.base, shape=self.latent_dim)
+        parts = [inner.transform, affine, Whiten(self.latent_dim)]
+        flow = Flow(Chain([p.to(like) for p in parts]), inner.base, shape=self.latent_dim)
         flow.config = inner.config
-        self.flow = flow.to(start)
+        return flow.to(like)
 
     def _build(self) -> Flow:
         if self.builder is not None:

@@ -1,0 +1,93 @@
+"""Step time against batch, features, layers and processes: one table, in Markdown.
+
+``python benchmarks/scale.py`` measures this machine with one process and two; with ``--processes 1
+2 4 8`` others. A step is a loss, its gradient, their average over all processes, and an update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+import torch
+
+import pyroflows as pf
+
+BATCHES, FEATURES, LAYERS = (64, 512, 4096), (4, 32), (2, 8)
+BASE = {"batch": 512, "features": 8, "layers": 4}
+
+
+def cases(quick: bool) -> list[dict[str, int]]:
+    """One thing varied at a time around a middle case."""
+    batches, features, layers = BATCHES, FEATURES, LAYERS
+    if quick:
+        batches, features, layers = BATCHES[:2], FEATURES[:1], LAYERS[:1]
+    return [
+        BASE,
+        *({**BASE, "batch": batch} for batch in batches if batch != BASE["batch"]),
+        *({**BASE, "features": count} for count in features),
+        *({**BASE, "layers": count} for count in layers),
+    ]
+
+
+def milliseconds(case: dict[str, int], steps: int, where: dict[str, object]) -> float:
+    """Time of a training step, without the start: of twice as many steps less that of as many."""
+    torch.manual_seed(0)
+    x = torch.randn(case["batch"], case["features"])
+
+    def seconds(epochs: int) -> float:
+        flow = pf.maf(case["features"], layers=case["layers"], hidden=(64, 64))
+        begin = time.perf_counter()
+        settings = {"val": None, "dropout": 0.0, "start": False, "progress": False}
+        pf.fit(flow, x, batch_size=case["batch"], max_epochs=epochs, **settings, **where)
+        return time.perf_counter() - begin
+
+    seconds(3)
+    return 1e3 * (seconds(2 * steps) - seconds(steps)) / steps
+
+
+def measured(processes: int, steps: int, quick: bool) -> list[float]:
+    """The times of all cases, under ``torchrun``."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", str(processes), __file__, "--steps", str(steps)]
+    command += ["--worker", *(["--quick"] if quick else [])]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def work(steps: int, quick: bool) -> None:
+    """One process's part; the first one reports."""
+    torch.set_num_threads(1)
+    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    where = {"accelerator": "cpu", "devices": processes, "strategy": "ddp"}
+    times = [milliseconds(case, steps, where) for case in cases(quick)]
+    if rank == 0:
+        print(json.dumps(times))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--quick", action="store_true", help="fewer cases")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.worker:
+        work(asked.steps, asked.quick)
+        return
+    columns = [measured(count, asked.steps, asked.quick) for count in asked.processes]
+    heads = [f"{count} process{'es' if count > 1 else ''}" for count in asked.processes]
+    print(f"| batch | features | layers | {' | '.join(heads)} |")
+    print("|--:" * (3 + len(heads)) + "|")
+    for case, *times in zip(cases(asked.quick), *columns, strict=True):
+        numbers = [*map(str, case.values()), *(f"{ms:.1f} ms" for ms in times)]
+        print(f"| {' | '.join(numbers)} |")
+
+
+if __name__ == "__main__":
+    main()

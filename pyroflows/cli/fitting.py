@@ -1,0 +1,215 @@
+"""``fit``: a flow from a table. ``distill``: a faster sampler from a fitted flow."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from inspect import signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from pyroflows.cli import columns as cols
+from pyroflows.cli.output import Json, command, note, on_terminal, result
+from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
+from pyroflows.cli.tables import read_table
+from pyroflows.distill import distill as distill_flow
+from pyroflows.distill import student_of
+from pyroflows.distribution import Flow
+from pyroflows.fit import fit as fit_flow
+from pyroflows.flows import builders
+from pyroflows.rows import shuffled
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
+Overwrite = Annotated[bool, typer.Option(help="Write into a folder that is not empty.")]
+Seed = Annotated[int, typer.Option(help="Fixes everything random.", min=0)]
+
+
+@command
+def fit(
+    data: Annotated[Path, typer.Argument(help="A .csv (or .csv.gz), .npy or .parquet file.")],
+    out: Out,
+    flow: Annotated[str, typer.Option(help="One of pyroflows list.")] = "nsf",
+    columns: Annotated[
+        list[str] | None, typer.Option(help="a,b,c: columns to use; by default those of numbers.")
+    ] = None,
+    positive: Annotated[
+        list[str] | None, typer.Option(help="a,b: columns whose values are all above zero.")
+    ] = None,
+    bounded: Annotated[
+        list[str] | None, typer.Option(help="a=0:1: a column with values inside. Repeatable.")
+    ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option(
+            "--header/--no-header", help="Whether the first line names the columns; else seen."
+        ),
+    ] = None,
+    missing: Annotated[
+        str, typer.Option(help="Rows with missing values: 'drop' or 'refuse'.")
+    ] = "drop",
+    layers: Annotated[int | None, typer.Option(help="Layers of the flow.", min=1)] = None,
+    hidden: Annotated[str | None, typer.Option(help="128,128: widths of its networks.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Most epochs.", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step.", min=1)] = None,
+    lr: Annotated[float, typer.Option(help="First step size.")] = 1e-3,
+    patience: Annotated[
+        int, typer.Option(help="Epochs without a better validation score before it stops.", min=1)
+    ] = 30,
+    test: Annotated[float, typer.Option(help="Share of rows never trained on.")] = 0.1,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Fit a flow to the rows of a table, and keep it in a folder.
+
+    Rows with missing or infinite cells are counted and left out. Columns of words are left out
+    unless they are named. A share of the rows is held out: the score on it is what the fit is worth
+    in nats, in the units of the table. The folder also keeps up to 12,000 rows, for [bold]score[/]
+    and [bold]report[/].
+
+    Example: pyroflows fit houses.csv --out run/ --positive income --bounded latitude=32:42
+    """
+    make = _builder(flow)
+    if missing not in ("drop", "refuse"):
+        raise ValueError(f"--missing: expected 'drop' or 'refuse', got {missing!r}")
+    if not 0 < test < 1 or not (lr > 0 and math.isfinite(lr)):
+        raise ValueError(f"--test, --lr: expected a share in (0, 1) and lr > 0, got {test}, {lr}")
+    options = _sizes(make, layers, hidden)
+    check_out(out, overwrite)
+    table = read_table(data, header)
+    names, left_out = cols.choose(table, columns or [])
+    values = cols.values_of(table, names)
+    usable, counts = cols.usable(values, names)
+    values = values[usable]
+    for line in cols.report_rows(counts):
+        note(line)
+    if left_out:
+        note(f"left out, no numbers in them: {cols.listed(left_out)}")
+    if missing == "refuse" and counts["used"] < counts["rows"]:
+        raise ValueError(f"{counts['rows'] - counts['used']} rows have missing or infinite values")
+    bounds = cols.bounds_of(names, positive or [], bounded or [])
+    for line in cols.check_values(values, bounds):
+        note(f"note: {line}")
+    torch.manual_seed(seed)
+    dtype = cols.dtype_for(values, bounds)
+    order = shuffled(len(values), torch.Generator().manual_seed(seed)).numpy()
+    held = max(2, round(test * len(values)))
+    if len(values) - held < 10:
+        raise ValueError(f"--test: {test} of {len(values)} rows leaves less than 10 to train on")
+    train, test_rows = values[order[held:]], values[order[:held]]
+    made = make(len(names), support=cols.support_of(bounds), **options)
+    made = made.to(getattr(torch, dtype))
+    rows = torch.tensor(train, dtype=getattr(torch, dtype))
+    note(f"fitting {flow} to {len(train):,} rows of {len(names)} columns in {dtype}")
+    history = fit_flow(
+        made,
+        rows,
+        max_epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        patience=patience,
+        seed=seed,
+        progress=on_terminal(json),
+    )
+    facts = {
+        "columns": names,
+        "header": table.header,
+        "source": data.name,
+        "counts": counts,
+        "left_out": left_out,
+        "bounds": {
+            k: v and [v[0], v[1] if math.isfinite(v[1]) else None] for k, v in bounds.items()
+        },
+        "history": dataclasses.asdict(history),
+    }
+    run = Run(out, made, facts, train[:TRAIN_ROWS], test_rows[:HELD_ROWS])
+    _judge(run, test_rows)
+    run.write()
+    epochs_done = len(history.steps)
+    said = {"flow": flow, "out": str(out), "dtype": dtype, "epochs": epochs_done, **counts}
+    said |= {"columns": names, "left_out": left_out, "held_out": facts["held_out"]}
+    said |= {"seconds": history.seconds, "stopped": history.stopped}
+    result(said, [*_fitted(facts, history), f"written to {out}"], json)
+
+
+def _builder(name: str) -> Any:
+    found = builders()
+    rows = [k for k, v in found.items() if next(iter(signature(v).parameters)) == "features"]
+    if name not in rows:
+        why = "makes images, not rows" if name in found else "is unknown"
+        raise ValueError(f"--flow: {name!r} {why}; expected one of {', '.join(rows)}")
+    return found[name]
+
+
+def _sizes(make: Any, layers: int | None, hidden: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {} if layers is None else {"layers": layers}
+    if hidden is not None:
+        try:
+            options["hidden"] = tuple(int(width) for width in hidden.split(","))
+        except ValueError:
+            raise ValueError(f"--hidden: expected widths like 128,128, got {hidden!r}") from None
+    for option in options:
+        if option not in signature(make).parameters:
+            raise ValueError(f"--{option}: {make.__name__} has no such size; leave it out")
+    return options
+
+
+def _judge(run: Run, test_rows: np.ndarray) -> None:
+    """Note what the flow scores on rows it never saw."""
+    scores = log_prob(run.flow, run.tensor(test_rows))
+    run.facts["held_out"] = {
+        "rows": len(scores),
+        "nats": float(scores.mean()),
+        "error": float(scores.std() / math.sqrt(len(scores))),
+    }
+
+
+def _fitted(facts: dict[str, Any], history: Any) -> list[str]:
+    held = facts["held_out"]
+    return [
+        f"{len(history.steps)} epochs in {history.seconds:.1f} s, {history.stopped}",
+        f"held out: {held['nats']:.3f} +- {held['error']:.3f} nats a row, {held['rows']:,} rows",
+    ]
+
+
+@command
+def distill(
+    run: Annotated[Path, typer.Argument(help="A folder of pyroflows fit.")],
+    out: Out,
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 3000,
+    batch_size: Annotated[int, typer.Option(help="Draws a step.", min=1)] = 256,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Train a student that samples in one pass on a fitted flow, and keep it in a folder.
+
+    Worth it for flows whose samples are the slow direction: maf, and nsf with splines one by one.
+    Says both KL divergences, what is lost on held-out rows, and the speeds.
+
+    Example: pyroflows distill run/ --out fast/
+    """
+    check_out(out, overwrite)
+    teacher = read_run(run)
+    if teacher.flow.fast != "log_prob":
+        note(f"note: this flow already samples in one pass (fast: {teacher.flow.fast})")
+    torch.manual_seed(seed)
+    student: Flow = student_of(teacher.flow)
+    told = distill_flow(
+        teacher.flow,
+        student,
+        data=teacher.tensor(teacher.held),
+        max_steps=steps,
+        batch_size=batch_size,
+        progress=on_terminal(json),
+    )
+    facts = {**teacher.facts, "history": dataclasses.asdict(told.history)}
+    made = Run(out, student, facts, teacher.train, teacher.held)
+    _judge(made, made.held)
+    made.write()
+    said = {k: v for k, v in dataclasses.asdict(told).items() if k != "history"}
+    result({**said, "out": str(out)}, [str(told), f"written to {out}"], json)

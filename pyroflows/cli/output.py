@@ -1,0 +1,108 @@
+"""What a command says: results on stdout, notes on stderr, one object with ``--json``."""
+
+from __future__ import annotations
+
+import functools
+import json as js
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from pyroflows.training import DivergedError
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")]
+EXPECTED = (ValueError, OSError, ImportError, MemoryError, DivergedError)
+
+
+def note(text: str) -> None:
+    """A line on stderr about what is going on."""
+    typer.echo(text, err=True)
+
+
+def result(facts: dict[str, Any], lines: list[str], json: bool) -> None:
+    """What came out, as lines for people or as one object for machines.
+
+    Args:
+        facts: for machines.
+        lines: for people.
+        json: which of both.
+    """
+    typer.echo(js.dumps(_plain(facts), ensure_ascii=False) if json else "\n".join(lines))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no word for NaN and infinity: null."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def on_terminal(json: bool) -> bool:
+    """Whether progress bars have a place."""
+    return not json and sys.stderr.isatty()
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Errors become one line and exit code 2; warnings become notes."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            with _notes():
+                function(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            note("stopped")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:  # the reader, say head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except EXPECTED as error:
+            _fail(str(error) or type(error).__name__, kwargs)
+        except Exception as error:
+            if os.environ.get("PYROFLOWS_TRACEBACK"):
+                raise
+            _fail(
+                f"unexpected {type(error).__name__}: {error} (PYROFLOWS_TRACEBACK=1 shows where)",
+                kwargs,
+            )
+
+    # Help keeps the line breaks of a docstring: only those between paragraphs are meant.
+    paragraphs = (function.__doc__ or "").split("\n\n")
+    run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    return run
+
+
+def _fail(text: str, kwargs: dict[str, Any]) -> None:
+    text = " ".join(text.split())
+    text = text if len(text) <= 1000 else text[:997] + "..."
+    if kwargs.get("json"):
+        typer.echo(js.dumps({"error": text}, ensure_ascii=False))
+    else:
+        note(f"error: {text}")
+    raise typer.Exit(2)
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Warnings meant for users as notes, and none of a library's to its programmers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", UserWarning)
+
+        def show(message: Any, *args: Any, **kwargs: Any) -> None:
+            note("note: " + " ".join(str(message).split()))
+
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,136 @@
+"""The folder of a run: the flow, what it knows of its table, and rows to judge it by."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyroflows.cli.columns import split_names, values_of
+from pyroflows.cli.tables import Table
+from pyroflows.distribution import Flow
+from pyroflows.persist import load, save
+from pyroflows.stored import write_atomically
+
+FACTS, ROWS = "table.json", "rows.npz"
+TRAIN_ROWS, HELD_ROWS = 10_000, 2_000
+AT_ONCE = 10_000
+
+
+@dataclass
+class Run:
+    """A fitted flow and its table.
+
+    Attributes:
+        folder: where it is.
+        flow: over rows of the columns in ``facts["columns"]``, in their units.
+        facts: column names, counts, the course of training: plain values.
+        train: up to 10,000 of the rows it was trained on.
+        held: up to 2,000 rows it never saw.
+    """
+
+    folder: Path
+    flow: Flow
+    facts: dict[str, Any]
+    train: np.ndarray
+    held: np.ndarray
+
+    @property
+    def columns(self) -> list[str]:
+        """Their names."""
+        return self.facts["columns"]
+
+    def write(self) -> None:
+        """Keep it; each file is replaced as a whole."""
+        save(self.flow, self.folder)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, train=self.train, held=self.held)
+        write_atomically(self.folder / ROWS, buffer.getvalue())
+        text = json.dumps(self.facts, indent=1, ensure_ascii=False)
+        write_atomically(self.folder / FACTS, text.encode())
+
+    def scores(self, values: np.ndarray) -> np.ndarray:
+        """Log-density of each row in nats, NaN where a row is not finite."""
+        found = np.full(len(values), np.nan)
+        kept = np.isfinite(values).all(axis=1)
+        rows = self.tensor(values[kept])
+        # A value may overflow in the flow's precision: infinitely far out.
+        far = ~torch.isfinite(rows).all(dim=1) | ~self.flow.support.check(rows)
+        scores = log_prob(self.flow, torch.where(far[:, None], self.tensor(self.train[:1]), rows))
+        scores[far.numpy()] = -np.inf
+        found[kept] = np.where(np.isnan(scores), -np.inf, scores)
+        return found
+
+    def tensor(self, values: np.ndarray) -> Tensor:
+        """In the flow's dtype."""
+        return torch.tensor(values, dtype=next(self.flow.parameters()).dtype)
+
+
+@torch.no_grad()
+def log_prob(flow: Flow, rows: Tensor) -> np.ndarray:
+    """Scores of ``(rows, features)``, so many at once as fit in memory."""
+    parts = [flow(validate_args=False).log_prob(part).numpy() for part in rows.split(AT_ONCE)]
+    return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
+
+
+def read_run(folder: Path) -> Run:
+    """What ``pyroflows fit`` wrote.
+
+    Raises:
+        ValueError: it is not such a folder, or broken.
+    """
+    flow = load(folder)
+    try:
+        facts = json.loads((folder / FACTS).read_bytes())
+        with np.load(folder / ROWS, allow_pickle=False) as rows:
+            train, held = rows["train"], rows["held"]
+        fits = len(facts["columns"]) == flow.event_shape[0] == train.shape[1] == held.shape[1]
+        if not (fits and isinstance(facts["header"], bool) and len(train) and len(held)):
+            raise ValueError("its parts do not fit together")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{folder}: expected a folder that pyroflows fit wrote ({error}); fit again"
+        ) from None
+    return Run(folder, flow, facts, train, held)
+
+
+def check_out(folder: Path, overwrite: bool) -> None:
+    """See that a run can be written there, before hours of work.
+
+    Raises:
+        ValueError: something is there.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder}: is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder}: is not empty; give another folder, or --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def matched(run: Run, table: Table) -> np.ndarray:
+    """The run's columns of another table: by name, by place where there are no names.
+
+    Raises:
+        ValueError: a column is not there, or holds words.
+    """
+    names: Sequence[str] = run.columns
+    if not (table.header and run.facts["header"]):
+        if len(table.names) != len(names):
+            raise ValueError(
+                f"expected the {len(names)} columns {', '.join(names)}, got {len(table.names)} "
+                "without names"
+            )
+        names = table.names
+    split_names(names, table.names)
+    for name in names:
+        if name in table.words:
+            count, first = table.words[name]
+            raise ValueError(f"column {name!r} has {count} cells that are no numbers ({first})")
+    return values_of(table, names)

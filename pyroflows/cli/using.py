@@ -1,0 +1,151 @@
+"""``sample`` and ``score``: a fitted flow at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from pyroflows.cli.output import Json, command, note, result
+from pyroflows.cli.runs import AT_ONCE, Run, matched, read_run
+from pyroflows.cli.tables import (
+    Table,
+    csv_lines,
+    csv_writer,
+    kind_of,
+    read_table,
+    write_table,
+)
+
+RunFolder = Annotated[Path, typer.Argument(help="A folder of pyroflows fit.")]
+
+
+@command
+def sample(
+    run: RunFolder,
+    n: Annotated[int, typer.Option("-n", "--rows", help="How many rows.", min=1)] = 1000,
+    out: Annotated[
+        Path | None, typer.Option(help="A .csv, .npy or .parquet file; by default stdout, as CSV.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Gives the same rows again; by default new ones.", min=0)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Draw new rows from a fitted flow, with the table's column names and units.
+
+    Example: pyroflows sample run/ -n 1000 --out new.csv
+    """
+    if out is not None:
+        kind_of(out)
+    if json and out is None:
+        raise ValueError("--json: give --out too, the rows would be between its lines")
+    made = read_run(run)
+    if seed is None:
+        torch.seed()
+    else:
+        torch.manual_seed(seed)
+    write_table(out, made.columns, _draws(made, n), made.facts["header"])
+    if out is not None:
+        said = {"rows": n, "columns": made.columns, "out": str(out)}
+        result(said, [f"{n:,} rows written to {out}"], json)
+
+
+def _draws(run: Run, n: int) -> Iterator[np.ndarray]:
+    done = 0
+    while done < n:
+        rows = run.flow.sample((min(AT_ONCE, n - done),))
+        good = torch.isfinite(rows).all(dim=1)
+        if not good.any():
+            raise ValueError(f"{run.folder}: the flow's samples are not finite; fit again")
+        rows = rows[good]
+        done += len(rows)
+        yield rows.numpy()
+
+
+@command
+def score(
+    run: RunFolder,
+    data: Annotated[Path, typer.Argument(help="A table with the columns of the run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the table with a column of log-densities.")
+    ] = None,
+    quantile: Annotated[
+        float, typer.Option(help="Rows below this quantile of the training rows are outliers.")
+    ] = 0.001,
+    max_outliers: Annotated[
+        int, typer.Option(help="Exit code 1 where there are more outliers than that.", min=0)
+    ] = 0,
+    header: Annotated[
+        bool | None,
+        typer.Option("--header/--no-header", help="Whether the first line names the columns."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Log-density of each row, in nats, and which rows are outliers.
+
+    An outlier scores below a quantile of the rows that the flow was trained on: of rows like those,
+    about that share is below it. Rows with missing cells get no score and are counted. The exit
+    code is 1 if there are more outliers than [bold]--max-outliers[/].
+
+    Example: pyroflows score run/ data.csv --out scored.csv
+    """
+    if not 0 < quantile < 1:
+        raise ValueError(f"--quantile: expected a number in (0, 1), got {quantile}")
+    if out is not None:
+        kind_of(out)
+        if out.resolve() == data.resolve():
+            raise ValueError("--out: is the table itself; give another file")
+    made = read_run(run)
+    table = read_table(data, header)
+    scores = made.scores(matched(made, table))
+    threshold = float(np.quantile(made.scores(made.train), quantile))
+    scored = ~np.isnan(scores)
+    outliers = scores < threshold  # a NaN is not
+    if out is not None:
+        _write_scored(data, out, table, scores)
+    finite = scores[np.isfinite(scores)]
+    said = {
+        "rows": len(scores),
+        "scored": int(scored.sum()),
+        "unscored": int((~scored).sum()),
+        "mean": float(finite.mean()) if len(finite) else None,
+        "threshold": threshold,
+        "quantile": quantile,
+        "outliers": int(outliers.sum()),
+        "out": None if out is None else str(out),
+    }
+    lines = [
+        f"{said['rows']:,} rows, {said['unscored']:,} of them without a score (missing values)",
+        f"mean log-density {finite.mean() if len(finite) else float('nan'):.3f} nats",
+        f"{said['outliers']:,} outliers: below {threshold:.3f} nats, the {quantile:g} quantile of "
+        "the training rows",
+    ]
+    if out is not None:
+        lines.append(f"written to {out}")
+    result(said, lines, json)
+    if said["outliers"] > max_outliers:
+        raise typer.Exit(1)
+
+
+def _write_scored(data: Path, out: Path, table: Table, scores: np.ndarray) -> None:
+    """The table as it was, and one column more."""
+    extra = "log_density"
+    while extra in table.names:
+        extra += "_"
+    if kind_of(data) in (".npy", ".parquet") or kind_of(out) in (".npy", ".parquet"):
+        if table.words:
+            note("note: columns of words are empty in this kind of file")
+        values = np.column_stack([table.values, scores])
+        write_table(out, [*table.names, extra], [values])
+        return
+    texts = ["" if np.isnan(score) else repr(float(score)) for score in scores]
+    with csv_lines(data) as lines, csv_writer(out) as writer:
+        rows = (cells for cells in lines if cells)
+        if table.header:
+            writer.writerow([*next(rows), extra])
+        writer.writerows([*cells, text] for cells, text in zip(rows, texts, strict=True))

@@ -1,0 +1,275 @@
+"""Rows in files larger than memory, read block by block: ``.npy``, memory-mapped arrays, Parquet.
+
+Memory stays below four buffers of 32 MiB (blocks read, joined, mixed, in the flow's dtype), a
+batch, and 65,536 rows held out for validation, whatever the size of the file; for Parquet a row
+group, which is read as a whole, counts as a buffer where it is larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyroflows.distribution import Flow
+from pyroflows.rows import Batch, checked_rows, held_count, shuffled
+
+BUFFER = 32 * 2**20  # bytes
+HELD = 65_536  # rows held out at most
+_BLOCKS = 8  # in a buffer
+
+
+class Table(Protocol):
+    """A file of rows that can be read in part."""
+
+    name: str
+    shape: tuple[int, ...]
+    blocks: list[tuple[int, int]]
+
+    def read(self, begin: int, stop: int) -> np.ndarray:
+        """The rows of one of the blocks."""
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Some rows, in rising order."""
+
+
+def is_table(x: Any) -> bool:
+    """Whether these are rows in a file."""
+    return isinstance(x, (str, Path, np.memmap))
+
+
+def open_table(x: str | Path | np.memmap, name: str = "x") -> Table:
+    """The table in a file.
+
+    Args:
+        x: a path to a ``.npy`` or ``.parquet`` file, or a memory-mapped array.
+        name: what to call it in errors.
+
+    Raises:
+        ValueError: another kind of file, or an array whose rows do not lie one after another.
+        ImportError: Parquet needs pyarrow.
+        OSError: the file cannot be read.
+    """
+    if isinstance(x, np.memmap):
+        return NpyTable(x)
+    suffix = Path(x).suffix.lower()
+    if suffix == ".npy":
+        return NpyTable(np.load(x, mmap_mode="r"))
+    if suffix in (".parquet", ".pq"):
+        return ParquetTable(Path(x))
+    raise ValueError(f"{name}: expected a .npy or .parquet file, rows or a Dataset, got {str(x)!r}")
+
+
+class NpyTable:
+    """A memory-mapped array, read from its file by position, so that no page of it stays mapped."""
+
+    def __init__(self, array: np.memmap) -> None:
+        whole = array
+        while isinstance(whole.base, np.memmap):
+            whole = whole.base
+        if array.ndim < 1 or not array.flags.c_contiguous:
+            raise ValueError(
+                "x: expected a memory-mapped array whose rows lie one after another, got strides "
+                f"{array.strides}; save it anew with np.save"
+            )
+        self.name = str(array.filename)
+        self.shape = array.shape
+        self.dtype = array.dtype
+        address, start = (a.__array_interface__["data"][0] for a in (array, whole))
+        self.offset = whole.offset + address - start
+        self.row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=int))
+        step = max(1, BUFFER // _BLOCKS // max(self.row_bytes, 1))
+        self.blocks = [(b, min(b + step, len(array))) for b in range(0, len(array), step)]
+
+    def read(self, begin: int, stop: int) -> np.ndarray:
+        """The rows from ``begin`` to ``stop``."""
+        with open(self.name, "rb") as file:
+            return self._read(file, begin, stop)
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Some rows, one by one."""
+        with open(self.name, "rb") as file:
+            return np.concatenate([self._read(file, int(row), int(row) + 1) for row in index])
+
+    def _read(self, file: Any, begin: int, stop: int) -> np.ndarray:
+        file.seek(self.offset + begin * self.row_bytes)
+        content = bytearray(file.read((stop - begin) * self.row_bytes))
+        rows = np.frombuffer(content, dtype=self.dtype).reshape(-1, *self.shape[1:])
+        if len(rows) < stop - begin:
+            raise ValueError(f"x: {self.name} ends before row {stop}; it was cut short")
+        return rows.astype(self.dtype.newbyteorder("="), copy=False)
+
+
+class ParquetTable:
+    """A Parquet file of numbers, read row group by row group."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from pyarrow.parquet import ParquetFile
+        except ImportError as error:
+            raise ImportError(
+                "reading Parquet needs pyarrow: pip install 'pyroflows[parquet]'"
+            ) from error
+        self.name = str(path)
+        self._open = lambda: ParquetFile(path)
+        with self._open() as file:
+            metadata, schema = file.metadata, file.schema_arrow
+        kinds = {field.name: str(field.type) for field in schema}
+        others = {n: k for n, k in kinds.items() if not k.startswith(("float", "double", "halffl"))}
+        if others:
+            raise ValueError(
+                f"x: expected columns of floating-point numbers in {self.name}, got {others}; "
+                "write these as floats (counts with uniform noise in [0, 1) added), or drop them"
+            )
+        self.shape = (metadata.num_rows, len(kinds))
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        ends = np.cumsum([0, *sizes]).tolist()
+        self.blocks = list(zip(ends[:-1], ends[1:], strict=True))
+
+    def read(self, begin: int, stop: int) -> np.ndarray:
+        """The rows of one row group; missing values are NaN."""
+        with self._open() as file:
+            group = file.read_row_group(self.blocks.index((begin, stop)))
+        return np.stack([column.to_numpy() for column in group.columns], axis=1)
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Some rows; each row group that has one is read."""
+        found = []
+        for begin, stop in self.blocks:
+            inside = index[(index >= begin) & (index < stop)] - begin
+            if len(inside):
+                found.append(self.read(begin, stop)[inside])
+        return np.concatenate(found)
+
+
+class TableBatches:
+    """Random mini-batches from a table. Iterating is one epoch: every row once, but for those held.
+
+    Blocks come in a new random order, and the rows of about eight of them are mixed at a time. All
+    processes read all blocks, and each takes its part, of equal size, of the same batches. A file
+    with more columns than the flow has features has its context in those that follow.
+
+    Args:
+        flow: decides what rows may be.
+        table: the file.
+        size: rows in a batch, over all processes.
+        seed: of the order.
+        rank: number of this process.
+        processes: how many there are.
+        held: rows to leave out, in rising order.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        table: Table,
+        size: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        held: np.ndarray | None = None,
+    ) -> None:
+        self.flow = flow
+        self.table = table
+        self.size = max(1, size // processes) * processes
+        self.rank = rank
+        self.processes = processes
+        self.held = np.empty(0, dtype=int) if held is None else held
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rows = table.shape[0] - len(self.held)
+        if self.rows < 1:
+            raise ValueError(f"x: expected at least one row, got none in {table.name}")
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rest: Batch | None = None
+        for mixed in self._mixed():
+            rows = mixed if rest is None else _joined([rest, mixed])
+            count = len(rows[0]) - len(rows[0]) % self.size
+            for begin in range(0, count, self.size):
+                yield self._part(_cut(rows, slice(begin, begin + self.size)))
+            # A copy, so that the buffer is not kept for the sake of a few rows.
+            rest = _cut(rows, torch.arange(count, len(rows[0])))
+            del rows, mixed
+        if len(rest[0]):
+            yield self._part(rest)
+
+    def _part(self, batch: Batch) -> Batch:
+        """This process's part; the first rows fill up the last ones."""
+        count = len(batch[0])
+        index = torch.arange(count + -count % self.processes) % count
+        return _cut(batch, index[self.rank :: self.processes])
+
+    def _mixed(self) -> Iterator[Batch]:
+        """Buffers of rows in random order."""
+        blocks = self.table.blocks
+        buffer: list[Batch] = []
+        filled = 0
+        for place in shuffled(len(blocks), self.generator).tolist():
+            block = self._block(*blocks[place])
+            if block is not None:
+                buffer.append(block)
+                filled += sum(t.nbytes for t in block if t is not None)
+            if filled >= BUFFER * (_BLOCKS - 1) / _BLOCKS:
+                yield self._shuffled(buffer)
+                buffer, filled = [], 0
+        if buffer:
+            yield self._shuffled(buffer)
+
+    def _shuffled(self, buffer: list[Batch]) -> Batch:
+        rows = _joined(buffer)
+        buffer.clear()
+        return _cut(rows, shuffled(len(rows[0]), self.generator))
+
+    def _block(self, begin: int, stop: int) -> Batch | None:
+        rows = self.table.read(begin, stop)
+        low, high = np.searchsorted(self.held, [begin, stop])
+        if low < high:
+            rows = np.delete(rows, self.held[low:high] - begin, axis=0)
+        where = f"rows {begin} to {stop - 1} of {self.table.name}"
+        return _checked(self.flow, rows, where) if len(rows) else None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the generator of the order stands."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on with the orders that follow."""
+        self.generator.set_state(state["generator"])
+
+
+def hold_out(flow: Flow, table: Table, share: float, seed: int) -> tuple[np.ndarray, Batch]:
+    """Which rows to hold out, a random share of 65,536 at most, and these rows."""
+    count = min(held_count(table.shape[0], share), HELD)
+    generator = torch.Generator().manual_seed(seed)
+    if table.shape[0] <= 2**24:
+        index = shuffled(table.shape[0], generator)[:count].sort().values
+    else:  # an order of all rows would be too large; among so many hardly two are the same
+        drawn = torch.randint(table.shape[0], (count,), generator=generator, device="cpu")
+        index = drawn.unique()
+    held = index.numpy()
+    return held, _checked(flow, table.take(held), f"rows held out of {table.name}")
+
+
+def _checked(flow: Flow, rows: np.ndarray, where: str) -> Batch:
+    features = tuple(flow.event_shape)
+    context = None
+    if flow.context_shape and len(features) == rows.ndim - 1 == 1:
+        rows, context = rows[:, : features[0]], rows[:, features[0] :]
+    return checked_rows(flow, rows, context, name=f"x ({where})", context_name=f"context ({where})")
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    xs, contexts = zip(*parts, strict=True)
+    return torch.cat(xs), None if contexts[0] is None else torch.cat(contexts)
+
+
+def _cut(rows: Batch, index: Any) -> Batch:
+    x, context = rows
+    return x[index], None if context is None else context[index]

@@ -1,0 +1,388 @@
+"""The command line: from a table to a run, to samples, scores, a student and a page."""
+
+import csv
+import gzip
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import pyroflows as pf
+from pyroflows.cli import app, runs
+from pyroflows.cli import columns as cols
+from pyroflows.cli.tables import read_table, write_table
+
+SMALL = ["--layers", "1", "--hidden", "8", "--epochs", "2"]
+
+
+def run(*args):
+    return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def ok(*args):
+    done = run(*args)
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def fails(*args):
+    """The one line of an error."""
+    done = run(*args)
+    assert done.exit_code == 2, done.output
+    errors = [line for line in done.output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.output
+    assert "Traceback" not in done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return errors[0]
+
+
+def write_csv(path, names, rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if names:
+            writer.writerow(names)
+        writer.writerows(rows)
+    return path
+
+
+def rows_of(count=300):
+    generator = np.random.default_rng(0)
+    z = generator.normal(size=(count, 2))
+    income = np.exp(0.5 * z[:, 0])
+    share = 1 / (1 + np.exp(-(z[:, 0] + z[:, 1])))
+    return np.column_stack([income, 100 + 10 * z[:, 1], share])
+
+
+NAMES = ["Einkommen (€)", "size, m2", "share"]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A small run of a small table with a missing cell and a column of words."""
+    folder = tmp_path_factory.mktemp("cli")
+    rows = [[*map(repr, row.tolist()), "here"] for row in rows_of()]
+    rows[5][1], rows[9][2] = "", "NA"
+    data = write_csv(folder / "data.csv", [*NAMES, "place"], rows)
+    out = folder / "run"
+    options = ["--positive", NAMES[0], "--bounded", "share=0:1", "--flow", "maf", *SMALL]
+    done = ok("fit", data, "--out", out, *options, "--json")
+    return data, out, json.loads(done.stdout)
+
+
+def test_fit_reports_rows_columns_and_held_out_nats(fitted):
+    _, out, said = fitted
+    assert said["columns"] == NAMES
+    assert said["left_out"] == ["place"]
+    assert (said["rows"], said["used"]) == (300, 298)
+    assert said["missing"] == {"size, m2": 1, "share": 1}
+    assert said["held_out"]["rows"] == 30
+    assert np.isfinite(said["held_out"]["nats"])
+    flow = pf.load(out)
+    assert flow.config["builder"] == "maf"
+    assert flow.config["arguments"]["layers"] == 1
+    held = np.load(out / "rows.npz")["held"]
+    nats = flow.log_prob(torch.tensor(held, dtype=torch.float32)).mean().item()
+    assert nats == pytest.approx(said["held_out"]["nats"], abs=1e-5)
+
+
+def test_sample_has_the_names_and_units_of_the_table(fitted, tmp_path):
+    _, out, _ = fitted
+    ok("sample", out, "-n", 500, "--out", tmp_path / "x.csv", "--seed", 1)
+    table = read_table(tmp_path / "x.csv")
+    assert table.names == NAMES
+    assert table.values.shape == (500, 3)
+    assert (table.values[:, 0] > 0).all()
+    assert ((table.values[:, 2] > 0) & (table.values[:, 2] < 1)).all()
+    assert abs(np.median(table.values[:, 1]) - 100) < 10
+    ok("sample", out, "-n", 500, "--out", tmp_path / "x.npy", "--seed", 1)
+    assert np.array_equal(np.load(tmp_path / "x.npy"), table.values.astype(np.float32))
+    printed = ok("sample", out, "-n", 3).stdout
+    assert len(printed.splitlines()) == 4
+
+
+def test_score_adds_a_column_and_counts_outliers(fitted, tmp_path):
+    data, out, _ = fitted
+    done = run("score", out, data, "--out", tmp_path / "scored.csv", "--quantile", 0.1, "--json")
+    said = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert 15 < said["outliers"] < 50
+    assert (said["rows"], said["unscored"]) == (300, 2)
+    ok("score", out, data, "--quantile", 0.1, "--max-outliers", said["outliers"])
+    with open(data, newline="") as before, open(tmp_path / "scored.csv", newline="") as after:
+        old, new = list(csv.reader(before)), list(csv.reader(after))
+    assert [row[:-1] for row in new] == old
+    assert new[0][-1] == "log_density"
+    assert (new[6][-1], new[10][-1]) == ("", "")
+    flow = pf.load(out)
+    row = torch.tensor([[float(cell) for cell in old[1][:3]]])
+    assert float(new[1][-1]) == pytest.approx(flow.log_prob(row).item(), abs=1e-4)
+
+
+def test_rows_outside_the_support_score_nothing_else_does(fitted, tmp_path):
+    _, out, _ = fitted
+    rows = rows_of(4).tolist()
+    expected = runs.read_run(out).scores(np.array(rows))
+    rows[1][0], rows[2][2], rows[3][1] = -1.0, 1.5, 1e300
+    data = write_csv(tmp_path / "odd.csv", ["x", *NAMES], [[0, *row] for row in rows])
+    done = run("score", out, data, "--out", tmp_path / "s.npy", "--json")
+    assert json.loads(done.stdout)["outliers"] >= 3
+    scores = np.load(tmp_path / "s.npy")[:, -1]
+    assert scores[0] == pytest.approx(expected[0], abs=1e-5)
+    assert (scores[1:] == -np.inf).all()
+
+
+def test_distill_keeps_columns_and_samples_fast(fitted, tmp_path):
+    _, out, _ = fitted
+    done = ok("distill", out, "--out", tmp_path / "fast", "--steps", 50, "--json")
+    assert np.isfinite(json.loads(done.stdout)["reverse_kl"][0])
+    assert pf.load(tmp_path / "fast").fast == "sample"
+    ok("sample", tmp_path / "fast", "-n", 5, "--out", tmp_path / "x.csv")
+    assert read_table(tmp_path / "x.csv").names == NAMES
+
+
+def test_report_is_one_page_with_its_pictures(fitted, tmp_path):
+    _, out, _ = fitted
+    done = ok("report", out, "--out", tmp_path / "page.html", "--samples", 500)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64,') == 4
+    assert "Einkommen (€)" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "held out: " in done.output
+    assert "calibration" in done.output
+
+
+def test_calibration_sees_right_and_wrong_densities(fitted):
+    from pyroflows.cli.page import judged
+
+    made = runs.read_run(fitted[1])
+    made.held = made.flow.sample((1000,)).numpy()
+    assert judged(made, 5000)["calibrated"]
+    inner = made.flow.transform.inverse_and_log_det(torch.tensor(made.held))[0]
+    wide = made.flow.transform.forward_and_log_det(1.3 * inner)[0]
+    made.held = wide.detach().numpy()
+    assert not judged(made, 5000)["calibrated"]
+
+
+def test_names_are_text_in_the_page(tmp_path):
+    names = ["<script>alert(1)</script>", "$\\frac{", "\u202e名前"]
+    data = write_csv(tmp_path / "d.csv", names, rows_of(60).tolist())
+    ok("fit", data, "--out", tmp_path / "run", "--flow", "nice", "--layers", "2", *SMALL[2:])
+    ok("report", tmp_path / "run", "--samples", 200)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_list_shows_every_builder_and_its_costs():
+    flows = json.loads(ok("list", "--json").stdout)["flows"]
+    found = {(row["flow"], row["sample"], row["log_prob"]) for row in flows}
+    assert {("maf", "a walk", "1 pass"), ("iaf", "1 pass", "a walk")} <= found
+    assert ("nsf", "1 pass", "1 pass") in found
+    assert {row["flow"] for row in flows} == set(pf.flows.builders())
+    assert "pass" in ok("list").output
+
+
+def test_check_holds_a_module_to_the_contract(tmp_path, monkeypatch):
+    (tmp_path / "flows_here.py").write_text(
+        "import torch, pyroflows as pf\n"
+        "def good(features):\n    return pf.nice(features, layers=2, hidden=(8,))\n"
+        "class Wrong(pf.transforms.LULinear):\n"
+        "    def forward_and_log_det(self, x, context=None):\n"
+        "        y, log_det = super().forward_and_log_det(x, context)\n"
+        "        return y, log_det + 1\n"
+        "def bad():\n    return pf.Flow(Wrong(2), shape=2)\n"
+        "def none():\n    return 3\n"
+        "def raises():\n    raise RuntimeError('no luck')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    done = run("check", "flows_here:bad", "--json")
+    said = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert "log_det" in said["broken"]
+    assert "repr" in said["held"]
+    assert "expected a Flow from it, got int" in fails("check", "flows_here:none")
+    assert "no luck" in fails("check", "flows_here:raises")
+    assert "cannot find 'flows_here:absent'" in fails("check", "flows_here:absent")
+    assert "expected module:function" in fails("check", "flows_here")
+
+
+@pytest.mark.slow
+def test_check_passes_a_right_flow(tmp_path, monkeypatch):
+    (tmp_path / "right_flows.py").write_text(
+        "import pyroflows as pf\n"
+        "def good(features):\n    return pf.nice(features, layers=2, hidden=(8,))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "laws hold" in ok("check", "right_flows:good").output
+
+
+@pytest.mark.parametrize(
+    "command", ["fit", "sample", "score", "distill", "report", "list", "check"]
+)
+def test_help_explains_every_command(command):
+    done = ok(command, "--help")
+    assert f"Example: pyroflows {command}" in " ".join(done.output.split())
+
+
+def test_errors_are_one_line_and_code_2(fitted, tmp_path):
+    data, out, _ = fitted
+    new = tmp_path / "new"
+    assert "no such file" in fails("fit", tmp_path / "none.csv", "--out", new)
+    assert "'glowing' is unknown" in fails("fit", data, "--out", new, "--flow", "glowing")
+    assert "makes images" in fails("fit", data, "--out", new, "--flow", "glow")
+    wavenet = fails("fit", data, "--out", new, "--flow", "wavenet", "--hidden", "8")
+    assert "--hidden: wavenet has no such size" in wavenet
+    assert "is not empty" in fails("fit", data, "--out", out)
+    assert "did you mean 'share'" in fails("fit", data, "--out", new, "--columns", "shar")
+    place = fails("fit", data, "--out", new, "--columns", "share,place")
+    assert "column 'place' has 300 cells that are no numbers ('here' in line 2)" in place
+    assert "not inside (0, 1)" in fails("fit", data, "--out", new, "--bounded", "size, m2=0:1")
+    assert "NAME=LOW:HIGH" in fails("fit", data, "--out", new, "--bounded", "share=zero")
+    assert "2 rows have missing" in fails("fit", data, "--out", new, "--missing", "refuse")
+    assert "'drop' or 'refuse'" in fails("fit", data, "--out", new, "--missing", "impute")
+    assert "--hidden" in fails("fit", data, "--out", new, "--hidden", "wide")
+    assert "pf.save" in fails("sample", tmp_path)
+    assert "--quantile" in fails("score", out, data, "--quantile", 2)
+    assert "is the table itself" in fails("score", out, data, "--out", data)
+    assert "expected a file named" in fails("sample", out, "--out", tmp_path / "x.xlsx")
+    failed = run("sample", tmp_path, "--json", "--out", tmp_path / "x.csv")
+    assert failed.exit_code == 2
+    assert "pf.save" in json.loads(failed.stdout)["error"]
+
+
+def test_a_wrong_option_is_code_2(fitted):
+    assert run("sample", fitted[1], "-n", "0").exit_code == 2
+    assert run("sample", fitted[1], "--colour", "red").exit_code == 2
+
+
+def test_an_unexpected_error_is_one_line_too(fitted, monkeypatch):
+    def broken(*args):
+        raise ZeroDivisionError("oh\nno")
+
+    monkeypatch.setattr(runs, "load", broken)
+    assert fails("sample", fitted[1]) == (
+        "error: unexpected ZeroDivisionError: oh no (PYROFLOWS_TRACEBACK=1 shows where)"
+    )
+    monkeypatch.setenv("PYROFLOWS_TRACEBACK", "1")
+    assert isinstance(run("sample", fitted[1]).exception, ZeroDivisionError)
+
+
+def test_a_broken_run_folder_says_so(fitted, tmp_path):
+    import shutil
+
+    _, out, _ = fitted
+    for name, text in (("table.json", "{}"), ("rows.npz", "zip"), ("model.safetensors", "x")):
+        broken = tmp_path / name
+        shutil.copytree(out, broken)
+        (broken / name).write_text(text)
+        assert "error: " in fails("sample", broken)
+
+
+def test_tables_of_every_kind_are_the_same(tmp_path):
+    rows = rows_of(20)
+    write_table(tmp_path / "a.csv", NAMES, [rows])
+    write_table(tmp_path / "a.tsv", NAMES, [rows])
+    write_table(tmp_path / "a.csv.gz", NAMES, [rows])
+    write_table(tmp_path / "a.npy", NAMES, [rows])
+    fields = np.rec.fromarrays(rows.T, names=["a", "b", "c"])
+    np.save(tmp_path / "b.npy", fields)
+    (tmp_path / "semicolons.csv").write_text(
+        "\ufeffa;b;c\n" + "\n".join(";".join(map(repr, r)) for r in rows.tolist())
+    )
+    write_csv(tmp_path / "bare.csv", None, rows.tolist())
+    for name in ("a.csv", "a.tsv", "a.csv.gz", "a.npy", "b.npy", "semicolons.csv", "bare.csv"):
+        table = read_table(tmp_path / name)
+        assert np.array_equal(table.values, rows), name
+    assert read_table(tmp_path / "semicolons.csv").names == ["a", "b", "c"]
+    assert read_table(tmp_path / "bare.csv").names == ["column_1", "column_2", "column_3"]
+    assert len(read_table(tmp_path / "bare.csv", header=True).values) == 19
+    assert gzip.open(tmp_path / "a.csv.gz", "rt", encoding="utf-8").readline().startswith("Ein")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "found none"),
+        (b"a,b\n", "found none"),
+        (b"a,b\n1,2\n3\n", "line 3 has 1 cells, the first one 2"),
+        (b"a,a\n1,2\n", "two columns are named 'a'"),
+        (b"a\n\xff\xfe\n", "not UTF-8"),
+        (b"a,b\n" + b"x" * 200_000 + b",1\n", "not a CSV"),
+    ],
+)
+def test_tables_that_are_none(content, message, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_table(path)
+
+
+def test_arrays_that_are_no_tables(tmp_path):
+    path = tmp_path / "t.npy"
+    for bad in (np.array([{}]), np.zeros((2, 2, 2)), np.zeros(3, complex), np.array(["a"])):
+        np.save(path, bad, allow_pickle=True)
+        with pytest.raises(ValueError, match=r"t\.npy"):
+            read_table(path)
+    path.write_bytes(b"\x93NUMPY")
+    with pytest.raises(ValueError, match=r"t\.npy"):
+        read_table(path)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    line = fails("fit", tmp_path / "t.parquet", "--out", tmp_path / "run")
+    assert "pip install 'pyroflows[parquet]'" in line
+
+
+def test_cells_are_read_as_what_they_are(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,c\n1,NA, 2.5 \n1_000,?,-inf\n3,null,1e400\n")
+    table = read_table(path)
+    assert table.words == {"a": (1, "'1_000' in line 3")}
+    assert np.isnan(table.values[:, 1]).all()
+    assert table.values[:, 2].tolist() == [2.5, -np.inf, np.inf]
+
+
+def test_columns_without_a_density_are_refused():
+    rows = rows_of(50)
+    real = dict.fromkeys(NAMES)
+    assert cols.check_values(rows, real) == []
+    for column, message in (
+        (np.full(50, 3.0), "'share' is 3 in every row"),
+        (rows[:, 2] * 1e300, "more than the arithmetic"),
+        (rows[:, 2] * 1e-300, "more than the arithmetic"),
+        (1e12 + rows[:, 2], "more than the arithmetic"),
+    ):
+        changed = np.column_stack([rows[:, :2], column])
+        with pytest.raises(ValueError, match=message):
+            cols.check_values(changed, real)
+    few = np.column_stack([rows[:, :2], rows[:, 2] > 0.5])
+    assert "2 different values" in cols.check_values(few, real)[0]
+    with pytest.raises(ValueError, match="at least 20 usable rows"):
+        cols.check_values(rows[:5], real)
+
+
+def test_precision_follows_the_columns():
+    rows = rows_of(50)
+    real = dict.fromkeys(NAMES)
+    assert cols.dtype_for(rows, real) == "float32"
+    assert cols.dtype_for(rows + 1e6, real) == "float64"
+    bounds = {**real, "share": (0.0, 1.0)}
+    rows[0, 2] = 1 - 1e-12
+    assert cols.dtype_for(rows, bounds) == "float64"
+
+
+def test_python_m_runs_it():
+    done = subprocess.run(
+        [sys.executable, "-m", "pyroflows", "--help"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0
+    assert "distill" in done.stdout
