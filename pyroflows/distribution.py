@@ -20,10 +20,17 @@ from pyroflows.memo import Memo
 from pyroflows.store import forget_links, keep_in_step, loaded
 from pyroflows.transforms.base import Conditioned, FlowTransform
 
+_ROWS = 2000  # of a draw that go through the transform at once: their hidden units fit a cache
+
 
 def _size(shape: int | Sequence[int]) -> Size:
     """A number of draws, or a shape of draws."""
     return Size([shape] if isinstance(shape, int) else shape)
+
+
+def _joined(pieces: list[tuple[Tensor, Tensor, Any]]) -> tuple[Tensor, Tensor, None]:
+    x, log_det, _ = zip(*pieces, strict=True)
+    return torch.cat(x), torch.cat(log_det), None
 
 
 class FlowDistribution(dist.TransformedDistribution):
@@ -97,15 +104,24 @@ class FlowDistribution(dist.TransformedDistribution):
         return self._push(self.base_dist.sample(_size(sample_shape)))[0]
 
     def _push(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        if self._owner is None:
-            x, log_det = self.transforms[0].forward_and_log_det(z)
-            return x, self._base_log_prob(z) - log_det
-        x, log_det, at = self.transforms[0].forward_at(z)
+        pieces = [self.transforms[0].forward_at(part) for part in self._pieces(z)]
+        x, log_det, at = pieces[0] if len(pieces) == 1 else _joined(pieces)
         log_prob = self._base_log_prob(z) - log_det
+        if self._owner is None:
+            return x, log_prob
         # An alias: the log-density's graph may hold x and must not keep its own key alive.
         x = x.view_as(x)
         self._memo.put(x, (log_prob, at), self._owner, *self._given())
         return x, log_prob
+
+    def _pieces(self, z: Tensor) -> Sequence[Tensor]:
+        """Many rows in pieces where one pass is bound by memory: on a CPU, without a graph."""
+        sampled = z.dim() > len(self.batch_shape) + len(self.base_dist.event_shape)
+        if not sampled or len(z) <= _ROWS or z.device.type != "cpu" or torch.is_grad_enabled():
+            return [z]
+        # A walk is bound by its calls: the fewer the better.
+        walks = self.transforms[0].fast == "log_prob"
+        return [z] if walks or torch.compiler.is_compiling() else z.split(_ROWS)
 
     def _base_log_prob(self, z: Tensor) -> Tensor:
         if z.numel():
@@ -147,7 +163,7 @@ class FlowDistribution(dist.TransformedDistribution):
         remembered = self._memo.get(value, self._owner, *self._given())
         context = [c.detach() for c in self._given()]
         fixed = self._owner.detached()(*context, validate_args=False)
-        if remembered is None:
+        if remembered is None or remembered[1] is None:
             return fixed.expand(self.batch_shape).log_prob(value)
         z, log_det = fixed.transforms[0].inverse_at(value, remembered[1])
         return fixed.base_dist.log_prob(z) + log_det

@@ -234,3 +234,40 @@ class SeesOtherRows(Faulty):
 def test_check_transform_refuses_what_is_wrong(transform, message):
     with pytest.raises(AssertionError, match=message):
         testing.check_transform(transform, 3)
+
+
+def random_iaf(context=0):
+    flow = pf.iaf(3, context, layers=2, hidden=(16,)).double()
+    testing.randomize(flow, gain=0.5)
+    return flow
+
+
+@pytest.mark.parametrize("context", [0, 2])
+def test_many_rows_are_the_draws_of_one_pass(context):
+    flow, given = random_iaf(context), torch.randn(2).double() if context else None
+    torch.manual_seed(0)
+    in_pieces = flow.sample((5001,), given)
+    torch.manual_seed(0)
+    at_once, log_prob = flow.rsample_and_log_prob((5001,), given)
+    torch.testing.assert_close(in_pieces, at_once)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        x, scored = flow.rsample_and_log_prob((5001,), given)
+    torch.testing.assert_close(x, at_once)
+    torch.testing.assert_close(scored, log_prob)
+
+
+def test_many_rows_are_remembered_too(monkeypatch):
+    law = random_iaf()()
+    with torch.no_grad():
+        x, log_prob = law.rsample_and_log_prob((5001,))
+        torch.testing.assert_close(law.path_log_prob(x), log_prob)
+        monkeypatch.setattr(type(law.transforms[0]), "inverse_and_log_det", None)
+        assert torch.equal(law.log_prob(x), log_prob)
+
+
+def test_rows_of_contexts_are_never_torn_apart():
+    flow, given = random_iaf(2), torch.randn(2500, 2).double()
+    with torch.no_grad():
+        x, log_prob = flow.rsample_and_log_prob((), given)
+        torch.testing.assert_close(flow.log_prob(x.clone(), given), log_prob)

@@ -8,20 +8,22 @@ from torch.distributions import constraints
 
 import pyroflows as pf
 
+BRIEF = {"draws": 4000, "classifier_draws": 0, "speed_batches": (1,)}  # of the report
+
 
 @pytest.fixture(scope="module")
 def teacher():
     torch.manual_seed(0)
     flow = pf.maf(2, layers=2, hidden=(32, 32))
     x = pf.datasets.moons(4000).train
-    pf.fit(flow, x, max_epochs=15, lr=3e-3, progress=False)
+    pf.fit(flow, x, max_epochs=15, batch_size=256, lr=5e-3, progress=False)
     return flow
 
 
 def test_student_comes_close(teacher):
     test = pf.datasets.moons(4000).test
     student = pf.student_of(teacher)
-    report = pf.distill(teacher, student, test=test, max_steps=300, lr=3e-3, progress=False)
+    report = pf.distill(teacher, student, test=test, max_steps=150, progress=False)
     assert report.reverse_kl[0] < 0.05 + 3 * report.reverse_kl[1]
     assert report.forward_kl[0] < 0.05 + 3 * report.forward_kl[1]
     assert report.teacher_nats - report.student_nats == pytest.approx(report.gap[0], abs=1e-4)
@@ -32,7 +34,7 @@ def test_student_comes_close(teacher):
 
 def test_estimates_agree_with_the_student_it_leaves(teacher):
     student = pf.student_of(teacher)
-    report = pf.distill(teacher, student, max_steps=100, progress=False)
+    report = pf.distill(teacher, student, max_steps=50, **BRIEF, progress=False)
     with torch.no_grad():
         x = teacher.sample((20_000,))
         ratio = teacher.log_prob(x) - student.log_prob(x)
@@ -44,7 +46,7 @@ def test_teacher_is_left_exactly_as_it_was(teacher):
     teacher.train()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     flags = [(p.requires_grad, p.grad) for p in teacher.parameters()]
-    pf.distill(teacher, pf.student_of(teacher), max_steps=50, progress=False)
+    pf.distill(teacher, pf.student_of(teacher), max_steps=50, **BRIEF, progress=False)
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
     assert flags == [(p.requires_grad, p.grad) for p in teacher.parameters()]
     assert all(m.training for m in teacher.modules())
@@ -58,7 +60,8 @@ def test_conditional_teacher():
     flow = pf.maf(2, 1, layers=1, hidden=(16,))
     pf.fit(flow, x, context, max_epochs=10, lr=5e-3, progress=False)
     student = pf.student_of(flow)
-    report = pf.distill(flow, student, data=(x, context), max_steps=300, lr=5e-3, progress=False)
+    brief = {**BRIEF, "max_steps": 100, "progress": False}
+    report = pf.distill(flow, student, data=(x, context), **brief)
     assert report.forward_kl[0] < 0.1
 
 
@@ -153,6 +156,20 @@ def test_refuses_an_unknown_objective(teacher):
         pf.distill(teacher, pf.student_of(teacher), objective="kl", progress=False)
 
 
+def test_layers_need_a_student_that_matches(teacher):
+    with pytest.raises(ValueError, match="objective: 'layers' needs a student whose layers match"):
+        pf.distill(teacher, pf.iaf(2), objective="layers", progress=False)
+
+
+def test_speeds_are_of_the_batches_asked_for(teacher):
+    with pytest.raises(ValueError, match="speed_batches: expected sizes of at least 1"):
+        pf.distill(teacher, pf.student_of(teacher), speed_batches=(0,), progress=False)
+    brief = {**BRIEF, "max_steps": 50, "speed_batches": (2, 30), "progress": False}
+    report = pf.distill(teacher, pf.student_of(teacher), **brief)
+    assert {tuple(by_batch) for by_batch in report.speeds.values()} == {(2, 30)}
+    assert report.student_speed == report.speeds["student"][30]
+
+
 def test_reconstruction_needs_bases_of_one_shape(teacher, monkeypatch):
     student = pf.student_of(teacher)
     monkeypatch.setattr(student.transform, "inverse_shape", lambda shape: torch.Size([3]))
@@ -203,7 +220,8 @@ def test_student_has_a_base_of_its_own():
 def test_student_of_a_hand_made_flow_has_its_support():
     parts = [pf.transforms.LULinear(2), pf.transforms.ToSupport(constraints.positive, 2)]
     teacher = pf.Flow(pf.Chain(parts), shape=2)
-    report = pf.distill(teacher, pf.student_of(teacher), max_steps=50, progress=False)
+    student = pf.student_of(teacher, hidden=(8,))
+    report = pf.distill(teacher, student, max_steps=50, **BRIEF, progress=False)
     assert math.isfinite(report.reverse_kl[0])
 
 

@@ -232,27 +232,30 @@ def test_every_objective_brings_the_student_closer(objective, name):
     context = torch.randn(2000, 2) if teacher.context_shape else None
     x = teacher(context).sample(() if teacher.context_shape else (2000,))
     before = (scored(teacher, x, context) - scored(student, x, context)).mean()
-    report = pf.distill(
-        teacher,
-        student,
-        context=context,
-        objective=objective,
-        max_steps=100,
-        lr=5e-3,
-        draws=2000,
-        classifier_draws=0,
-        progress=False,
+    report = quick(
+        teacher, student, context=context, objective=objective, max_steps=50, lr=5e-3, draws=2000
     )
     assert report.forward_kl[0] < 0.5 * before
 
 
 def test_schedule_gives_way_smoothly():
-    for phases in (plan("auto", True), plan("auto", False), plan("forward_kl", True)):
-        for share in torch.linspace(0, 1, 41).tolist():
-            assert sum(weights_at(phases, share).values()) == pytest.approx(1.0)
-    assert set(weights_at(plan("auto", True), 0.0)) == {"layers"}
-    assert set(weights_at(plan("auto", False), 0.0)) == {"forward_kl"}
-    assert set(weights_at(plan("auto", True), 1.0)) == {"reverse_kl"}
+    affine, spline = (
+        matched(teacher, pf.student_of(teacher))
+        for teacher in map(random_teacher, ("lu", "spline"))
+    )
+    wanted = {
+        "auto": [(affine, ["layers"]), ([], ["forward_kl", "reverse_kl"])],
+        "forward_kl": [(affine, ["forward_kl"])],
+        "layers": [(affine, ["layers"])],
+    }
+    wanted["auto"].append((spline, ["forward_kl", "reverse_kl"]))
+    for objective, cases in wanted.items():
+        for pairs, names in cases:
+            phases = plan(objective, pairs)
+            course = [weights_at(phases, share) for share in torch.linspace(0, 1, 41).tolist()]
+            assert all(sum(weights.values()) == pytest.approx(1.0) for weights in course)
+            alone = [next(iter(weights)) for weights in course if len(weights) == 1]
+            assert [name for name, _ in itertools.groupby(alone)] == names
 
 
 def test_lessons_mix_data_and_draws_with_their_contexts():
@@ -279,7 +282,8 @@ def test_few_rows_are_not_learned_by_heart():
 
 
 def quick(teacher, student, **kwargs):
-    kwargs = {"draws": 500, "classifier_draws": 0, "progress": False, **kwargs}
+    brief = {"draws": 500, "classifier_draws": 0, "speed_batches": (1,), "progress": False}
+    kwargs = {**brief, **kwargs}
     return pf.distill(teacher, student, **kwargs)
 
 
@@ -422,7 +426,7 @@ def test_report_is_complete(full_report):
     assert len(report.layer_kl) == 1
     assert report.layer_kl[0][0] == pytest.approx(report.forward_kl[0], abs=0.01)
     assert set(report.speeds) == {"student", "teacher", "plain loop"}
-    assert report.baseline_nats == pytest.approx(report.student_nats, abs=0.2)
+    assert report.baseline_nats == pytest.approx(report.student_nats, abs=0.5)
     difference = report.student_nats - report.baseline_nats
     assert report.baseline_gap[0] == pytest.approx(difference, abs=1e-4)
     for word in ("reverse KL", "k-hat", "AUC", "plain loop", "in equal time", "layers' KL"):

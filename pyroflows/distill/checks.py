@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyroflows.distill.measures import Contexts, drawn, scored
 from pyroflows.distill.schedule import CHOICES
+from pyroflows.distill.student import matched
 from pyroflows.distribution import Flow
 from pyroflows.rows import Batch, as_pair, checked_rows, reference, split_rows
 
@@ -53,9 +54,14 @@ def check_pair(teacher: Flow, student: Flow) -> None:
 
 
 def check_objective(objective: str, teacher: Flow, student: Flow) -> None:
-    """Raise a ``ValueError`` for an unknown objective, or one whose bases do not fit."""
+    """Raise a ``ValueError`` for an unknown objective, or one for which the two do not fit."""
     if objective not in CHOICES:
         raise ValueError(f"objective: expected one of {CHOICES}, got {objective!r}")
+    if objective == "layers" and not matched(teacher, student):
+        raise ValueError(
+            "objective: 'layers' needs a student whose layers match the teacher's, as "
+            "pf.student_of(teacher) has for a teacher by pf.maf, pf.nsf or pf.wavenet; use 'auto'"
+        )
     if objective in ("z_reconstruction", "x_reconstruction", "mixed"):
         mine, theirs = (
             tuple(flow.transform.inverse_shape(flow.event_shape)) for flow in (student, teacher)

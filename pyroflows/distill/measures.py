@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from pyroflows.transforms.base import Inverse
 
 _CHUNK = 10_000
 _LOOP_ROWS = 1000
-_BATCHES = (1, 10_000)
 _SHOWN = 2000
 
 
@@ -34,6 +32,7 @@ def measure(
     *,
     draws: int,
     classifier_draws: int,
+    speed_batches: Sequence[int],
     baseline: Flow | None,
     history: History,
     course: list[tuple[int, float, float]],
@@ -47,6 +46,7 @@ def measure(
         held: held-out rows, or None.
         draws: how many of each.
         classifier_draws: how many of each to train and judge a classifier on; 0 for none.
+        speed_batches: sizes of the batches to draw by the clock.
         baseline: a flow trained on the data directly, or None.
         history: of the training.
         course: both divergences at each look during training.
@@ -61,7 +61,11 @@ def measure(
         flows = {"teacher": teacher, "student": student, "baseline": baseline}
         scores = {n: scored(f, *held).double() for n, f in flows.items() if f is not None}
     nats = {name: score.mean().item() for name, score in scores.items()}
-    speeds = {"student": student, "teacher": teacher}
+    rates = {
+        name: {n: sampling_speed(flow, contexts, n) for n in speed_batches}
+        for name, flow in (("student", student), ("teacher", teacher))
+    }
+    rates["plain loop"] = {n: plain_loop_speed(teacher, contexts, n) for n in speed_batches}
     return Distillation(
         reverse_kl=mean_and_error(reverse),
         forward_kl=mean_and_error(forward),
@@ -74,10 +78,7 @@ def measure(
         draws=draws,
         auc=_auc(theirs[0], mine[0], context, classifier_draws),
         classifier_draws=classifier_draws,
-        speeds={
-            **{n: {b: sampling_speed(f, contexts, b) for b in _BATCHES} for n, f in speeds.items()},
-            "plain loop": {b: plain_loop_speed(teacher, contexts, b) for b in _BATCHES},
-        },
+        speeds=rates,
         baseline_nats=nats.get("baseline"),
         baseline_gap=(
             mean_and_error(scores["student"] - scores["baseline"]) if "baseline" in scores else None
@@ -183,8 +184,11 @@ def two_sample_auc(first: Tensor, second: Tensor, seed: int = 0) -> float:
     return float(roc_auc_score(label[test], judge.predict_proba(rows[test])[:, 1]))
 
 
-def speed(draw: Callable[[], Tensor], n: int, repeats: int = 3) -> float:
-    """Samples a second: the median of a few calls that draw ``n``, after one to warm up."""
+def speed(draw: Callable[[], Tensor], n: int, repeats: int = 5) -> float:
+    """Samples a second: the fastest of a few calls that draw ``n``, after one to warm up.
+
+    What else the machine does then matters little.
+    """
     seconds = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
@@ -192,13 +196,13 @@ def speed(draw: Callable[[], Tensor], n: int, repeats: int = 3) -> float:
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         seconds.append(time.perf_counter() - begin)
-    return n / statistics.median(seconds[1:])
+    return n / min(seconds[1:])
 
 
 def sampling_speed(flow: Flow, contexts: Contexts, n: int) -> float:
     """Samples a second in batches of ``n``."""
     context = contexts.draw(n)
-    return speed(lambda: drawn(flow, context, n)[0], n, repeats=3 if n > 1 else 20)
+    return speed(lambda: drawn(flow, context, n)[0], n, repeats=5 if n > 1 else 20)
 
 
 def plain_loop_speed(flow: Flow, contexts: Contexts, n: int) -> float:

@@ -29,7 +29,14 @@ from pyroflows.distill.student import Pair, parts_of
 from pyroflows.distribution import Flow
 from pyroflows.transforms import FlowTransform
 
-OBJECTIVES = ("reverse_kl", "forward_kl", "z_reconstruction", "x_reconstruction", "mixed")
+OBJECTIVES = (
+    "layers",
+    "reverse_kl",
+    "forward_kl",
+    "z_reconstruction",
+    "x_reconstruction",
+    "mixed",
+)
 
 
 class Objectives(nn.Module):

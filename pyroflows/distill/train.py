@@ -2,8 +2,8 @@
 
 The reverse KL of a student's own draws needs no slow direction at all, but alone it drops modes,
 and it starts where the teacher's density means nothing (Huang et al. 2019, PMLR 115). So the
-student first learns from the teacher's points, layer by layer where the two match, and the reverse
-KL comes last.
+student learns from the teacher's points: layer by layer, from one pass of the teacher, where the
+two match and are affine; elsewhere by the forward KL, with the reverse KL last.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ def distill(
     patience: int = 20,
     draws: int = 10_000,
     classifier_draws: int = 2000,
+    speed_batches: Sequence[int] = (1, 1000, 10_000),
     baseline: bool = False,
     checkpoint: str | Path | None = None,
     every: float = 1,
@@ -82,10 +83,12 @@ def distill(
             default a tenth of ``data``.
         context: rows of contexts to distil under, for conditional flows; those of ``data`` if not
             given.
-        objective: ``"reverse_kl"``, ``"forward_kl"``, ``"z_reconstruction"``,
+        objective: ``"layers"``, ``"reverse_kl"``, ``"forward_kl"``, ``"z_reconstruction"``,
             ``"x_reconstruction"``, ``"mixed"`` (the reverse KL and halves of both reconstructions),
-            or ``"auto"``: layer by layer first where the layers match, then the forward KL, then
-            the reverse KL. ``pyroflows.distill.objectives`` has the formulas.
+            or ``"auto"``: layer by layer where the layers match and are affine, which makes that
+            loss an exact KL; else the forward KL first and the reverse KL last.
+            ``pyroflows.distill.objectives`` has the formulas. A second call goes on from where the
+            first left the student, by another objective if you like.
         path: take the reverse KL's gradient along the paths of the draws alone; False for the plain
             one, which needs no inversion.
         max_steps: length of the schedule.
@@ -96,7 +99,9 @@ def distill(
         patience: looks without a better student before stopping, counted once the last phase of the
             schedule has begun.
         draws: of each flow for the report.
-        classifier_draws: of each flow for the classifier two-sample test; 0 for none.
+        classifier_draws: of each flow for the classifier two-sample test, at most ``draws``; 0 for
+            none.
+        speed_batches: sizes of the batches that both draw by the clock for the report.
         baseline: also train a fresh flow like the student on ``data`` by maximum likelihood, in the
             time that the distillation took, and compare the two on ``test``.
         checkpoint: a folder to keep checkpoints in, as in ``pf.fit``; the report is made anew.
@@ -138,6 +143,8 @@ def distill(
             "draws, classifier_draws: expected at least 2 and at least 0, got "
             f"{draws} and {classifier_draws}"
         )
+    if not speed_batches or min(speed_batches) < 1:
+        raise ValueError(f"speed_batches: expected sizes of at least 1, got {speed_batches}")
     check_pair(teacher, student)
     check_objective(objective, teacher, student)
     rows, held, given = checked_data(teacher, data, test, context)
@@ -160,7 +167,7 @@ def distill(
     contexts = Contexts(given)
     direct = untrained(student) if baseline else None
     pairs = matched(frozen, student)
-    phases = plan(objective, bool(pairs))
+    phases = plan(objective, pairs)
     epochs = math.ceil(max_steps / EPOCH)
     judge = _Judge(frozen, student.to(fabric.device), contexts, fabric)
     settings = Settings(
@@ -199,6 +206,7 @@ def distill(
         held,
         draws=draws,
         classifier_draws=min(classifier_draws, draws),
+        speed_batches=speed_batches,
         baseline=direct,
         history=history,
         course=judge.course,
