@@ -16,7 +16,6 @@ from pyroflows.flows.images import image_coupling, squeezed
 from pyroflows.nets import ConvNet
 from pyroflows.transforms import Affine, Chain, MultiScale, first_half
 
-
 NOISE_STEPS, NOISE_CHANNELS = 4, 32
 
 

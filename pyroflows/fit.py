@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pyroflows.dequantize import fixed_noise
 from pyroflows.distribution import Flow
 from pyroflows.history import History
-from pyroflows.nets import MADE, MLP
+from pyroflows.nets import MADE, MLP, ConvNet, ConvResNet
+from pyroflows.nets.causal import CausalBlock
 from pyroflows.nets.pixel_net import GatedLayer
 from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.rows import (
@@ -31,6 +32,7 @@ from pyroflows.sources import (
 from pyroflows.training import Settings, open_fabric, optimise
 
 INITIAL_ROWS = 20_000
+DROPPING = (MLP, MADE, ConvNet, ConvResNet, CausalBlock, GatedLayer)  # nets with dropout
 
 
 class _Loss(nn.Module):
@@ -239,7 +241,7 @@ def _checked_dropout(flow: Flow, share: float) -> float:
 def _set_dropout(flow: Flow, share: float) -> None:
     """Our networks carry their dropout as a plain number, used while training."""
     for module in flow.modules():
-        if isinstance(module, (MLP, MADE, GatedLayer)):
+        if isinstance(module, DROPPING):
             module.dropout = share
 
 
