@@ -117,7 +117,9 @@ def fit(
         max_epochs: the schedule's length; by default about 8,000 steps, within 20 to 300 epochs.
         batch_size: rows a step, over all devices; by default 64 to 1,024 by the number of rows.
         lr: first step size.
-        weight_decay: of AdamW, for weight matrices; by default 100 features / rows, at most 1.
+        weight_decay: of AdamW, for weight matrices; by default 100 features / rows, at most 1. An
+            image counts by its channels and a signal as one feature, where convolutions see every
+            place of a row.
         dropout: share of hidden units dropped while training, for flows whose ``log_prob`` is one
             pass; by default 0.2 below 100 rows a feature, falling to zero at 10,000. The flow
             keeps none of it.
@@ -173,7 +175,7 @@ def fit(
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     shard = fabric.global_rank, fabric.world_size
     train, held = sources(flow, x, context, val, batch_size, seed, shard)
-    plenty = count_rows(train) / flow.event_shape.numel()
+    plenty = count_rows(train) / _features(flow)
     dropout = _default_dropout(flow, plenty) if dropout is None else _checked_dropout(flow, dropout)
     batches = batches_of(train, batch_size, seed, shard)
     steps = count_batches(batches)
@@ -214,6 +216,14 @@ def _empty_history(flow: Flow) -> History:
 
 def _default_average(steps: int) -> float:
     return 1 - 1 / min(max(4 * steps, 100), 2000)
+
+
+def _features(flow: Flow) -> int:
+    """How many numbers of a row its nets have weights of their own for, in and out."""
+    if len(flow.event_shape) == 3:
+        return flow.event_shape[0]
+    is_signal = any(isinstance(module, CausalBlock) for module in flow.modules())
+    return 1 if is_signal else flow.event_shape.numel()
 
 
 def _default_dropout(flow: Flow, rows_a_feature: float) -> float:
