@@ -169,7 +169,6 @@ def main(args: argparse.Namespace) -> list[tuple[str, str]]:
     torch.manual_seed(args.seed)
     data = load(args.data, args.classes, args.smoke)
     q = make(data, args)
-    pf.initialize(q, *(None if part is None else part[:2000] for part in data.train))
     epochs = 1 if args.smoke else args.epochs
     history = pf.fit(
         q,

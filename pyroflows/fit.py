@@ -31,7 +31,7 @@ from pyroflows.sources import (
 )
 from pyroflows.training import Settings, open_fabric, optimise
 
-INITIAL_ROWS = 20_000
+INITIAL_ROWS, INITIAL_IMAGES = 20_000, 2_000  # an image tells of its channels at every pixel
 DROPPING = (MLP, MADE, ConvNet, ConvResNet, CausalBlock, GatedLayer)  # nets with dropout
 
 
@@ -256,16 +256,17 @@ def _set_dropout(flow: Flow, share: float) -> None:
 
 
 def _start(flow: Flow, train: Source) -> None:
+    most = INITIAL_IMAGES if len(flow.event_shape) == 3 else INITIAL_ROWS
     if not isinstance(train, Loader):
         # Evenly spaced: the first rows of sorted data would be no sample of them.
-        step = -(-len(train[0]) // INITIAL_ROWS)
+        step = -(-len(train[0]) // most)
         initialize(flow, *(None if t is None else t[::step] for t in train))
         return
     xs, contexts = [], []
     for x, context in train:
         xs.append(x)
         contexts.append(context)
-        if sum(map(len, xs)) >= INITIAL_ROWS:
+        if sum(map(len, xs)) >= most:
             break
     if not xs:
         raise ValueError("x: the data loader gave no batch")
@@ -279,7 +280,8 @@ def _score(flow: Flow, held: Source, fabric: Any, seed: int) -> float:
     Where it is a bound with noise in it, the noise is the same each time.
     """
     total = torch.zeros(2, dtype=torch.float64, device=fabric.device)
-    batches = held if isinstance(held, Loader) else chunks(held)
+    size = 512 if len(flow.event_shape) == 3 else 4096  # rows, for what convolutions hold of each
+    batches = held if isinstance(held, Loader) else chunks(held, size)
     with fixed_noise(seed, fabric.device):
         for index, (x, context) in enumerate(batches):
             if index % fabric.world_size == fabric.global_rank:
