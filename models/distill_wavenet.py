@@ -247,7 +247,14 @@ def main(args: argparse.Namespace) -> list[tuple[str, str]]:
     # A fixed number of steps; the days that end training decide when the weights were best.
     epochs = max(1, (2 if args.smoke else args.teacher_steps) * 32 // len(train))
     history = pf.fit(
-        teacher, train, val=val, batch_size=32, max_epochs=epochs, lr=3e-3, weight_decay=0.1
+        teacher,
+        train,
+        val=val,
+        batch_size=32,
+        max_epochs=epochs,
+        lr=3e-3,
+        weight_decay=0.1,
+        dropout=0.0,
     )
     student = pf.student_of(teacher, layers=args.student_layers)
     spent = distil(

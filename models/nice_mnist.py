@@ -24,7 +24,6 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import pyroflows as pf
@@ -88,26 +87,6 @@ def pictures(q: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
     }
 
 
-def draw(sheets: dict[str, Tensor], bins: int, width: int, path: Path) -> None:
-    """A panel for each sheet."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(2, 3, figsize=(12, 8.4), layout="constrained")
-    for ax, (title, sheet) in zip(axes.flat, sheets.items(), strict=True):
-        rows, columns, _ = sheet.shape
-        framed = F.pad(sheet.reshape(rows, columns, width, width), (1, 0, 1, 0), value=bins // 4)
-        side = width + 1
-        grid = framed.transpose(1, 2).reshape(rows * side, columns * side)
-        ax.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=bins - 1)
-        ax.set(title=title, xticks=[], yticks=[])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=120)
-    plt.close(fig)
-
-
 def main(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Train, print the table, save the picture; returns the table."""
     pyro.set_rng_seed(args.seed)
@@ -140,7 +119,9 @@ def main(args: argparse.Namespace) -> list[tuple[str, str]]:
     if bins == 256:
         published = pf.bits_per_dim(PUBLISHED, q.event_shape, bins=256)
         rows.append(("published, far larger and longer", f"{published:.3f}"))
-    draw(pictures(q, data["test"]), bins, width, args.out)
+    sheets = pictures(q, data["test"])
+    shape = (1, width, width)
+    pf.plots.save_sheets({k: x.unflatten(-1, shape) for k, x in sheets.items()}, args.out, bins)
     length = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"{name:<{length}}  {value:>10}" for name, value in rows))
     print(f"\npicture: {args.out}")

@@ -164,6 +164,7 @@ def main(args: argparse.Namespace) -> list[tuple[str, str]]:
         batch_size=64,
         lr=3e-3,
         weight_decay=0.1,
+        dropout=0.0 if args.data == "mnist" else 0.2,
     )
     draw(model, digits, args.out)
     rows = [

@@ -1,6 +1,6 @@
 """Normalizing flows for Pyro: a flow is a module whose call is a distribution."""
 
-from pyroflows import datasets, infer, latents, nets, testing, transforms
+from pyroflows import datasets, infer, latents, nets, plots, testing, transforms
 from pyroflows.distill import Distillation, distill, student_of
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.export import to_arviz
@@ -51,6 +51,7 @@ __all__ = [
     "bits_per_dim",
     # codes
     "latents",
+    "plots",
     # guides
     "AutoFlow",
     "AutoAmortizedFlow",

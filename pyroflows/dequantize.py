@@ -12,25 +12,29 @@ from torch import Size, Tensor
 
 from pyroflows.distribution import Flow
 from pyroflows.flows import iaf
+from pyroflows.flows.images import image_coupling, squeezed
+from pyroflows.nets import ConvNet
+from pyroflows.transforms import Affine, Chain, MultiScale, first_half
+
+NOISE_STEPS, NOISE_CHANNELS = 4, 32
 
 
-def noise_flow(dequantizer: str | Flow, features: int) -> Flow | None:
+def noise_flow(dequantizer: str | Flow, shape: Size) -> Flow | None:
     """The flow that draws noise given a picture; None for uniform noise.
 
     Args:
         dequantizer: ``"uniform"``, ``"variational"``, or a flow of one's own.
-        features: elements of a picture.
+        shape: of a picture.
 
     Raises:
         ValueError: another word, or a flow that does not fit the picture or is slow to draw from.
     """
     if dequantizer == "uniform":
         return None
+    features = shape.numel()
     if dequantizer == "variational":
-        # From a logistic base a sigmoid makes uniform noise: training starts from there.
-        logistic = dist.Logistic(torch.zeros(features), torch.ones(features)).to_event(1)
-        hidden = (max(64, min(256, 2 * features)),)
-        return iaf(features, features, layers=2, hidden=hidden, linear="reverse", base=logistic)
+        is_image = len(shape) == 3 and shape[1] % 2 == 0 and shape[2] % 2 == 0
+        return _image_noise(shape) if is_image else _vector_noise(features)
     if not isinstance(dequantizer, Flow):
         raise ValueError(
             f"dequantizer: expected 'uniform', 'variational' or a Flow, got {dequantizer!r}"
@@ -47,6 +51,30 @@ def noise_flow(dequantizer: str | Flow, features: int) -> Flow | None:
             f"a coupling flow), got fast={dequantizer.fast!r}"
         )
     return dequantizer
+
+
+def _vector_noise(features: int) -> Flow:
+    """An IAF, given the picture."""
+    hidden = (max(64, min(256, 2 * features)),)
+    base = _logistic(Size([features]))
+    return iaf(features, features, layers=2, hidden=hidden, linear="reverse", base=base)
+
+
+def _image_noise(shape: Size) -> Flow:
+    """Couplings of the upper and the lower row of each 2 x 2 block by turns, given the picture."""
+    here = squeezed(tuple(shape))
+
+    def net(inputs: int, outputs: int, size: tuple[int, int]) -> ConvNet:
+        return ConvNet(inputs, outputs, channels=NOISE_CHANNELS, size=size, context=shape)
+
+    masks = [first_half(here) ^ (index % 2 == 1) for index in range(NOISE_STEPS)]
+    couplings = [image_coupling(here, mask, Affine(), net, shape) for mask in masks]
+    return Flow(MultiScale(Chain(couplings)), _logistic(shape), shape=shape, context=shape)
+
+
+def _logistic(shape: Size) -> dist.TorchDistribution:
+    """A base of which a sigmoid makes uniform noise: training starts from there."""
+    return dist.Logistic(torch.zeros(shape), torch.ones(shape)).to_event(len(shape))
 
 
 def noise(

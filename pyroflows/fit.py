@@ -14,7 +14,8 @@ from pyroflows.checkpoint import open_checkpoints, shapes_of
 from pyroflows.dequantize import fixed_noise
 from pyroflows.distribution import Flow
 from pyroflows.history import History
-from pyroflows.nets import MADE, MLP
+from pyroflows.nets import MADE, MLP, ConvNet, ConvResNet
+from pyroflows.nets.causal import CausalBlock
 from pyroflows.nets.pixel_net import GatedLayer
 from pyroflows.processes import gathered, open_fabric
 from pyroflows.quantize import bits_per_dim, quantized
@@ -29,7 +30,8 @@ from pyroflows.sources import (
 )
 from pyroflows.training import Settings, optimise
 
-INITIAL_ROWS = 20_000
+INITIAL_ROWS, INITIAL_IMAGES = 20_000, 2_000  # an image tells of its channels at every pixel
+DROPPING = (MLP, MADE, ConvNet, ConvResNet, CausalBlock, GatedLayer)  # nets with dropout
 
 
 class _Loss(nn.Module):
@@ -121,7 +123,9 @@ def fit(
         max_epochs: the schedule's length; by default about 8,000 steps, within 20 to 300 epochs.
         batch_size: rows a step, over all devices; by default 64 to 1,024 by the number of rows.
         lr: first step size.
-        weight_decay: of AdamW, for weight matrices; by default 100 features / rows, at most 1.
+        weight_decay: of AdamW, for weight matrices; by default 100 features / rows, at most 1. An
+            image counts by its channels and a signal as one feature, where convolutions see every
+            place of a row.
         dropout: share of hidden units dropped while training, for flows whose ``log_prob`` is one
             pass; by default 0.2 below 100 rows a feature, falling to zero at 10,000. The flow
             keeps none of it.
@@ -188,7 +192,7 @@ def fit(
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     shard = fabric.global_rank, fabric.world_size
     train, held = sources(flow, x, context, val, batch_size, seed, shard)
-    plenty = count_rows(train) / flow.event_shape.numel()
+    plenty = count_rows(train) / _features(flow)
     dropout = _default_dropout(flow, plenty) if dropout is None else _checked_dropout(flow, dropout)
     batches = batches_of(train, batch_size, seed, shard)
     steps = count_batches(batches)
@@ -235,6 +239,14 @@ def _default_average(steps: int) -> float:
     return 1 - 1 / min(max(4 * steps, 100), 2000)
 
 
+def _features(flow: Flow) -> int:
+    """How many numbers of a row its nets have weights of their own for, in and out."""
+    if len(flow.event_shape) == 3:
+        return flow.event_shape[0]
+    is_signal = any(isinstance(module, CausalBlock) for module in flow.modules())
+    return 1 if is_signal else flow.event_shape.numel()
+
+
 def _default_dropout(flow: Flow, rows_a_feature: float) -> float:
     """0.2 below 100 rows a feature, log-linearly to 0 at 10,000."""
     if not _scores_in_one_pass(flow) or rows_a_feature == math.inf:
@@ -260,21 +272,22 @@ def _checked_dropout(flow: Flow, share: float) -> float:
 def _set_dropout(flow: Flow, share: float) -> None:
     """Our networks carry their dropout as a plain number, used while training."""
     for module in flow.modules():
-        if isinstance(module, (MLP, MADE, GatedLayer)):
+        if isinstance(module, DROPPING):
             module.dropout = share
 
 
 def _start(flow: Flow, train: Source) -> None:
+    most = INITIAL_IMAGES if len(flow.event_shape) == 3 else INITIAL_ROWS
     if isinstance(train, tuple):
         # Evenly spaced: the first rows of sorted data would be no sample of them.
-        step = -(-len(train[0]) // INITIAL_ROWS)
+        step = -(-len(train[0]) // most)
         initialize(flow, *(None if t is None else t[::step] for t in train))
         return
     xs, contexts = [], []
     for x, context in train:
         xs.append(x)
         contexts.append(context)
-        if sum(map(len, xs)) >= INITIAL_ROWS:
+        if sum(map(len, xs)) >= most:
             break
     if not xs:
         raise ValueError("x: the data loader gave no batch")
@@ -288,7 +301,8 @@ def _score(flow: Flow, held: Source, fabric: Any, seed: int) -> float:
     Where it is a bound with noise in it, the noise is the same each time.
     """
     total = torch.zeros(2, dtype=torch.float64, device=fabric.device)
-    batches = chunks(held) if isinstance(held, tuple) else held
+    size = 512 if len(flow.event_shape) == 3 else 4096  # rows, for what convolutions hold of each
+    batches = chunks(held, size) if isinstance(held, tuple) else held
     with fixed_noise(seed, fabric.device):
         for index, (x, context) in enumerate(batches):
             if index % fabric.world_size == fabric.global_rank:

@@ -89,9 +89,10 @@ def quantized(
             a context, so has the result.
         bins: number of levels.
         dequantizer: ``"uniform"`` noise, ``"variational"`` for noise that is learnt together with
-            the flow, a ``pf.iaf`` given the image, or such a flow of your own: its draws have as
-            many elements as an image, in the unit interval (else a sigmoid brings them there), its
-            context is the image, scaled to [-1, 1].
+            the flow: given the image, a coupling flow of convolutions for even height and width,
+            else a ``pf.iaf``; or such a flow of your own: its draws have as many elements as an
+            image, in the unit interval (else a sigmoid brings them there), its context is the
+            image, scaled to [-1, 1].
         logit: None, or the flow sees :math:`\log v - \log(1 - v)` with :math:`v = \lambda +
             (1 - 2\lambda) y` for this :math:`\lambda`, in the way of RealNVP and MAF: 1e-6 for
             MNIST, 0.05 for CIFAR-10.
@@ -128,7 +129,7 @@ class Quantized(nn.Module):
         self.logit = logit
         self.samples = samples
         self.event_shape, self.context_shape = flow.event_shape, flow.context_shape
-        self.dequantizer = noise_flow(dequantizer, self.event_shape.numel())
+        self.dequantizer = noise_flow(dequantizer, self.event_shape)
         self._noise = dequantizer if isinstance(dequantizer, str) else None
         self._squash = False
         if self.dequantizer is not None:

@@ -10,6 +10,7 @@ from torch.distributions import MultivariateNormal, constraints
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pyroflows as pf
+from pyroflows.fit import _set_dropout
 from pyroflows.rows import Batches
 
 QUICK = {"max_epochs": 3, "progress": False}
@@ -126,6 +127,30 @@ def test_leaves_eval_mode_and_no_dropout():
     pf.fit(flow, rows(), dropout=0.5, **QUICK)
     assert not flow.training
     assert {m.dropout for m in flow.modules() if hasattr(m, "dropout")} == {0.0}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: pf.realnvp(4, hidden=(8,)),
+        lambda: pf.maf(4, hidden=(8,)),
+        lambda: pf.wavenet(4, layers=1, channels=4),
+        lambda: pf.glow((1, 2, 2), levels=1, steps=1, channels=4),
+        lambda: pf.multiscale_realnvp((1, 2, 2), levels=1, steps=1, channels=4, blocks=1),
+        lambda: pf.pixelcnn((1, 2, 2), bins=2, channels=4, layers=1, kernel=3),
+    ],
+    ids=["realnvp", "maf", "wavenet", "glow", "multiscale_realnvp", "pixelcnn"],
+)
+def test_dropout_reaches_every_kind_of_net(build):
+    flow = build()
+    pf.testing.randomize(flow, 1.0, 0)
+    x = torch.ones(5, *flow.event_shape)
+    plain = flow.eval().log_prob(x)
+    _set_dropout(flow, 0.5)
+    assert torch.equal(flow.log_prob(x), plain)
+    assert not flow.train().log_prob(x).isclose(plain).all()
+    _set_dropout(flow, 0.0)
+    assert torch.equal(flow.log_prob(x), plain)
 
 
 def test_float64_flow_trains_in_float64():

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 MODELS = sorted((Path(__file__).parent.parent / "models").glob("*.py"))
-OTHER_DATA = {"vae_frey_faces": ["digits"]}
+OPTIONS = {
+    "vae_frey_faces": "--data digits",
+    "glow_images": "--data digits --classes --dequantizer variational",
+}
 RUNS = [(path, []) for path in MODELS] + [
-    (path, ["--data", name]) for path in MODELS for name in OTHER_DATA.get(path.stem, [])
+    (path, OPTIONS[path.stem].split()) for path in MODELS if path.stem in OPTIONS
 ]
 
 

@@ -198,6 +198,38 @@ def test_variational_noise_starts_near_uniform_noise():
     assert (8 * y).mean().item() == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 4, 2)])
+def test_convolutional_noise_starts_as_uniform_noise(shape):
+    q = pf.quantized(normal(shape), 8, dequantizer="variational")
+    y, log_weight = q.dequantize(torch.full((2000, *shape), 3))
+    assert not any(isinstance(m, pf.nets.MADE) for m in q.modules())
+    assert log_weight.add(math.prod(shape) * math.log(8)).abs().max() < 1e-10
+    mean, second = ((8 * y - 3) ** k for k in (1, 2))
+    assert mean.mean().item() == pytest.approx(1 / 2, abs=0.02)
+    assert second.mean().item() == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_convolutional_noise_has_the_density_it_says():
+    q = pf.quantized(normal((1, 2, 2)), 4, dequantizer="variational")
+    pf.testing.randomize(q.dequantizer, 0.1, 0)
+    x = torch.tensor([0, 1, 2, 3]).reshape(2, 2).expand(100_000, 1, 2, 2)
+    with torch.no_grad():
+        y, log_weight = q.dequantize(x)
+    u = 4 * y - x
+    assert ((u >= 0) & (u <= 1)).all()
+    weight = (log_weight + 4 * math.log(4)).exp()  # 1 / q(u given x)
+    # E_q [f / q] is the integral of f over the unit cube: here of one square.
+    for square in u.square().flatten(1).unbind(1):
+        assert (square * weight).mean().item() == pytest.approx(1 / 3, abs=0.01)
+    assert weight.std() > 0.1
+
+
+def test_noise_of_odd_pictures_is_drawn_number_by_number():
+    q = pf.quantized(normal((1, 3, 2)), 8, dequantizer="variational")
+    assert any(isinstance(m, pf.nets.MADE) for m in q.modules())
+    assert q.log_prob(torch.zeros(2, 1, 3, 2)).shape == (2,)
+
+
 @pytest.mark.parametrize("samples", [1, 3])
 def test_variational_noise_is_tighter_once_trained(samples):
     """On a fixed flow the bound's optimum is the exact probability."""

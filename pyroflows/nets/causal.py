@@ -30,7 +30,7 @@ def covering_dilations(steps: int, kernel: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-class _Block(nn.Module):
+class CausalBlock(nn.Module):
     """``h_t`` to what is added to it: mix of tanh(a) sigmoid(b), both from ``h_t, h_{t-d}, ...``.
 
     Args:
@@ -46,15 +46,20 @@ class _Block(nn.Module):
         self.gate = nn.Linear(kernel * channels, 2 * channels)
         self.from_context = nn.Linear(context, 2 * channels, bias=False) if context else None
         self.mix = nn.Linear(channels, channels, bias=False)
+        self.dropout = 0.0  # a share of gated numbers, set by whoever trains, for the time it does
 
     def forward(self, h: Tensor, context: Tensor | None, record: list[Tensor] | None) -> Tensor:
+        """``(*batch, steps, channels)`` to as many."""
         u = self.gate(torch.cat([self._delayed(h, k) for k in range(self.kernel)], dim=-1))
         if self.from_context is not None:
             u = u + self.from_context(context)[..., None, :]
         if record is not None:
             record.append(u)
         a, b = u.chunk(2, dim=-1)
-        return self.mix(a.tanh() * b.sigmoid())
+        gated = a.tanh() * b.sigmoid()
+        if self.dropout and self.training:
+            gated = F.dropout(gated, self.dropout)
+        return self.mix(gated)
 
     def _delayed(self, h: Tensor, taps: int) -> Tensor:
         """``h`` some taps ago, zero before the start."""
@@ -122,7 +127,9 @@ class CausalConv(nn.Module):
         self.features, self.params, self.channels = features, params, channels
         self.dilations, self.kernel = tuple(int(d) for d in dilations), kernel
         self.first = nn.Linear(1, channels)
-        self.blocks = nn.ModuleList(_Block(channels, kernel, d, context) for d in self.dilations)
+        self.blocks = nn.ModuleList(
+            CausalBlock(channels, kernel, d, context) for d in self.dilations
+        )
         self.last = nn.Linear(channels, params)
         self.context = context
         nn.init.zeros_(self.last.weight)

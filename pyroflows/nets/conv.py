@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class FromContext(nn.Module):
@@ -64,6 +65,11 @@ def has_context(context: int | Sequence[int]) -> bool:
     return bool(context) if isinstance(context, int) else len(context) > 0
 
 
+def _dropped(net: nn.Module, h: Tensor) -> Tensor:
+    """Some of a hidden layer's numbers set to zero, while training and where that is asked for."""
+    return F.dropout(h, net.dropout) if net.dropout and net.training else h
+
+
 def _zeroed(last: nn.Conv2d) -> nn.Conv2d:
     """The layer at zero: a flow starts as the identity."""
     nn.init.zeros_(last.weight)
@@ -104,6 +110,7 @@ class ConvNet(nn.Module):
         self.from_context = FromContext(context, channels, size) if has_context(context) else None
         self.middle = nn.Conv2d(channels, channels, 1)
         self.last = _zeroed(nn.Conv2d(channels, outputs, 3, padding=1))
+        self.dropout = 0.0  # a share of hidden numbers, set by whoever trains, for the time it does
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -111,7 +118,8 @@ class ConvNet(nn.Module):
         h = self.first(x)
         if self.from_context is not None:
             h = h + self.from_context(context)
-        return self.last(self.middle(h.relu_()).relu_())
+        h = self.middle(_dropped(self, h.relu_())).relu_()
+        return self.last(_dropped(self, h))
 
     def __repr__(self) -> str:
         widths = (self.first.in_channels, self.first.out_channels, self.last.out_channels)
@@ -157,6 +165,7 @@ class ConvResNet(nn.Module):
             for _ in range(blocks)
         )
         self.last = _zeroed(nn.Conv2d(channels, outputs, 1))
+        self.dropout = 0.0  # a share of hidden numbers, set by whoever trains, for the time it does
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -165,7 +174,7 @@ class ConvResNet(nn.Module):
         if self.from_context is not None:
             h = h + self.from_context(context)
         for one, other in self.blocks:
-            h = other(one(h.relu()).relu_()).add_(h)
+            h = other(_dropped(self, one(h.relu()).relu_())).add_(h)
         return self.last(h.relu())
 
     def __repr__(self) -> str:
