@@ -211,5 +211,6 @@ def distill(
     made = Run(out, student, facts, teacher.train, teacher.held)
     _judge(made, made.held)
     made.write()
-    said = {k: v for k, v in dataclasses.asdict(told).items() if k != "history"}
+    # What repr shows: numbers, no draws.
+    said = {f.name: getattr(told, f.name) for f in dataclasses.fields(told) if f.repr}
     result({**said, "out": str(out)}, [str(told), f"written to {out}"], json)
