@@ -211,5 +211,6 @@ def distill(
     made = Run(out, student, facts, teacher.train, teacher.held)
     _judge(made, made.held)
     made.write()
-    said = {k: v for k, v in dataclasses.asdict(told).items() if k != "history"}
+    numbers = (int, float, tuple, type(None))
+    said = {k: v for k, v in vars(told).items() if isinstance(v, numbers)}
     result({**said, "out": str(out)}, [str(told), f"written to {out}"], json)
