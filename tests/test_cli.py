@@ -136,6 +136,16 @@ def test_rows_outside_the_support_score_nothing_else_does(fitted, tmp_path):
     assert (scores[1:] == -np.inf).all()
 
 
+def test_scored_cells_may_hold_line_breaks(fitted, tmp_path):
+    rows = [["two\rlines", *rows_of(2)[0]], ["a, b", *rows_of(2)[1]]]
+    data = write_csv(tmp_path / "d.csv", ["note\r\nhere", *NAMES], rows)
+    run("score", fitted[1], data, "--out", tmp_path / "s.csv")
+    with open(tmp_path / "s.csv", newline="", encoding="utf-8") as file:
+        cells = list(csv.reader(file))
+    assert [row[0] for row in cells] == ["note\nhere", "two\nlines", "a, b"]
+    assert read_table(tmp_path / "s.csv").names == ["note here", *NAMES, "log_density"]
+
+
 def test_distill_keeps_columns_and_samples_fast(fitted, tmp_path):
     _, out, _ = fitted
     done = ok("distill", out, "--out", tmp_path / "fast", "--steps", 50, "--json")

@@ -147,5 +147,11 @@ def _write_scored(data: Path, out: Path, table: Table, scores: np.ndarray) -> No
     with csv_lines(data) as lines, csv_writer(out) as writer:
         rows = (cells for cells in lines if cells)
         if table.header:
-            writer.writerow([*next(rows), extra])
-        writer.writerows([*cells, text] for cells, text in zip(rows, texts, strict=True))
+            writer.writerow([*_on_one_line(next(rows)), extra])
+        for cells, text in zip(rows, texts, strict=True):
+            writer.writerow([*_on_one_line(cells), text])
+
+
+def _on_one_line(cells: list[str]) -> list[str]:
+    """A carriage return inside a cell as a line feed: Python's writer quotes only that."""
+    return [cell.replace("\r\n", "\n").replace("\r", "\n") for cell in cells]
