@@ -136,6 +136,12 @@ def test_rows_outside_the_support_score_nothing_else_does(fitted, tmp_path):
     assert (scores[1:] == -np.inf).all()
 
 
+def test_a_table_without_a_finite_row_scores_nothing(fitted, tmp_path):
+    data = write_csv(tmp_path / "none.csv", NAMES, [["nan", *rows_of(1).tolist()[0][1:]]])
+    ok("score", fitted[1], data, "--out", tmp_path / "s.npy")
+    assert np.isnan(np.load(tmp_path / "s.npy")[:, -1]).all()
+
+
 def test_scored_cells_may_hold_line_breaks(fitted, tmp_path):
     rows = [["two\rlines", *rows_of(2)[0]], ["a, b", *rows_of(2)[1]]]
     data = write_csv(tmp_path / "d.csv", ["note\r\nhere", *NAMES], rows)

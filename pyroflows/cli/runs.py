@@ -60,6 +60,8 @@ class Run:
         """Log-density of each row in nats, NaN where a row is not finite."""
         found = np.full(len(values), np.nan)
         kept = np.isfinite(values).all(axis=1)
+        if not kept.any():  # torch's vector constraints cannot check an empty tensor
+            return found
         rows = self.tensor(values[kept])
         # A value may overflow in the flow's precision: infinitely far out.
         far = ~torch.isfinite(rows).all(dim=1) | ~self.flow.support.check(rows)
