@@ -10,6 +10,9 @@ learnt. Prints one table, saves one picture::
 Data: MNIST, Frey faces and CIFAR-10 come from the folder that ``PYROFLOWS_DATA`` names; where that
 is not set, the default is the 8 x 8 digits of scikit-learn. Of CIFAR-10 the test archive will do:
 its 10,000 photographs are then split.
+
+One run of ``--data digits --classes --epochs 60``, seed 0, gave 2.253 bits per dimension of the 180
+test digits, 2.200 with eight draws of the noise together.
 """
 
 from __future__ import annotations
