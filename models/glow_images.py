@@ -10,6 +10,16 @@ learnt. Prints one table, saves one picture::
 Data: MNIST, Frey faces and CIFAR-10 come from the folder that ``PYROFLOWS_DATA`` names; where that
 is not set, the default is the 8 x 8 digits of scikit-learn. Of CIFAR-10 the test archive will do:
 its 10,000 photographs are then split.
+
+Bits per dimension of the 180 test digits, single runs, seed 0; the second column with eight draws
+of the noise together::
+
+    --data digits --epochs 20                              2.584   2.546
+    --data digits --epochs 20 --dequantizer variational    2.562   2.532
+    --data digits --epochs 20 --classes                    2.528   2.493
+    --data digits --epochs 60 --classes                    2.253   2.200
+
+A step with learnt noise takes longer, with the defaults for MNIST 1.4 times as long.
 """
 
 from __future__ import annotations
