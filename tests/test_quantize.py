@@ -191,6 +191,17 @@ def test_variational_noise_stays_in_the_unit_interval_and_has_the_density_it_say
     assert u.mean() != pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("shape", [(4,), (1, 4, 4)], ids=["vectors", "images"])
+def test_variational_noise_is_finite_at_a_uniform_number_of_zero(shape, monkeypatch):
+    q = pf.quantized(normal(shape, dtype=torch.float32), 8, dequantizer="variational")
+    x = torch.randint(8, (5, *shape))
+    monkeypatch.setattr(torch, "rand", torch.zeros)
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda u, *_: u.zero_())
+    q.log_prob(x).sum().backward()
+    assert torch.isfinite(q.log_prob(x)).all()
+    assert all(torch.isfinite(p.grad).all() for p in q.parameters() if p.grad is not None)
+
+
 def test_variational_noise_starts_near_uniform_noise():
     q = pf.quantized(small(4), 8, dequantizer="variational")
     y, log_weight = q.dequantize(torch.zeros(2000, 4))
