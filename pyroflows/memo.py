@@ -26,7 +26,14 @@ def _count_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
     _steps += 1
 
 
-_WORDS = {2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
+_WORDS = {
+    torch.float16: ctypes.c_uint16,
+    torch.bfloat16: ctypes.c_uint16,
+    torch.float32: ctypes.c_uint32,
+    torch.int32: ctypes.c_uint32,
+    torch.float64: ctypes.c_uint64,
+    torch.int64: ctypes.c_uint64,
+}
 
 
 def steps_taken() -> int:
@@ -42,14 +49,12 @@ def mark(tensor: Tensor) -> tuple[int, ...]:
 
     Writing to ``tensor.data`` bumps no version and leaves no trace but the bits.
     """
-    place, size = tensor.data_ptr(), tensor.element_size()
-    mark = id(tensor), place, tensor._version
-    if tensor.device.type != "cpu" or not tensor.numel() or size not in _WORDS:
-        return mark
-    if not tensor.is_contiguous():
-        return mark
-    word = _WORDS[size].from_address
-    return *mark, word(place).value, word(place + size * (tensor.numel() - 1)).value
+    place, word = tensor.data_ptr(), _WORDS.get(tensor.dtype)  # the place of no elements is 0
+    if not (place and word and tensor.is_cpu and tensor.is_contiguous()):
+        return id(tensor), place, tensor._version
+    last = place + tensor.nbytes - ctypes.sizeof(word)
+    first, last = word.from_address(place).value, word.from_address(last).value
+    return id(tensor), place, tensor._version, first, last
 
 
 def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple | None:

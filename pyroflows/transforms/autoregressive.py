@@ -220,7 +220,7 @@ class Autoregressive(FlowTransform):
         theta = self.net(x, context)
         y, log_derivative = self.family.forward(x, theta)
         log_det = log_derivative.sum(dim=-1)
-        return y, log_det, (x.detach(), -log_det.detach(), theta.detach())
+        return y, log_det, (x, log_det, theta)
 
     def inverse_at(
         self, y: Tensor, at: tuple[Tensor, Tensor, Tensor], context: Tensor | None = None
@@ -228,13 +228,13 @@ class Autoregressive(FlowTransform):
         """No network call and no walk; backward walks once."""
         if not hasattr(self.net, "solve_back"):
             return self.inverse_and_log_det(y, context)
-        x, log_det, theta = at
+        x, log_det, theta = (t.detach() for t in at)
         batch, features = theta.shape[:-2], y.shape[-1]
         rows = (
             None if context is None else context.expand(*batch, -1).reshape(-1, context.shape[-1])
         )
         y, x = (t.expand(*batch, features).reshape(-1, features) for t in (y, x))
-        known = x, log_det.reshape(-1), theta.reshape(-1, *theta.shape[-2:])
+        known = x, -log_det.reshape(-1), theta.reshape(-1, *theta.shape[-2:])
         x, log_det = _with_graph(self, y, rows, known)
         return x.reshape(*batch, features), log_det.reshape(batch)
 

@@ -72,7 +72,7 @@ class FlowTransform(TransformModule):
         raise NotImplementedError(f"{type(self).__name__}.inverse_and_log_det")
 
     def forward_at(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
-        """``forward_and_log_det(x)``, and what ``inverse_at`` can use of it: no graph, no rule."""
+        """``forward_and_log_det(x)``, and what ``inverse_at`` can use of it."""
         return *self.forward_and_log_det(x, context), None
 
     def inverse_at(
