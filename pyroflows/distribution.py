@@ -158,12 +158,12 @@ class FlowDistribution(dist.TransformedDistribution):
         draw: what lower-variance estimators of an ELBO's gradient need (Roeder et al. 2017,
         arXiv:1703.09194). An own draw costs no inversion, also for an IAF.
         """
-        if self._owner is None:
+        if self._owner is None or not torch.is_grad_enabled():
             return self.log_prob(value)
         remembered = self._memo.get(value, self._owner, *self._given())
         context = [c.detach() for c in self._given()]
         fixed = self._owner.detached()(*context, validate_args=False)
-        if remembered is None or remembered[1] is None:
+        if remembered is None:
             return fixed.expand(self.batch_shape).log_prob(value)
         z, log_det = fixed.transforms[0].inverse_at(value, remembered[1])
         return fixed.base_dist.log_prob(z) + log_det

@@ -278,14 +278,19 @@ def test_a_draws_density_along_its_path_is_the_detached_one(build, context):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
-def test_a_draws_density_along_its_path_calls_no_network(monkeypatch):
+@pytest.mark.parametrize("graph", [True, False], ids=["graph", "no_grad"])
+@pytest.mark.parametrize("rows", [7, 5000])  # many are drawn in pieces, where there is no graph
+def test_a_draws_density_along_its_path_calls_no_network(graph, rows, monkeypatch):
     flow = pf.iaf(5, layers=3, hidden=(16,))
-    q = flow()
-    x = q.rsample((7,))
     calls = []
-    monkeypatch.setattr(pf.nets.MADE, "forward", lambda *a: calls.append(a))
-    monkeypatch.setattr(pf.nets.MADE, "solve", lambda *a: calls.append(a))
-    q.path_log_prob(x).sum().backward()
+    with torch.set_grad_enabled(graph):
+        q = flow()
+        x = q.rsample((rows,))
+        monkeypatch.setattr(pf.nets.MADE, "forward", lambda *a: calls.append(a))
+        monkeypatch.setattr(pf.nets.MADE, "solve", lambda *a: calls.append(a))
+        log_q = q.path_log_prob(x)
+        if graph:
+            log_q.sum().backward()
     assert calls == []
 
 
