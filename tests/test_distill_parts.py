@@ -10,6 +10,7 @@ from torch.distributions import Normal, constraints, kl_divergence
 
 import pyroflows as pf
 from pyroflows.distill import train
+from pyroflows.distill.baseline import untrained
 from pyroflows.distill.measures import (
     Contexts,
     plain_inverse,
@@ -20,6 +21,7 @@ from pyroflows.distill.measures import (
 from pyroflows.distill.objectives import OBJECTIVES, Objectives, half_square, layer_loss, lessons
 from pyroflows.distill.schedule import EPOCH, Lessons, Phase, plan, weights_at
 from pyroflows.distill.student import matched, parts_of
+from pyroflows.flows import builder
 from pyroflows.testing import randomize
 
 mpl.use("Agg")
@@ -416,6 +418,19 @@ def full_report():
         baseline=True,
         progress=False,
     )
+
+
+@builder
+def from_elsewhere(features):
+    return pf.iaf(features, layers=1, hidden=(4,))
+
+
+@pytest.mark.parametrize("build", [pf.iaf, from_elsewhere], ids=["ours", "elsewhere"])
+def test_a_baseline_is_a_flow_like_the_student(build):
+    student = build(2)
+    fresh = untrained(student)
+    assert fresh.state_dict().keys() == student.state_dict().keys()
+    assert not set(fresh.parameters()) & set(student.parameters())
 
 
 def test_report_is_complete(full_report):

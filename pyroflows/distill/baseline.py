@@ -6,17 +6,17 @@ import copy
 import time
 from typing import Any
 
-import pyroflows.flows
 from pyroflows.distribution import Flow
 from pyroflows.fit import fit
+from pyroflows.flows import builders
 from pyroflows.rows import Batch, reference
 
 
 def untrained(student: Flow) -> Flow:
-    """A fresh flow like the student, nothing in it from the teacher; a copy of one made by hand."""
-    if student.config is None:
+    """A fresh flow like the student, nothing in it from the teacher; a copy of one made elsewhere."""
+    build = builders().get((student.config or {}).get("builder"))
+    if build is None:
         return copy.deepcopy(student)
-    build = getattr(pyroflows.flows, student.config["builder"])
     return build(**copy.deepcopy(student.config["arguments"])).to(reference(student))
 
 
