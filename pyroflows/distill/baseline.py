@@ -13,7 +13,7 @@ from pyroflows.rows import Batch, reference
 
 
 def untrained(student: Flow) -> Flow:
-    """A fresh flow like the student, nothing in it from the teacher; a copy of one made elsewhere."""
+    """A fresh flow like the student, without the teacher; a copy of one made elsewhere."""
     build = builders().get((student.config or {}).get("builder"))
     if build is None:
         return copy.deepcopy(student)
