@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FILES = ["config.json", "model.safetensors"]
+from pyroflows.stored import CONFIG, TENSORS
+
+FILES = [CONFIG, TENSORS]
 
 
 def _library() -> Any:

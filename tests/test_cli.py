@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import pyroflows as pf
 from pyroflows.cli import app, runs
 from pyroflows.cli import columns as cols
-from pyroflows.cli.tables import read_table, write_table
+from pyroflows.cli.tables import Table, read_table, write_table
 
 SMALL = ["--layers", "1", "--hidden", "8", "--epochs", "2"]
 
@@ -384,6 +384,34 @@ def test_columns_without_a_density_are_refused():
     assert "2 different values" in cols.check_values(few, real)[0]
     with pytest.raises(ValueError, match="at least 20 usable rows"):
         cols.check_values(rows[:5], real)
+
+
+def test_bounds_name_one_column():
+    assert cols.bounds_of(["a=b", "c, d"], [], ["a=b=0:1", "c, d=2:3"]) == {
+        "a=b": (0.0, 1.0),
+        "c, d": (2.0, 3.0),
+    }
+    for option, message in (
+        ("a,b=0:1", "no column 'a,b'"),
+        ("=0:1", "no column ''"),
+        ("0:1", "expected NAME=LOW:HIGH, got '0:1'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cols.bounds_of(["a", "b"], [], [option])
+
+
+def test_a_run_finds_its_columns_by_their_whole_names(tmp_path):
+    made = runs.Run(tmp_path, None, {"columns": ["a,b"], "header": True}, None, None)
+    with pytest.raises(ValueError, match="no column 'a,b'"):
+        runs.matched(made, Table(["a", "b"], np.zeros((2, 2)), True))
+
+
+def test_a_table_is_written_where_it_was_asked_for(tmp_path):
+    write_table(tmp_path / "x.NPY", ["a"], [np.ones((2, 1))])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.NPY"]
+    assert len(read_table(tmp_path / "x.NPY").values) == 2
+    with pytest.raises(ValueError, match="expected a file named"):
+        write_table(tmp_path / "x.npy.gz", ["a"], [np.ones((2, 1))])
 
 
 def test_precision_follows_the_columns():

@@ -215,6 +215,32 @@ def shifted(features, context=0, *, by=1.0):
     return pf.Flow(pf.Chain([inner.transform, pf.transforms.DiagonalScale(features)]), shape=2)
 
 
+@builder
+def optioned(features, **options):
+    return pf.nice(features, **options)
+
+
+def test_options_of_an_own_builder_come_back(tmp_path):
+    flow = optioned(2, layers=2, hidden=(8,))
+    assert flow.config["arguments"] == {"features": 2, "layers": 2, "hidden": (8,)}
+    same = pf.load(pf.save(flow, tmp_path), builder=optioned)
+    x = torch.randn(3, 2)
+    assert torch.equal(scores(same, x, None), scores(flow, x, None))
+    for nameless in (lambda features, /: None, lambda features, *sizes: None):
+        with pytest.raises(ValueError, match="has the argument .* without a name"):
+            builder(nameless)
+
+
+def test_a_flow_of_an_own_builder_may_be_an_argument(tmp_path):
+    flow = pf.quantized(optioned(2, layers=2, hidden=(8,)), 4)
+    pf.save(flow, tmp_path)
+    with pytest.raises(ValueError, match="not part of pyroflows.*trust=True"):
+        pf.load(tmp_path)
+    x = flow.sample((3,))
+    same = pf.load(tmp_path, builder=optioned)
+    assert torch.equal(same(seed=1).log_prob(x), flow(seed=1).log_prob(x))
+
+
 def test_own_builders_are_named_passed_or_trusted(tmp_path, monkeypatch):
     module = types.ModuleType("some_flows")
     module.shifted = shifted

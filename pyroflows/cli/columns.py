@@ -31,15 +31,24 @@ def split_names(options: Sequence[str], known: Sequence[str]) -> list[str]:
     for option in options:
         parts = [option] if option in known else [part.strip() for part in option.split(",")]
         names += [part for part in parts if part]
+    check_names(names, known)
+    repeated = [n for i, n in enumerate(names) if n in names[:i]]
+    if repeated:
+        raise ValueError(f"column {repeated[0]!r} is given twice")
+    return names
+
+
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """See that a table has these columns.
+
+    Raises:
+        ValueError: it has not.
+    """
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the table has {listed(known)}"
             raise ValueError(f"there is no column {name!r}; {hint}")
-    repeated = [n for i, n in enumerate(names) if n in names[:i]]
-    if repeated:
-        raise ValueError(f"column {repeated[0]!r} is given twice")
-    return names
 
 
 def choose(table: Table, options: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -121,15 +130,18 @@ def bounds_of(
     for name in split_names(positive, names):
         found[name] = 0.0, float("inf")
     for option in bounded:
-        name, _, ends = option.rpartition("=")
+        name, equals, ends = option.rpartition("=")
         low, _, high = ends.partition(":")
-        (name,) = split_names([name], names) or [""]
         try:
+            if not equals:
+                raise ValueError
             pair = float(low), float(high)
         except ValueError:
             raise ValueError(f"--bounded: expected NAME=LOW:HIGH, got {option!r}") from None
         if not (np.isfinite(pair).all() and pair[0] < pair[1]):
             raise ValueError(f"--bounded: expected two finite numbers, low first, got {option!r}")
+        name = name if name in names else name.strip()
+        check_names([name], names)
         if found[name] is not None:
             raise ValueError(f"column {name!r} is given two supports")
         found[name] = pair

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
@@ -169,7 +170,7 @@ def _maker(name: str, features: int) -> Callable[[], Flow]:
         inspect.signature(found).bind()
         make = found
     except TypeError:
-        make = lambda: found(features)  # noqa: E731
+        make = functools.partial(found, features)
     made = make()
     if not isinstance(made, Flow):
         raise ValueError(f"{name}: expected a Flow from it, got {type(made).__name__}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyroflows.cli.columns import split_names, values_of
+from pyroflows.cli.columns import check_names, values_of
 from pyroflows.cli.tables import Table
 from pyroflows.distribution import Flow
 from pyroflows.persist import load, save
@@ -130,7 +130,7 @@ def matched(run: Run, table: Table) -> np.ndarray:
                 "without names"
             )
         names = table.names
-    split_names(names, table.names)
+    check_names(names, table.names)
     for name in names:
         if name in table.words:
             count, first = table.words[name]

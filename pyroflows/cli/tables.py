@@ -6,6 +6,7 @@ import csv
 import gzip
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from typing import IO, Any
 import numpy as np
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
-KINDS = (".csv", ".tsv", ".txt", ".npy", ".parquet")
+BINARY = (".npy", ".parquet")
+KINDS = (".csv", ".tsv", ".txt", *BINARY)
 
 
 @dataclass
@@ -36,14 +38,14 @@ class Table:
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that says how to read or write a file, ``.gz`` aside.
+    """The suffix that says how to read or write a file; of text also one before ``.gz``.
 
     Raises:
         ValueError: another suffix.
     """
-    inner = path.with_suffix("") if path.suffix.lower() == ".gz" else path
-    kind = inner.suffix.lower()
-    if kind not in KINDS:
+    zipped = path.suffix.lower() == ".gz"
+    kind = (path.with_suffix("") if zipped else path).suffix.lower()
+    if kind not in KINDS or (zipped and kind in BINARY):
         raise ValueError(f"{path}: expected a file named {', '.join(KINDS)} (or .csv.gz)")
     return kind
 
@@ -70,16 +72,10 @@ def read_table(path: Path, header: bool | None = None) -> Table:
         table = _read_csv(path, header)
     if len(table.values) == 0:
         raise ValueError(f"{path}: expected rows of numbers, found none")
-    repeated = (
-        sorted({n for n in table.names if table.names.count(n) > 1}) if _repeats(table) else []
-    )
-    if repeated:
-        raise ValueError(f"{path}: two columns are named {repeated[0]!r}; rename one")
+    name, times = Counter(table.names).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{path}: two columns are named {name!r}; rename one")
     return table
-
-
-def _repeats(table: Table) -> bool:
-    return len(set(table.names)) < len(table.names)
 
 
 @contextmanager
@@ -220,10 +216,11 @@ def write_table(
         header: whether a CSV's first line has the names.
     """
     kind = ".csv" if path is None else kind_of(path)
-    if kind in (".npy", ".parquet"):
+    if kind in BINARY:
         values = np.concatenate(list(batches))
         if kind == ".npy":
-            np.save(path, values)
+            with open(path, "wb") as file:  # given a name, NumPy may write to another
+                np.save(file, values)
             return
         pyarrow = _pyarrow()
         columns = {name: values[:, i] for i, name in enumerate(names)}

@@ -13,6 +13,7 @@ import typer
 from pyroflows.cli.output import Json, command, note, result
 from pyroflows.cli.runs import AT_ONCE, Run, matched, read_run
 from pyroflows.cli.tables import (
+    BINARY,
     Table,
     csv_lines,
     csv_writer,
@@ -137,7 +138,7 @@ def _write_scored(data: Path, out: Path, table: Table, scores: np.ndarray) -> No
     extra = "log_density"
     while extra in table.names:
         extra += "_"
-    if kind_of(data) in (".npy", ".parquet") or kind_of(out) in (".npy", ".parquet"):
+    if kind_of(data) in BINARY or kind_of(out) in BINARY:
         if table.words:
             note("note: columns of words are empty in this kind of file")
         values = np.column_stack([table.values, scores])

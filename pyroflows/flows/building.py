@@ -41,8 +41,19 @@ def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
     """Mark a function as a builder: its flows carry its name and arguments as ``flow.config``.
 
     One from outside the package is named by where to import it from, ``"module:function"``.
+
+    Raises:
+        ValueError: an argument of the function cannot be given by name.
     """
     signature = inspect.signature(function)
+    parameters = signature.parameters.values()
+    for parameter in parameters:
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+            raise ValueError(
+                f"function: {function.__qualname__} has the argument {str(parameter)!r} without a "
+                "name; a flow is loaded by its builder's arguments' names, so give it one"
+            )
+    options = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
     own = function.__module__.partition(".")[0] == __name__.partition(".")[0]
     name = function.__name__ if own else f"{function.__module__}:{function.__qualname__}"
 
@@ -50,11 +61,14 @@ def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
     def build(*args: object, **kwargs: object) -> Flow:
         arguments = signature.bind(*args, **kwargs)
         arguments.apply_defaults()
-        context = arguments.arguments.get("context", 0)
+        noted = dict(arguments.arguments)
+        for option in options:
+            noted |= noted.pop(option)
+        context = noted.get("context", 0)
         if not isinstance(context, (tuple, list)):
             count("context", context, least=0)
         flow = function(*args, **kwargs)
-        flow.config = {"builder": name, "arguments": dict(arguments.arguments)}
+        flow.config = {"builder": name, "arguments": noted}
         return flow
 
     return build
