@@ -209,6 +209,8 @@ class _Run:
         # The gradients' norm is the same in all processes, so they skip together.
         if self.settings.skip and not math.isfinite(norm):
             self.history.skipped += 1
+            if _scales(self.fabric):
+                self.optimiser.step()  # which leaves it out too, and lowers the loss's scale
             return
         self.optimiser.step()
         self.average.update()
@@ -326,13 +328,17 @@ def _set_up(
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
     # One kernel for all; with loss scaling it would unscale the gradients after they are clipped.
-    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-    fused = not scaled and fabric.device.type in ("cpu", "cuda")
+    fused = not _scales(fabric) and fabric.device.type in ("cpu", "cuda")
     kind = {"fused": True} if fused else {"foreach": True}
     optimiser = torch.optim.AdamW(groups, lr=settings.lr, **kind)
     if hasattr(loss, "_forward_module"):  # set up before a rollback
         return loss, fabric.setup_optimizers(optimiser)
     return fabric.setup(loss, optimiser)
+
+
+def _scales(fabric: Fabric) -> bool:
+    """Whether the loss is scaled, as in half precision."""
+    return getattr(fabric.strategy.precision, "scaler", None) is not None
 
 
 def _all_finite(parameters: list[nn.Parameter]) -> bool:

@@ -23,6 +23,7 @@ FLOWS = {
     "realnvp": lambda: pf.realnvp(4, layers=4, hidden=(16,)),
     "maf": lambda: pf.maf(4, layers=2, hidden=(16,), linear="lu"),
     "nsf": lambda: pf.nsf(4, layers=2, hidden=(16,), bins=4),
+    "glow": lambda: pf.glow((1, 2, 2), levels=1, steps=2, channels=4),
 }
 STEPS = 50
 
@@ -61,7 +62,9 @@ def flow_case(name, where, rank):
     # More held-out rows than are scored at once: each process scores a part of them.
     # Adam makes steps of full size of gradients that are rounding errors: in float32 small ones.
     lr = 1e-3 if dtype == torch.float64 else 1e-4
-    return fitted(flow, rows(64, dtype=dtype), where, val=rows(9001, 2, dtype), lr=lr)
+    x, held = rows(64, dtype=dtype), rows(9001, 2, dtype)
+    x, held = (part.unflatten(1, flow.event_shape) for part in (x, held))
+    return fitted(flow, x, where, val=held, lr=lr)
 
 
 def uneven_case(count, where):

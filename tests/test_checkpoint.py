@@ -460,6 +460,8 @@ def test_a_guide_is_picked_up(monkeypatch, tmp_path, kind):
         assert history.train == expected.train
         assert history.stopped == expected.stopped
         assert same(whole, again)
+    saved = unpack(max(tmp_path.iterdir()).read_bytes(), "it")["shared"]["history"]
+    assert 0 < saved["seconds"] < history.seconds
     full_disk(monkeypatch, after=0)
     with pytest.raises(OSError, match="No space left"):
         run(0, checkpoint=tmp_path / "other")

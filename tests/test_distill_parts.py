@@ -306,6 +306,21 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(monkeypatch):
     assert abs(report.reverse_kl[0]) < 1
 
 
+def test_a_loss_scaled_too_far_is_skipped_until_it_fits(monkeypatch):
+    """As in half precision on a GPU, whose first steps overflow."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    fabric = Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    monkeypatch.setattr(train, "open_fabric", lambda *_, **__: fabric)
+    teacher = random_teacher("lu").float()
+    report = quick(teacher, pf.student_of(teacher), max_steps=50)
+    assert 5 < report.skipped < 25
+    assert report.history.rollbacks == 0
+    assert scaler.get_scale() < 2.0**25
+
+
 def test_gives_up_where_no_step_is_finite(monkeypatch):
     teacher = random_teacher("lu").float()
     student = pf.student_of(teacher)
@@ -355,6 +370,24 @@ def test_student_keeps_its_flags():
     assert all(p.requires_grad for p in student.parameters())
     # What stands between the layers is the teacher's still, so the flows match as before.
     assert len(matched(teacher, student)) == 2
+
+
+def test_a_base_that_could_learn_stays_the_teachers():
+    class Base(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self):
+            return torch.distributions.Independent(Normal(self.loc, 1.0), 1)
+
+    teacher = pf.maf(2, layers=1, hidden=(8,), base=Base())
+    randomize(teacher, gain=0.5)
+    student = pf.student_of(teacher)
+    quick(teacher, student, objective="reverse_kl", max_steps=50)
+    assert len(matched(teacher, student)) == 1
+    quick(teacher, student, objective="layers", max_steps=50)
+    assert student.base.loc.requires_grad
 
 
 def test_stops_early(monkeypatch):

@@ -249,6 +249,14 @@ def test_steps_that_stay_not_finite_lead_back_to_the_best_parameters():
     assert not torch.equal(seen[110], seen[100])
 
 
+def test_a_short_last_window_counts_like_any_other():
+    history = pf.fit_guide(
+        gaussian, AutoMultivariateNormal(gaussian), particles=2, max_steps=130, progress=False
+    )
+    assert history.rollbacks == 0
+    assert history.steps == [100, 130]
+
+
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_steps_that_are_never_finite_again_end_with_the_best_parameters():
     guide, seen = AutoMultivariateNormal(gaussian), []

@@ -72,6 +72,8 @@ def distill(
     The teacher is used in eval mode through a frozen view and left exactly as it was. The student
     keeps its best weights: those with the least sum of both divergences at a look, of which there
     is one every 50 steps. Ctrl-C ends training and gives the best student so far with its report.
+    Where the two match layer by layer, the student's autoregressive layers alone are trained, by
+    whatever objective: its base, and the maps between the layers, stay those of the teacher.
 
     Args:
         teacher: any trained flow.
@@ -256,8 +258,8 @@ class _Judge:
 
 @contextlib.contextmanager
 def _held_still(student: Flow | None) -> Iterator[None]:
-    """Train the student's layers alone: what stands between them is the teacher's already."""
-    parts = [] if student is None else parts_of(student)
+    """Train the student's layers alone: base and what stands between are the teacher's already."""
+    parts = [] if student is None else [student.base, *parts_of(student)]
     others = [part for part in parts if not isinstance(part, Autoregressive)]
     still = [p for part in others for p in part.parameters() if p.requires_grad]
     for parameter in still:

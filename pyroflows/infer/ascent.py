@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -57,13 +58,16 @@ class Ascent:
 
     def run(self, steps: Iterator[tuple[Any, ...]], bar: Any) -> None:
         """Windows of steps until the ELBO is flat or the steps are done."""
+        start = time.perf_counter() - self.history.seconds
         try:
             while self.drops < _DROPS and self.step < self.max_steps:
+                begin = self.step
                 window, error = self._window(steps, bar)
-                if self._is_failing(window):
+                if self._is_failing(window, self.step - begin):
                     self._roll_back(window, error)
                 else:
                     self._look(window, bar)
+                self.history.seconds = time.perf_counter() - start
                 if self.keep is not None:
                     self._save()
             if self.drops == _DROPS:
@@ -76,6 +80,7 @@ class Ascent:
                 bar.write(f"fit_guide: interrupted, with the parameters of {self.history}")
         finally:
             self.optimiser.zero_grad()
+            self.history.seconds = time.perf_counter() - start
         if self.history.steps:
             self.mean.put()
         self.history.best = max(len(self.history.steps) - 1, 0)
@@ -104,8 +109,9 @@ class Ascent:
                 raise error
         return window, last
 
-    def _is_failing(self, window: list[float]) -> bool:
-        few = 2 * len(window) < min(_WINDOW, self.step)
+    def _is_failing(self, window: list[float], taken: int) -> bool:
+        """Whether too few of the steps taken had a finite ELBO."""
+        few = 2 * len(window) < taken
         return few and bool(self.history.steps or not window)
 
     def _roll_back(self, window: list[float], error: Exception | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,6 @@ def fit_guide(
             "particles, max_steps, lr, clip: expected positive numbers, average one in [0, 1), got "
             f"{particles}, {max_steps}, {lr}, {clip}, {average}"
         )
-    begin = time.perf_counter()
     if precision not in (None, "bf16-mixed"):
         raise ValueError(f"precision: expected None or 'bf16-mixed', got {precision!r}")
     fabric = open_fabric(
@@ -169,13 +167,11 @@ def fit_guide(
     else:
         steps = itertools.chain([first], steps)
     bar = _progress(max_steps, ascent.step, progress and fabric.is_global_zero)
-    before = ascent.history.seconds
     try:
         with stack:
             ascent.run(steps, bar)
     finally:
         bar.close()
-        ascent.history.seconds = before + time.perf_counter() - begin
     return ascent.history
 
 

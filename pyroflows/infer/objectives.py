@@ -29,12 +29,11 @@ def _path_log_prob(name: str, fn: Distribution, value: Tensor) -> Tensor:
         return fn.path_log_prob(value)
     if isinstance(fn, Independent):
         inner = _path_log_prob(name, fn.base_dist, value)
-        return (
-            inner.flatten(inner.dim() - fn.reinterpreted_batch_ndims).sum(-1)
-            if (fn.reinterpreted_batch_ndims)
-            else inner
-        )
-    if type(fn).__name__ == "Delta":  # its log-density is a function of other draws alone
+        dims = fn.reinterpreted_batch_ndims
+        return inner.flatten(inner.dim() - dims).sum(-1) if dims else inner
+    if isinstance(
+        fn, pyro.distributions.Delta
+    ):  # its log-density is a function of other draws alone
         return fn.log_prob(value)
     if not getattr(fn, "has_rsample", False):
         raise NotImplementedError(
