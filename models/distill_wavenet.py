@@ -184,10 +184,13 @@ def autocorrelation(days: Tensor) -> Tensor:
     return torch.stack(products) / products[0]
 
 
-def draw(days: dict[str, Tensor], times: dict[int, dict[str, float]], path: Path) -> None:
+def draw(
+    days: dict[str, Tensor], times: dict[int, dict[str, float]], long: int, path: Path
+) -> None:
     """Four days of each, then how they compare: spread of values, memory, and time to draw.
 
     The real days shown are held out; their spread and autocorrelation are of the others too.
+    What was timed are days of ``long`` steps.
     """
     import matplotlib as mpl
 
@@ -228,7 +231,7 @@ def draw(days: dict[str, Tensor], times: dict[int, dict[str, float]], path: Path
         axes[4, 2].bar_label(
             bars, fmt=lambda value: f"{value:.2g}" if value < 100 else f"{value:.0f}"
         )
-    axes[4, 2].set(yscale="log", title="seconds to draw, 1440 steps", xticks=[0.2, 1.2, 2.2])
+    axes[4, 2].set(yscale="log", title=f"seconds to draw, {long} steps", xticks=[0.2, 1.2, 2.2])
     axes[4, 2].set_xticklabels(["teacher,\nplain loop", "teacher,\ncached", "student"])
     axes[4, 2].margins(y=0.2)
     axes[4, 2].legend()
@@ -291,7 +294,7 @@ def main(args: argparse.Namespace) -> list[tuple[str, str]]:
             (f"student faster, batch {batch}: cached, loop", f"{gain[0]:.1f}x, {gain[1]:.0f}x")
         )
     rows.append(("seconds to fit, to distil", f"{history.seconds:.0f}, {spent:.0f}"))
-    draw(days, times, args.out)
+    draw(days, times, long, args.out)
     width = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"{name:<{width}}  {value:>24}" for name, value in rows))
     print(f"\npicture: {args.out}")

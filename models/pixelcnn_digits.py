@@ -133,7 +133,7 @@ def draw(model: pf.PixelCNN, digits: Digits, path: Path) -> None:
         "samples of each class": model.sample(5, classes),
         "upper half given, completed 4 times": torch.stack([given, *completed]),
     }
-    fig, axes = plt.subplots(1, len(panels), figsize=(12, 2.2), layout="constrained")
+    fig, axes = plt.subplots(1, len(panels), figsize=(12, 2.6), layout="constrained")
     colours = mpl.colormaps["gray_r"].with_extremes(bad="lightsteelblue")
     for ax, (title, images) in zip(axes, panels.items(), strict=True):
         ax.imshow(sheet(images).numpy(), cmap=colours, vmin=0, vmax=digits.bins - 1)

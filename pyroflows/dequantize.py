@@ -109,9 +109,10 @@ def noise(
 
 
 def leaves_the_unit_interval(dequantizer: Flow) -> bool:
-    """Whether the flow's support is larger."""
-    beyond = torch.full(dequantizer.event_shape, 1.5)
-    return bool((dequantizer.support.check(beyond) | dequantizer.support.check(-beyond)).all())
+    """Whether the flow's support is larger, by however little, in any element."""
+    zero = torch.zeros(dequantizer.event_shape)
+    below, above = zero.nextafter(zero - 1), (zero + 1).nextafter(zero + 2)
+    return bool((dequantizer.support.check(below) | dequantizer.support.check(above)).any())
 
 
 @contextlib.contextmanager

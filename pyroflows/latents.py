@@ -28,7 +28,8 @@ def encode(flow: AnyFlow, x: Tensor, context: Tensor | None = None) -> Tensor:
         context: ``(*batch, *flow.context_shape)`` for a conditional flow.
 
     Raises:
-        ValueError: data of another shape; a context that is missing, unwanted, or does not fit.
+        ValueError: data of another shape, or no levels of a quantised flow; a context that is
+            missing, unwanted, or does not fit.
 
     Example:
         >>> import torch, pyroflows as pf

@@ -34,12 +34,12 @@ class PixelDistribution(TorchDistribution):
         self,
         model: nn.Module,
         context: Tensor | None = None,
-        batch_shape: Size = Size(),  # noqa: B008 (immutable)
+        batch_shape: Sequence[int] = (),
         validate_args: bool | None = None,
     ) -> None:
         self.model = model
         self.context = context
-        batch = batch_shape if context is None else context.shape[:-1]
+        batch = Size(batch_shape) if context is None else context.shape[:-1]
         super().__init__(batch, model.event_shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=3)

@@ -196,7 +196,11 @@ class Quantized(nn.Module):
         Returns:
             ``y`` or its logit, ``(*batch, *shape)``, and the log-weight :math:`\log|dy/du| -
             \log q(u \mid x)`, of shape ``batch``: add the log-density to estimate the bound.
+
+        Raises:
+            ValueError: data of another shape, or that are not 0, 1, ..., bins - 1.
         """
+        self._check("x", x)
         with fixed_noise(seed, x.device):
             y, weight = self._noisy(x, 1)
         return y[0], weight[0]
@@ -220,6 +224,18 @@ class Quantized(nn.Module):
         room = 1 - 2 * self.logit
         low, high = (self.logit + room * y).log(), (self.logit + room * far).log()
         return low - high, weight + (math.log(room) - low - high).flatten(-event_dim).sum(-1)
+
+    def _check(self, name: str, value: Tensor) -> None:
+        """Refuse what is not whole numbers ``(*batch, *shape)`` from 0 to ``bins - 1``."""
+        event = tuple(self.event_shape)
+        if value.dim() < len(event) or tuple(value.shape[value.dim() - len(event) :]) != event:
+            raise ValueError(f"{name}: expected shape (*batch, *{event}), got {tuple(value.shape)}")
+        if value.numel() and not self.support.check(value).all():
+            whole = "" if bool((value == value.floor()).all()) else "not all of them whole, "
+            raise ValueError(
+                f"{name}: expected integers from 0 to {self.bins - 1}, got {value.dtype} "
+                f"values, {whole}from {value.min():g} to {value.max():g}"
+            )
 
     def extra_repr(self) -> str:
         """All but the flows."""
@@ -269,7 +285,7 @@ class QuantizedDistribution(dist.TorchDistribution):
             ValueError: where arguments are validated: values that are not 0, 1, ..., bins - 1.
         """
         if self._validate_args:
-            self._check(value)
+            self._owner._check("value", value)
         batch = value.shape[: value.dim() - len(self.event_shape)]
         batch = torch.broadcast_shapes(batch, self.batch_shape)
         value = value.expand(batch + self.event_shape)
@@ -282,17 +298,6 @@ class QuantizedDistribution(dist.TorchDistribution):
     def sample(self, sample_shape: int | Sequence[int] = ()) -> Tensor:
         """Integers ``(*sample, *batch, *event)``."""
         return self._owner.quantize(self._inner.sample(sample_shape))
-
-    def _check(self, value: Tensor) -> None:
-        event = tuple(self.event_shape)
-        if value.dim() < len(event) or tuple(value.shape[value.dim() - len(event) :]) != event:
-            raise ValueError(f"value: expected shape (*batch, *{event}), got {tuple(value.shape)}")
-        if value.numel() and not self.support.check(value).all():
-            whole = "" if bool((value == value.floor()).all()) else "not all of them whole, "
-            raise ValueError(
-                f"value: expected integers from 0 to {self._owner.bins - 1}, got {value.dtype} "
-                f"values, {whole}from {value.min():g} to {value.max():g}"
-            )
 
     def __repr__(self) -> str:
         return (

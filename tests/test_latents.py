@@ -253,6 +253,10 @@ def logistic_flow():
 
 BAD = {
     "x": (lambda: latents.encode(vector_flow(), torch.zeros(2)), r"x: .*\(3,\)\), got \(2,\)"),
+    "levels": (
+        lambda: latents.encode(pf.quantized(vector_flow(), 8), torch.tensor([0.5, 1.0, 300.0])),
+        "x: expected integers from 0 to 7, got .* not all of them whole, from 0.5 to 300",
+    ),
     "z": (lambda: latents.decode(image_flow(), torch.zeros(4, 4)), r"z: .*\(2, 4, 4\)\), got"),
     "no_context": (lambda: latents.encode(vector_flow(2), torch.zeros(3)), "context: .*got None"),
     "bases": (

@@ -191,6 +191,22 @@ def test_variational_noise_stays_in_the_unit_interval_and_has_the_density_it_say
     assert u.mean() != pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    "support",
+    [
+        constraints.interval(-1.0, 1.0),
+        constraints.interval(0.0, 1.2),
+        constraints.cat([constraints.unit_interval, constraints.real], lengths=[1, 1]),
+    ],
+    ids=["below", "above", "one element"],
+)
+def test_noise_that_leaves_the_unit_interval_a_little_is_brought_there(support):
+    noise = pf.iaf(2, 2, layers=1, hidden=(8,), support=support).double()
+    q = pf.quantized(normal((2,)), 4, dequantizer=noise)
+    y, _ = q.dequantize(torch.full((500, 2), 2))
+    assert ((4 * y >= 2) & (4 * y <= 3)).all()
+
+
 @pytest.mark.parametrize("shape", [(4,), (1, 4, 4)], ids=["vectors", "images"])
 def test_variational_noise_is_finite_at_a_uniform_number_of_zero(shape, monkeypatch):
     q = pf.quantized(normal(shape, dtype=torch.float32), 8, dequantizer="variational")
@@ -480,6 +496,8 @@ def test_bad_values_of_log_prob(name):
     value, message = BAD_VALUES[name]
     with pytest.raises(ValueError, match=message):
         pf.quantized(small(), 256).log_prob(value)
+    with pytest.raises(ValueError, match=message.replace("value:", "x:")):
+        pf.quantized(small(), 256).dequantize(value)
     assert torch.isfinite(pf.quantized(small(), 256).log_prob(torch.tensor([0.0, 255.0])))
 
 

@@ -191,5 +191,5 @@ class MultiScale(FlowTransform):
         return unsqueeze(h)
 
     def __repr__(self) -> str:
-        parts = "".join(f"\n{part!r}" for part in [*self._parts()]).replace("\n", "\n  ")
+        parts = "".join(f"\n{part!r}" for part in self._parts()).replace("\n", "\n  ")
         return f"MultiScale({parts}\n)"
