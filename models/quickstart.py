@@ -102,16 +102,16 @@ def schools(smoke: bool) -> list[tuple[str, str]]:
 
 
 def draw(pictures: dict[str, Tensor], path: Path) -> None:
-    """Each set of digits as a 4 x 8 sheet, side by side."""
+    """Each set of digits as a 4 x 8 sheet, side by side, a pixel of margin between them."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, len(pictures), figsize=(12, 2.6), layout="constrained")
+    fig, axes = plt.subplots(1, len(pictures), figsize=(12, 2.4), layout="constrained")
     for ax, (title, digits) in zip(axes, pictures.items(), strict=True):
-        sheet = digits.reshape(4, 8, 8, 8).transpose(1, 2).reshape(32, 64)
-        ax.imshow(sheet.numpy(), cmap="gray_r", vmin=0, vmax=1)
+        sheet = pf.plots.sheet(digits.reshape(4, 8, 1, 8, 8), bins=2)  # grey levels from 0 to 1
+        ax.imshow(sheet.squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1)
         ax.set(title=title, xticks=[], yticks=[])
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=150)

@@ -68,9 +68,10 @@ class History:
 
         if ax is None:
             _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-        ax.plot(self.steps, self.train, label="train", color="tab:blue", lw=1)
+        marker = "o" if len(self.steps) == 1 else None  # no line joins a single point
+        ax.plot(self.steps, self.train, label="train", color="tab:blue", lw=1, marker=marker)
         if self.val:
-            ax.plot(self.steps, self.val, label="validation", color="tab:orange")
+            ax.plot(self.steps, self.val, label="validation", color="tab:orange", marker=marker)
         if self.steps:
             ax.axvline(self.steps[self.best], color="grey", ls=":", label="weights kept")
         worst_first = sorted(self.train + self.val, reverse=self.per_nat < 0)

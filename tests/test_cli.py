@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import pyroflows as pf
-from pyroflows.cli import app, runs
+from pyroflows.cli import app, fitting, runs
 from pyroflows.cli import columns as cols
 from pyroflows.cli.tables import Table, read_table, write_table
 
@@ -159,6 +159,42 @@ def test_distill_keeps_columns_and_samples_fast(fitted, tmp_path):
     assert pf.load(tmp_path / "fast").fast == "sample"
     ok("sample", tmp_path / "fast", "-n", 5, "--out", tmp_path / "x.csv")
     assert read_table(tmp_path / "x.csv").names == NAMES
+
+
+def test_distill_learns_from_training_rows_and_is_judged_by_held_out_ones(
+    fitted, tmp_path, monkeypatch
+):
+    given = {}
+    true_distill = fitting.distill_flow
+
+    def watched(*args, **options):
+        given.update(options)
+        return true_distill(*args, **options)
+
+    monkeypatch.setattr(fitting, "distill_flow", watched)
+    ok("distill", fitted[1], "--out", tmp_path / "fast", "--steps", 50)
+    run_of = runs.read_run(fitted[1])
+    torch.testing.assert_close(given["data"], run_of.tensor(run_of.train))
+    torch.testing.assert_close(given["test"], run_of.tensor(run_of.held))
+    ok("report", tmp_path / "fast", "--samples", 200)
+    page = (tmp_path / "fast" / "report.html").read_text(encoding="utf-8")
+    assert f"distilled from {run_of.flow.config['builder']}, which was fitted to" in page
+    assert "KL divergences" in page
+
+
+def test_pairs_show_as_many_samples_as_rows(fitted):
+    from pyroflows.cli.page import _pairs
+
+    made = runs.read_run(fitted[1])
+    figure, _ = _pairs(made, np.repeat(made.held, 10, axis=0))
+    shown = {len(dots.get_offsets()) for ax in figure.axes for dots in ax.collections}
+    assert shown == {len(made.held)}
+
+
+def test_errors_speak_of_the_command_line(tmp_path):
+    assert "pyroflows fit" in fails("sample", tmp_path / "nowhere")
+    data = write_csv(tmp_path / "one.csv", ["a"], [[x] for x in range(50)])
+    assert "use maf" in fails("fit", data, "--out", tmp_path / "one")
 
 
 def test_report_is_one_page_with_its_pictures(fitted, tmp_path):

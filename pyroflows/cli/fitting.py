@@ -26,13 +26,16 @@ from pyroflows.rows import shuffled
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
 Overwrite = Annotated[bool, typer.Option(help="Write into a folder that is not empty.")]
 Seed = Annotated[int, typer.Option(help="Fixes everything random.", min=0)]
+COUPLINGS = ("nice", "nsf", "realnvp")  # they split the columns in two
 
 
 @command
 def fit(
     data: Annotated[Path, typer.Argument(help="A .csv (or .csv.gz), .npy or .parquet file.")],
     out: Out,
-    flow: Annotated[str, typer.Option(help="One of pyroflows list.")] = "nsf",
+    flow: Annotated[
+        str, typer.Option(help="One that pyroflows list shows to take features.")
+    ] = "nsf",
     columns: Annotated[
         list[str] | None, typer.Option(help="a,b,c: columns to use; by default those of numbers.")
     ] = None,
@@ -101,6 +104,10 @@ def fit(
     if len(values) - held < 10:
         raise ValueError(f"--test: {test} of {len(values)} rows leaves less than 10 to train on")
     train, test_rows = values[order[held:]], values[order[:held]]
+    if len(names) == 1 and flow in COUPLINGS:
+        raise ValueError(
+            f"--flow: {flow} takes two columns or more, got {names[0]!r} alone; use maf"
+        )
     made = make(len(names), support=cols.support_of(bounds), **options)
     made = made.to(getattr(torch, dtype))
     rows = torch.tensor(train, dtype=getattr(torch, dtype))
@@ -188,8 +195,8 @@ def distill(
 ) -> None:
     """Train a student that samples in one pass on a fitted flow, and keep it in a folder.
 
-    Worth it for flows whose samples are the slow direction: maf, and nsf with splines one by one.
-    Says both KL divergences, what is lost on held-out rows, and the speeds.
+    Worth it for flows whose samples are the slow direction: maf and wavenet. Learns from training
+    rows too. Says both KL divergences, what is lost on held-out rows, and the speeds.
 
     Example: pyroflows distill run/ --out fast/
     """
@@ -202,12 +209,14 @@ def distill(
     told = distill_flow(
         teacher.flow,
         student,
-        data=teacher.tensor(teacher.held),
+        data=teacher.tensor(teacher.train),
+        test=teacher.tensor(teacher.held),
         max_steps=steps,
         batch_size=batch_size,
         progress=on_terminal(json),
     )
     facts = {**teacher.facts, "history": dataclasses.asdict(told.history)}
+    facts["teacher"] = teacher.flow.config["builder"]
     made = Run(out, student, facts, teacher.train, teacher.held)
     _judge(made, made.held)
     made.write()

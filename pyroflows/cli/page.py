@@ -26,7 +26,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 h1, h2 { font-weight: 600 } h2 { margin-top: 2.5rem }
 table { border-collapse: collapse } td, th { padding: .25rem 1rem .25rem 0; text-align: left;
        vertical-align: top; border-bottom: 1px solid #ddd; overflow-wrap: anywhere }
-th { font-weight: 500; color: #555; white-space: nowrap } img { max-width: 100%; height: auto }
+th { font-weight: 500; color: #555; white-space: nowrap } div { overflow-x: auto }
+img { max-width: 100%; height: auto } img.wide { max-width: max(100%, 44rem) }
 p { max-width: 46rem }
 """
 
@@ -84,7 +85,9 @@ def write_page(run: Run, facts: dict[str, Any], path: Path) -> None:
             "Calibration of the densities": _calibration(facts),
         }
         parts = [_section(title, *drawn) for title, drawn in pictures.items()]
-    title = f"{run.flow.config['builder']} fitted to {run.facts.get('source', 'a table')}"
+    teacher = run.facts.get("teacher")
+    how = f"distilled from {teacher}, which was fitted" if teacher else "fitted"
+    title = f"{run.flow.config['builder']} {how} to {run.facts.get('source', 'a table')}"
     body = f"<h1>{html.escape(title)}</h1>\n{_summary(run, facts)}\n" + "\n".join(parts)
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -117,7 +120,9 @@ def _section(title: str, figure: Figure, text: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     data = base64.b64encode(buffer.getvalue()).decode()
-    image = f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
+    # On a narrow screen a picture of many panels scrolls sideways, or nobody could read it.
+    wide = ' class="wide"' if figure.get_figwidth() > 6 else ""
+    image = f'<div><img{wide} alt="{html.escape(title)}" src="data:image/png;base64,{data}"></div>'
     return f"<h2>{html.escape(title)}</h2>\n<p>{html.escape(text)}</p>\n{image}"
 
 
@@ -138,10 +143,17 @@ def _training(run: Run) -> tuple[Figure, str]:
     history = History(**run.facts["history"])
     if history.steps:
         history.plot(figure.subplots())
-    return figure, (
-        "Mean log-density over the epochs, on the rows trained on and on those kept for stopping. "
-        f"Training ended: {history.stopped or 'not recorded'}."
-    )
+    if "teacher" in run.facts:
+        what = (
+            "Minus the loss (train), and minus the sum of both KL divergences between student and "
+            "teacher (validation), of which the student keeps its best; an epoch is 50 steps. "
+        )
+    else:
+        what = (
+            "Mean log-density over the epochs, on the rows trained on and on those kept for "
+            "stopping. "
+        )
+    return figure, f"{what}Training ended: {history.stopped or 'not recorded'}."
 
 
 def _window(*values: np.ndarray) -> tuple[float, float]:
@@ -181,6 +193,8 @@ def _pairs(run: Run, draws: np.ndarray) -> tuple[Figure, str]:
     count = min(PAIRS, len(run.columns))
     figure = _figure(2 * count + 0.5, 2 * count + 0.5)
     grid = figure.subplots(count, count, squeeze=False)
+    dots = min(DOTS, len(run.held), len(draws))
+    size = 3 if dots > 300 else 7
     windows = [_window(run.held[:, i], draws[:, i]) for i in range(count)]
     for i in range(count):
         for j in range(count):
@@ -192,8 +206,8 @@ def _pairs(run: Run, draws: np.ndarray) -> tuple[Figure, str]:
                 ax.set_yticks([])
             else:
                 rows, colour = (run.held, DATA) if lower else (draws, MODEL)
-                rows = rows[:DOTS]
-                ax.scatter(rows[:, j], rows[:, i], s=3, alpha=0.35, color=colour, linewidths=0)
+                rows = rows[:dots]
+                ax.scatter(rows[:, j], rows[:, i], s=size, alpha=0.5, color=colour, linewidths=0)
                 ax.set(ylim=windows[i])
             ax.set(xlim=windows[j])
             ax.tick_params(labelsize=6)

@@ -88,6 +88,10 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: it is not such a folder, or broken.
     """
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: there is no such folder; expected one that pyroflows fit wrote"
+        )
     flow = load(folder)
     try:
         facts = json.loads((folder / FACTS).read_bytes())

@@ -190,8 +190,8 @@ class Distillation:
         edges = [weights.quantile(q).item() for q in (0.001, 0.999)]
         ax.hist(weights.clamp(*edges).numpy(), bins=60, color="grey")
         ax.axvline(0, color="black", lw=1)
-        ax.set(title=f"log-weights at the student's draws, k-hat {self.khat:.2f}", yticks=[])
-        ax.set(xlabel="log t - log s, nats")
+        ax.set(title=f"log-weights, k-hat {self.khat:.2f}", yticks=[])
+        ax.set(xlabel="log t - log s at the student's draws, nats")
 
     def _plot_quantiles(self, ax: Axes) -> None:
         levels = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
@@ -210,13 +210,27 @@ class Distillation:
         for index, (name, by_batch) in enumerate(shown.items()):
             where = [place + (index - 1) * 0.27 for place in range(len(batches))]
             bars = ax.bar(where, list(by_batch.values()), 0.25, label=name, color=_COLORS[name])
-            ax.bar_label(bars, [f"{rate:,.0f}" for rate in by_batch.values()], fontsize=7)
+            ax.bar_label(
+                bars,
+                [f"{_rounded(rate):,.0f}" for rate in by_batch.values()],
+                fontsize=7,
+                rotation=90,
+                padding=2,
+            )
         ax.set(title="samples a second", yscale="log", xticks=range(len(batches)))
-        ax.set_xticklabels([f"batches of {n:,}" for n in batches])
-        ax.legend()
+        ax.set(xlabel="rows in a batch")
+        ax.set_xticklabels([f"{n:,}" for n in batches])
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high * (high / low) ** 0.35)  # room for the labels and the legend
+        ax.legend(loc="upper left", ncols=len(shown), fontsize=7)
 
 
 _COLORS = {"teacher": "tab:blue", "student": "tab:orange", "plain loop": "tab:grey"}
+
+
+def _rounded(rate: float) -> float:
+    """To three digits: clocks vary by more."""
+    return float(f"{rate:.3g}")
 
 
 def _plus_minus(pair: Estimate) -> str:
