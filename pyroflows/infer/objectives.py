@@ -31,10 +31,8 @@ def _path_log_prob(name: str, fn: Distribution, value: Tensor) -> Tensor:
         inner = _path_log_prob(name, fn.base_dist, value)
         dims = fn.reinterpreted_batch_ndims
         return inner.flatten(inner.dim() - dims).sum(-1) if dims else inner
-    if isinstance(
-        fn, pyro.distributions.Delta
-    ):  # its log-density is a function of other draws alone
-        return fn.log_prob(value)
+    if isinstance(fn, pyro.distributions.Delta):
+        return fn.log_prob(value)  # a function of other draws alone
     if not getattr(fn, "has_rsample", False):
         raise NotImplementedError(
             f"guide: site {name!r} is drawn from {type(fn).__name__}, which is not "
