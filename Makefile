@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # One thread a test process: the processes already fill the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: demo test test-all bench lint format clean
+.PHONY: demo test test-all tutorials bench lint format clean
 
 demo: $(READY)
 	$(BIN)/python models/quickstart.py
@@ -17,6 +17,9 @@ test: $(READY)
 
 test-all: $(READY)
 	$(PYTEST)
+
+tutorials: $(READY)
+	$(BIN)/python tutorials/execute.py
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
