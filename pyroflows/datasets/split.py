@@ -53,6 +53,12 @@ class LabelledSplit(Split):
         train_labels: classes of the training rows, ``int64`` of shape ``(n,)``.
         val_labels: classes of the validation rows, ``int64`` of shape ``(n,)``.
         test_labels: classes of the test rows, ``int64`` of shape ``(n,)``.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> split = pf.datasets.digits()
+        >>> type(split).__name__, split.train_labels.shape[0] == split.train.shape[0]
+        ('LabelledSplit', True)
     """
 
     train_labels: torch.Tensor
