@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor
+from torch.distributions import biject_to
 
 from pyroflows.distribution import Flow
 from pyroflows.flows import iaf
@@ -110,9 +111,18 @@ def noise(
 
 def leaves_the_unit_interval(dequantizer: Flow) -> bool:
     """Whether the flow's support is larger, by however little, in any element."""
-    zero = torch.zeros(dequantizer.event_shape)
-    below, above = zero.nextafter(zero - 1), (zero + 1).nextafter(zero + 2)
-    return bool((dequantizer.support.check(below) | dequantizer.support.check(above)).any())
+    shape, support = dequantizer.event_shape, dequantizer.support
+    to_support = biject_to(support)
+    inside = to_support(torch.zeros(to_support.inverse_shape(shape))).flatten()
+    zero = torch.zeros(())
+    beyond = zero.nextafter(zero - 1), (zero + 1).nextafter(zero + 2)
+    for elements in torch.arange(len(inside)).split(256):  # one of them beyond in each row
+        for value in beyond:
+            rows = inside.repeat(len(elements), 1)
+            rows[range(len(elements)), elements] = value
+            if support.check(rows.unflatten(1, shape)).any():
+                return True
+    return False
 
 
 @contextlib.contextmanager
