@@ -55,10 +55,10 @@ class LabelledSplit(Split):
         test_labels: classes of the test rows, ``int64`` of shape ``(n,)``.
 
     Example:
-        >>> import pyroflows as pf
-        >>> split = pf.datasets.digits()
-        >>> type(split).__name__, split.train_labels.shape[0] == split.train.shape[0]
-        ('LabelledSplit', True)
+        >>> rows, labels = torch.zeros(4, 2), torch.tensor([0, 1, 1, 0])
+        >>> split = LabelledSplit(rows, rows[:1], rows[:1], labels, labels[:1], labels[:1])
+        >>> split.train[split.train_labels == 1].shape
+        torch.Size([2, 2])
     """
 
     train_labels: torch.Tensor

@@ -52,9 +52,10 @@ class Distillation:
         >>> import pyroflows as pf
         >>> teacher = pf.maf(2, layers=1, hidden=(8,))
         >>> student = pf.student_of(teacher)
-        >>> report = pf.distill(teacher, student, max_steps=20, progress=False)
-        >>> report.gap is None, report.reverse_kl.mean < 0.1
-        (True, True)
+        >>> few = dict(max_steps=5, draws=200, classifier_draws=0, speed_batches=(1,))
+        >>> report = pf.distill(teacher, student, progress=False, **few)
+        >>> report.draws, sorted(report.samples), report.gap     # no held-out rows were given
+        (200, ['student', 'teacher'], None)
     """
 
     reverse_kl: Estimate

@@ -65,6 +65,8 @@ def importance_weights(
     One run of the model for 10,000 draws at once, in a plate outside all others; draw by draw for
     models that cannot (with a warning).
 
+    Log-densities and log-weights are in nats.
+
     Args:
         model: a Pyro model.
         guide: any Pyro guide.
@@ -225,7 +227,7 @@ def effective_size(log_weight: Tensor) -> float:
 
     Example:
         >>> import torch
-        >>> effective_size(torch.zeros(10))
+        >>> round(effective_size(torch.zeros(10)), 6)
         10.0
     """
     log_weight = log_weight.detach().double()

@@ -66,7 +66,7 @@ def check_round_trip(
 
     Example:
         >>> import pyroflows as pf
-        >>> pf.testing.check_round_trip(pf.transforms.LULinear(3), 3)
+        >>> pf.testing.check_round_trip(pf.transforms.LULinear(3).double(), 3)
     """
     shape, wanted = as_shape(shape), as_shape(context)
     far_too = is_unbounded(transform.domain) and is_unbounded(transform.codomain)
@@ -111,7 +111,7 @@ def check_log_det(transform: FlowTransform, shape: Shape, context: Shape = 0) ->
 
     Example:
         >>> import pyroflows as pf
-        >>> pf.testing.check_log_det(pf.transforms.LULinear(3), 3)
+        >>> pf.testing.check_log_det(pf.transforms.LULinear(3).double(), 3)
     """
     shape, wanted = as_shape(shape), as_shape(context)
     c = contexts(wanted, (3,), torch.float64)
@@ -151,7 +151,7 @@ def check_gradients(transform: FlowTransform, shape: Shape, context: Shape = 0) 
 
     Example:
         >>> import pyroflows as pf
-        >>> pf.testing.check_gradients(pf.transforms.LULinear(3), 3)
+        >>> pf.testing.check_gradients(pf.transforms.LULinear(3).double(), 3)
     """
     shape, wanted = as_shape(shape), as_shape(context)
     c = contexts(wanted, (2,), torch.float64)

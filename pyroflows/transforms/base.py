@@ -248,7 +248,7 @@ class Conditioned(FlowTransform):
 
     Args:
         transform: the map that takes a context.
-        context: ``(*batch, context)``, or with as many dimensions of its own as ``context_dim`` says.
+        context: ``(*batch, context)``, or with ``context_dim`` dimensions of its own.
         context_dim: how many of the last dimensions belong to one context.
 
     Example:

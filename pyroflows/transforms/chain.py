@@ -14,7 +14,7 @@ from pyroflows.transforms.base import FlowTransform
 class Chain(FlowTransform):
     """Transforms applied one after the other, in the order given (base to data).
 
-    Each direction costs what the parts' cost in it, added up; ``fast`` is what all of them are fast in.
+    Each direction costs what its parts cost, added up; ``fast`` is what all of them are fast in.
 
     Args:
         parts: the transforms; a chain among them is taken apart.

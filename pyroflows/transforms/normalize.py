@@ -134,8 +134,8 @@ class ActNorm(FlowTransform):
         >>> import torch
         >>> layer = ActNorm(1)
         >>> layer.initialize(torch.tensor([[10.0], [20.0]]))
-        tensor([[-1.],
-                [ 1.]], grad_fn=...)
+        tensor([[-1.0000],
+                [ 1.0000]])
     """
 
     def __init__(self, features: int, dims: int = 1) -> None:
