@@ -29,7 +29,7 @@ class History:
 
     Example:
         >>> history = History(stopped="max_epochs reached")
-        >>> for epoch, (train, val) in enumerate([(-2.5, -2.6), (-2.1, -2.4), (-1.9, -2.5)], start=1):
+        >>> for epoch, train, val in [(1, -2.5, -2.6), (2, -2.1, -2.4), (3, -1.9, -2.5)]:
         ...     history.record(epoch, train, val, lr=1e-3)
         ...     if history.improved():
         ...         history.best = len(history.steps) - 1

@@ -36,8 +36,8 @@ class PixelCNN(Synced):
     ``model(context)``, is a Pyro distribution at the parameters as they are. A class is given in
     one-hot (floating point), or as an integer.
 
-    Scoring costs one pass of the net, drawing one evaluation for each pixel, of which only what that
-    pixel changes is computed. Van den Oord et al. 2016, arXiv:1606.05328.
+    Scoring costs one pass of the net; drawing goes pixel by pixel and computes only what the last
+    one changes. Van den Oord et al. 2016, arXiv:1606.05328.
 
     Args:
         shape: (colours, height, width).

@@ -36,7 +36,8 @@ class WeightedDraws(NamedTuple):
 
     Example:
         >>> import torch
-        >>> found = WeightedDraws({"z": torch.zeros(3)}, torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3))
+        >>> log_p, log_q = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)
+        >>> found = WeightedDraws({"z": torch.zeros(3)}, log_p, log_q)
         >>> found.log_weight
         tensor([1., 2., 3.])
     """
