@@ -271,7 +271,7 @@ class Flow(nn.Module):
 
     @property
     def fast(self) -> str:
-        """The direction that costs one pass: ``"sample"``, ``"log_prob"``, ``"both"``."""
+        """``"sample"``, ``"log_prob"`` or ``"both"``, whichever costs one pass."""
         return self.transform.fast
 
     @property

@@ -59,7 +59,7 @@ class History:
 
     @property
     def score(self) -> float:
-        """The score of the weights that were kept: validation where there is one."""
+        """The score of the weights that were kept, in ``unit``; validation where there is one."""
         return (self.val or self.train)[self.best]
 
     def improved(self) -> bool:

@@ -99,7 +99,7 @@ class FlowTransform(TransformModule):
 
     @property
     def inv(self) -> FlowTransform:
-        """The inverse map: a module with the same parameters. ``t.inv.inv is t``."""
+        """The inverse map, a module with the same parameters. ``t.inv.inv is t``."""
         inverse = self._inv() if self._inv is not None else None
         if inverse is None:
             inverse = Inverse(self)
