@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # One thread a test process: the processes already fill the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: demo test test-all tutorials bench lint format clean
+.PHONY: demo test test-all tutorials bench docs lint format clean
 
 demo: $(READY)
 	$(BIN)/python models/quickstart.py
@@ -25,6 +25,11 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
 	$(BIN)/python benchmarks/run.py
 
+# Strict: a warning, or a reference that leads nowhere, fails.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m sphinx -W -n --keep-going -b html docs docs/_build/html
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,7 +39,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs build .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs build docs/_build .pytest_cache .ruff_cache
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -40,12 +40,21 @@ class FlowDistribution(dist.TransformedDistribution):
     in between; the result then has the gradient of the draw's parameters but is not a function of
     the draw in the graph. ``Flow.detached()`` gives a view that never does so.
 
+    Log-densities are in nats, of shape ``(*sample, *batch)``.
+
     Args:
         base: base distribution; its batch shape is the distribution's.
         transform: the flow's transform, conditioned if it is conditional.
         event_shape: shape of one data point.
         owner: the module whose parameters decide; None to score own draws like any other value.
         validate_args: as everywhere in torch.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> q = pf.iaf(2, layers=1, hidden=(8,))()
+        >>> x, log_q = q.rsample_and_log_prob((5,))
+        >>> x.shape, log_q.shape, torch.equal(q.log_prob(x), log_q)
+        (torch.Size([5, 2]), torch.Size([5]), True)
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -262,7 +271,7 @@ class Flow(nn.Module):
 
     @property
     def fast(self) -> str:
-        """The direction that costs one pass: ``"sample"``, ``"log_prob"``, ``"both"``."""
+        """``"sample"``, ``"log_prob"`` or ``"both"``, whichever costs one pass."""
         return self.transform.fast
 
     @property

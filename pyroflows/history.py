@@ -25,7 +25,16 @@ class History:
         stopped: why training ended, in words.
         rollbacks: how often a non-finite loss sent it back to its best weights.
         skipped: how many non-finite steps were not applied.
-        seconds: how long it took.
+        seconds: how long it took, by the clock.
+
+    Example:
+        >>> history = History(stopped="max_epochs reached")
+        >>> for epoch, train, val in [(1, -2.5, -2.6), (2, -2.1, -2.4), (3, -1.9, -2.5)]:
+        ...     history.record(epoch, train, val, lr=1e-3)
+        ...     if history.improved():
+        ...         history.best = len(history.steps) - 1
+        >>> history
+        History(3 lines, best -2.400 nats at 2, max_epochs reached, 0.0 s)
     """
 
     unit: str = "nats"
@@ -50,7 +59,7 @@ class History:
 
     @property
     def score(self) -> float:
-        """The score of the weights that were kept: validation where there is one."""
+        """The score of the weights that were kept, in ``unit``; validation where there is one."""
         return (self.val or self.train)[self.best]
 
     def improved(self) -> bool:

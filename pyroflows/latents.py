@@ -55,6 +55,13 @@ def decode(flow: AnyFlow, z: Tensor, context: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: codes of another shape; a context that is missing, unwanted, or does not fit.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> flow = pf.glow((1, 4, 4), levels=2, steps=1, channels=4)
+        >>> x = torch.randn(3, 1, 4, 4)
+        >>> decode(flow, encode(flow, x)).allclose(x, atol=1e-4)
+        True
     """
     _check("z", z, _codes(flow)[0])
     y = _distribution(flow, context).transforms[0].forward_and_log_det(z)[0]

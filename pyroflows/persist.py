@@ -122,6 +122,10 @@ def push_to_hub(flow: nn.Module, name: str, **options: Any) -> Any:
     Raises:
         ValueError: as in ``pf.save``.
         ImportError: ``huggingface_hub`` is not installed.
+
+    Example::
+
+        pf.push_to_hub(flow, "owner/name", commit_message="A MAF of the digits")
     """
     return hub.upload(lambda folder: save(flow, folder), name, **options)
 
@@ -137,6 +141,10 @@ def from_hub(name: str, *, revision: str | None = None, **options: Any) -> Any:
     Raises:
         ValueError: as in ``pf.load``.
         ImportError: ``huggingface_hub`` is not installed.
+
+    Example::
+
+        flow = pf.from_hub("owner/name", revision="main")
     """
     return load(hub.download(name, revision), **options)
 

@@ -36,6 +36,9 @@ class PixelCNN(Synced):
     ``model(context)``, is a Pyro distribution at the parameters as they are. A class is given in
     one-hot (floating point), or as an integer.
 
+    Scoring costs one pass of the net; drawing goes pixel by pixel and computes only what the last
+    one changes. Van den Oord et al. 2016, arXiv:1606.05328.
+
     Args:
         shape: (colours, height, width).
         classes: number of classes; 0 for none.
@@ -43,6 +46,12 @@ class PixelCNN(Synced):
         net: ``(n, colours, height, width)`` to features of each pixel, ``channels`` wide.
         law: of one level.
         channels: width of the features.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> model = pf.pixelcnn((1, 4, 4), bins=5, channels=8)
+        >>> type(model).__name__, model().log_prob(torch.zeros(3, 1, 4, 4)).shape   # nats a picture
+        ('PixelCNN', torch.Size([3]))
     """
 
     fast = "log_prob"

@@ -46,6 +46,8 @@ def sheet(pictures: Tensor, bins: int = 256) -> Tensor:
 def save_sheets(panels: dict[str, Tensor], path: str | Path, bins: int = 256) -> None:
     """Several sheets, each with its title, three abreast in one picture.
 
+    Pictures are ``(rows, columns, channels, height, width)``, as in ``sheet``.
+
     Args:
         panels: pictures by title, each as ``sheet`` takes them.
         path: the picture; its folder is made.
@@ -53,6 +55,14 @@ def save_sheets(panels: dict[str, Tensor], path: str | Path, bins: int = 256) ->
 
     Raises:
         ValueError: no panels, or what ``sheet`` raises.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "zeros.png"
+        ...     save_sheets({"zeros": torch.zeros(2, 2, 1, 8, 8)}, path, bins=17)
+        ...     path.exists()
+        True
     """
     if not panels:
         raise ValueError("panels: expected at least one")

@@ -37,6 +37,15 @@ class FlowConstraint(constraints.Constraint):
 
     Args:
         flow: an unconditional flow; later training does not move a bijection already made.
+
+    Raises:
+        ValueError: the flow has a context.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> constraint = pf.FlowConstraint(pf.realnvp(2, layers=1, hidden=(8,)))
+        >>> torch.distributions.biject_to(constraint)(torch.zeros(3, 2)).shape
+        torch.Size([3, 2])
     """
 
     def __init__(self, flow: Flow) -> None:

@@ -29,7 +29,18 @@ MAX_ROLLBACKS = 3
 
 
 class DivergedError(RuntimeError):
-    """Training kept running into losses that are not finite."""
+    """Training kept running into losses that are not finite.
+
+    The message says what to try; the module holds its best weights, so the error may be caught.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> try:
+        ...     raise pf.DivergedError("training: the loss is not finite")
+        ... except RuntimeError as error:
+        ...     print(error)
+        training: the loss is not finite
+    """
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """What README and CONTRIBUTING show is so."""
 
 import doctest
+import importlib
 import re
 import sys
 import types
 from pathlib import Path
+
+import pytest
+from test_docstrings import MODULES, names_of
 
 import pyroflows as pf
 from pyroflows.testing import check_flow
@@ -34,3 +38,68 @@ def test_readme_lists_every_builder():
     builders = [n for n in pf.flows.__all__ if hasattr(getattr(pf.flows, n), "__wrapped__")]
     assert len(builders) >= 5
     assert [n for n in builders if f"pf.{n}" not in text] == []
+
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+MARKDOWN = [
+    path
+    for folder in ("", "docs", "models", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.md") if folder else ROOT.glob("*.md"))
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_of_the_site_run(page):
+    failed, _ = doctest.testfile(
+        str(page),
+        module_relative=False,
+        optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE,
+    )
+    assert failed == 0
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^()\s]+)\)", text)
+    local = [target.split("#")[0] for target in targets if "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def referenced() -> list[str]:
+    """What the sources of the API reference name."""
+    text = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.rst"))
+    named = re.findall(
+        r"^\.\. (?:auto\w+|py:data|py:module):: (\S+)$(?:\n +:members: (.+))?", text, re.MULTILINE
+    )
+    members = [f"{name}.{m}" for name, more in named for m in more.split(", ") if m]
+    return [name for name, _ in named] + members
+
+
+def public_names() -> set[str]:
+    """Every public name, by the shortest path that reaches it; constants too."""
+    found: dict[int, str] = {}
+    for path in MODULES:
+        module = importlib.import_module(path)
+        for name in names_of(module):
+            found.setdefault(id(getattr(module, name)), f"{path}.{name}")
+    return set(found.values())
+
+
+def test_the_reference_has_every_public_name_once():
+    named = referenced()
+    assert sorted(public_names() - set(named)) == []
+    assert sorted({name for name in named if named.count(name) > 1}) == []
+
+
+def test_the_table_of_models_has_every_script():
+    text = (ROOT / "models" / "README.md").read_text()
+    scripts = [p for p in (ROOT / "models").rglob("*.py") if "__main__" in p.read_text()]
+    assert len(scripts) >= 14
+    rows = [line for line in text.splitlines() if line.startswith("| [")]
+    linked = [re.search(r"\]\(\./(.+?)\)", row).group(1) for row in rows]
+    assert sorted(linked) == sorted(str(p.relative_to(ROOT / "models")) for p in scripts)
+    for path, row in zip(linked, rows, strict=True):
+        assert f"`python models/{path}" in row
+        assert row.count(" | ") == 5
+        assert not re.search(r"\|\s*\|", row), f"an empty cell: {row}"

@@ -33,6 +33,11 @@ def data_folder() -> Path:
 
     Raises:
         FileNotFoundError: if the variable is not set or names no folder.
+
+    Example::
+
+        $ export PYROFLOWS_DATA=~/data     # in the shell, before Python starts
+        >>> pf.datasets.data_folder()
     """
     value = os.environ.get(VARIABLE)
     if not value:

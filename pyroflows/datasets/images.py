@@ -53,6 +53,11 @@ def mnist(*, download: bool = False) -> LabelledSplit:
     Raises:
         FileNotFoundError: if the variable is not set or the files are missing.
         ValueError: if a file is not in the expected format or fails its checksum.
+
+    Example::
+
+        pictures = pf.datasets.mnist()
+        pictures.train.shape, pictures.train_labels.shape
     """
     if has_file("mnist/mnist.npz"):
         path = find_file("mnist/mnist.npz", source=_MNIST_URL)
@@ -107,6 +112,11 @@ def cifar10(*, download: bool = False) -> LabelledSplit:
 
     Warns:
         UserWarning: if there is no training file.
+
+    Example::
+
+        pictures = pf.datasets.cifar10()
+        pictures.test.shape                                   # (10000, 3, 32, 32)
     """
     packed_train, packed_test = (f"cifar10_test/cifar10_{part}.xz" for part in ("train", "test"))
     archive_name = "cifar10/cifar-10-python.tar.gz"
@@ -156,6 +166,10 @@ def freyfaces(*, seed: int = 123) -> Split:
 
     Raises:
         FileNotFoundError: if the variable is not set or the file is missing.
+
+    Example::
+
+        faces = pf.datasets.freyfaces().train                 # (n, 1, 28, 20)
     """
     path = find_file(
         "freyfaces/freyfaces.npz",

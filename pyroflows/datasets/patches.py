@@ -62,6 +62,10 @@ def bsds300(
         FileNotFoundError: if the variable is not set or the file is missing.
         TypeError: if ``dtype`` is not floating-point.
         ValueError: if a number of patches or the seed is negative.
+
+    Example::
+
+        patches = pf.datasets.bsds300().train                 # (n, 63)
     """
     dtype = resolved_dtype(dtype)
     if min(n_train, n_val, n_test) < 0:

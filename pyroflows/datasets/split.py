@@ -53,6 +53,12 @@ class LabelledSplit(Split):
         train_labels: classes of the training rows, ``int64`` of shape ``(n,)``.
         val_labels: classes of the validation rows, ``int64`` of shape ``(n,)``.
         test_labels: classes of the test rows, ``int64`` of shape ``(n,)``.
+
+    Example:
+        >>> rows, labels = torch.zeros(4, 2), torch.tensor([0, 1, 1, 0])
+        >>> split = LabelledSplit(rows, rows[:1], rows[:1], labels, labels[:1], labels[:1])
+        >>> split.train[split.train_labels == 1].shape
+        torch.Size([2, 2])
     """
 
     train_labels: torch.Tensor

@@ -36,6 +36,10 @@ def miniboone(*, seed: int = 0, dtype: torch.dtype | None = None) -> Split:
     Raises:
         FileNotFoundError: if the variable is not set or the file is missing.
         TypeError: if ``dtype`` is not floating-point.
+
+    Example::
+
+        train, val, test = pf.datasets.miniboone()            # 43 columns
     """
     dtype = resolved_dtype(dtype)
     path = find_file(
@@ -83,6 +87,10 @@ def power(*, seed: int = 0, dtype: torch.dtype | None = None) -> Split:
     Raises:
         FileNotFoundError: if the variable is not set or the file is missing.
         TypeError: if ``dtype`` is not floating-point.
+
+    Example::
+
+        days = pf.datasets.power().train                      # (n, 6)
     """
     dtype = resolved_dtype(dtype)
     generator = seeded(seed)

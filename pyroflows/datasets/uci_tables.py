@@ -44,6 +44,11 @@ def uci_names() -> list[str]:
     Raises:
         FileNotFoundError: if ``PYROFLOWS_DATA`` is not set, or its folder holds neither
             ``uci_regression`` nor ``uci_tabular``.
+
+    Example::
+
+        for name in pf.datasets.uci_names():
+            print(name, len(pf.datasets.uci(name).train))
     """
     return sorted(_files())
 
@@ -84,6 +89,10 @@ def uci(name: str, *, split: int = 0, seed: int = 0, dtype: torch.dtype | None =
 
     Warns:
         UserWarning: if rows with missing values were dropped.
+
+    Example::
+
+        houses = pf.datasets.uci("boston", split=3)
     """
     dtype = resolved_dtype(dtype)
     files = _files()

@@ -47,6 +47,15 @@ class Distillation:
         course: at each look at the student the step and both divergences.
         samples: draws of ``"teacher"`` and ``"student"``, for pictures.
         log_weights: ``log t - log s`` at the student's draws.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> teacher = pf.maf(2, layers=1, hidden=(8,))
+        >>> student = pf.student_of(teacher)
+        >>> few = dict(max_steps=5, draws=200, classifier_draws=0, speed_batches=(1,))
+        >>> report = pf.distill(teacher, student, progress=False, **few)
+        >>> report.draws, sorted(report.samples), report.gap     # no held-out rows were given
+        (200, ['student', 'teacher'], None)
     """
 
     reverse_kl: Estimate

@@ -16,7 +16,13 @@ from pyroflows.flows.spline import nsf
 
 
 def builders() -> dict[str, Callable[..., Flow]]:
-    """The builders of every file in this folder, by name."""
+    """The builders of every file in this folder, by name.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> "maf" in pf.flows.builders()
+        True
+    """
     found: dict[str, Callable[..., Flow]] = {}
     for module in pkgutil.iter_modules(__path__):
         members = vars(importlib.import_module(f"{__name__}.{module.name}")).items()
@@ -30,7 +36,13 @@ def _is_marked(function: Callable[..., Any]) -> bool:
 
 
 def examples() -> dict[str, Example]:
-    """The ``EXAMPLES`` of every file in this folder, by name."""
+    """The ``EXAMPLES`` of every file in this folder, by name.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.flows.examples()["maf"].fast
+        'log_prob'
+    """
     found: dict[str, Example] = {}
     for module in pkgutil.iter_modules(__path__):
         found.update(getattr(importlib.import_module(f"{__name__}.{module.name}"), "EXAMPLES", {}))

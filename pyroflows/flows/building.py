@@ -31,6 +31,12 @@ class Example:
     Args:
         make: builds it.
         fast: ``"sample"``, ``"log_prob"`` or ``"both"``.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> example = Example(lambda: pf.iaf(2, layers=1, hidden=(8,)), fast="sample")
+        >>> example.make().fast == example.fast
+        True
     """
 
     make: Callable[[], Flow]
@@ -42,8 +48,19 @@ def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
 
     One from outside the package is named by where to import it from, ``"module:function"``.
 
+    Args:
+        function: takes ``features`` or ``shape`` first and returns a ``Flow``.
+
     Raises:
         ValueError: an argument of the function cannot be given by name.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> @pf.flows.builder
+        ... def small_maf(features: int, context: int = 0) -> pf.Flow:
+        ...     return pf.maf(features, context, layers=1, hidden=(8,))
+        >>> small_maf(2).config["arguments"]["features"]
+        2
     """
     signature = inspect.signature(function)
     parameters = signature.parameters.values()

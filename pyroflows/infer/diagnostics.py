@@ -33,6 +33,13 @@ class WeightedDraws(NamedTuple):
         draws: every latent site's values, ``(draws, *site shape)``, on its own scale.
         log_p: the joint log-density of model and data in nats, ``(draws,)``.
         log_q: the guide's log-density in nats, ``(draws,)``.
+
+    Example:
+        >>> import torch
+        >>> log_p, log_q = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)
+        >>> found = WeightedDraws({"z": torch.zeros(3)}, log_p, log_q)
+        >>> found.log_weight
+        tensor([1., 2., 3.])
     """
 
     draws: dict[str, Tensor]
@@ -58,6 +65,8 @@ def importance_weights(
 
     One run of the model for 10,000 draws at once, in a plate outside all others; draw by draw for
     models that cannot (with a warning).
+
+    Log-densities and log-weights are in nats.
 
     Args:
         model: a Pyro model.
@@ -199,12 +208,28 @@ def khat(log_weight: Tensor) -> float:
 def khat_threshold(count: int) -> float:
     """Largest k-hat at which ``count`` draws suffice: ``min(1 - 1 / log10(S), 0.7)``.
 
-    Vehtari et al. 2024, section 3.2.4.
+    Vehtari et al. 2024, arXiv:1507.02646, section 3.2.4.
+
+    Args:
+        count: number S of draws.
+
+    Example:
+        >>> round(khat_threshold(100), 2), khat_threshold(10_000)
+        (0.5, 0.7)
     """
     return min(1 - 1 / math.log10(count), 0.7) if count > 10 else -math.inf
 
 
 def effective_size(log_weight: Tensor) -> float:
-    """``(sum w)^2 / sum w^2``: how many equally weighted draws these are worth (Kish 1965)."""
+    """``(sum w)^2 / sum w^2``: how many equally weighted draws these are worth (Kish 1965).
+
+    Args:
+        log_weight: ``(draws,)``, up to a constant.
+
+    Example:
+        >>> import torch
+        >>> round(effective_size(torch.zeros(10)), 6)
+        10.0
+    """
     log_weight = log_weight.detach().double()
     return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp().item()

@@ -156,6 +156,16 @@ class ImportanceELBO(_Weighted):
     Raises:
         NotImplementedError: the model has parameters of its own, which would need other weights
             (``pyro.infer.RenyiELBO(alpha=0)`` trains both); or as ``PathELBO``.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyroflows as pf
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(3.0, 0.5))
+        >>> guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup()
+        >>> bound = pf.infer.ImportanceELBO(num_particles=16, vectorize_particles=True)
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), bound)
+        >>> isinstance(svi.step(), float)                        # minus the bound, in nats
+        True
     """
 
     def _surrogate(
@@ -182,6 +192,16 @@ class ForwardKL(_Weighted):
     the importance-weighted bound. An IAF pays an inversion for it.
 
     Args: as ``pyro.infer.Trace_ELBO``.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyroflows as pf
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(3.0, 0.5))
+        >>> guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup()
+        >>> objective = pf.infer.ForwardKL(num_particles=16, vectorize_particles=True)
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), objective)
+        >>> isinstance(svi.step(), float)
+        True
     """
 
     def _surrogate(

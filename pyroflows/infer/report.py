@@ -36,6 +36,14 @@ class Report:
         shift: for each site how far the weights move its means, in posterior sd, ``(*site shape)``.
         weighted: the draws with both densities.
         log_weights: smoothed, normalised log-weights that correct the draws, ``(draws,)``.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyroflows as pf
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> found = pf.report(model, model, num_samples=1000)
+        >>> print(f"{found.khat} {found.ess:.0f} draws, {found.elbo:.3f} nats")
+        -inf 1000 draws, 0.000 nats
     """
 
     khat: float

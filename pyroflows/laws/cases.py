@@ -41,6 +41,13 @@ def randomize(
         gain: standard deviation of the noise, in units of 1 / sqrt(fan-in) for matrices.
         seed: equal seeds give equal noise in every dtype.
         keep: modules whose own parameters stay as they are.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> layer = pf.transforms.LULinear(3)
+        >>> pf.testing.randomize(layer)
+        >>> any((value != 0).any().item() for value in layer.parameters())
+        True
     """
     kept = {id(p) for m in keep for p in m.parameters(recurse=False)}
     for index, parameter in enumerate(module.parameters()):

@@ -62,6 +62,13 @@ def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | N
         make: makes the flow.
         dtype: of its tensors.
         fast: what ``flow.fast`` should be, if you want that checked too.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_cost(lambda: pf.iaf(2, layers=1, hidden=(8,)), fast="sample")
     """
     flow = prepared(make, dtype)
     require(fast in (None, flow.fast), f"fast: expected {fast!r}, got {flow.fast!r}")

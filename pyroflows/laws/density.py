@@ -29,6 +29,13 @@ def check_every_parameter_trains(make: MakeFlow, dtype: torch.dtype = torch.floa
     Args:
         make: makes the flow.
         dtype: of its tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_every_parameter_trains(lambda: pf.realnvp(2, layers=1, hidden=(8,)))
     """
     flow = prepared(make, dtype)
     x, context = points(flow, (6,), dtype)
@@ -53,6 +60,13 @@ def check_every_feature_moves(make: MakeFlow, dtype: torch.dtype = torch.float64
     Args:
         make: makes the flow.
         dtype: of its tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_every_feature_moves(lambda: pf.realnvp(2, layers=2, hidden=(8,)))
     """
     flow = make().to(dtype).eval()
     kinds = (ActNorm, DiagonalScale, Standardize)
@@ -78,6 +92,13 @@ def check_density_integrates_to_one(make: MakeFlow, dtype: torch.dtype = torch.f
     Args:
         make: makes the flow.
         dtype: of its tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_density_integrates_to_one(lambda: pf.realnvp(2, layers=1, hidden=(8,)))
     """
     flow = make().to(dtype).eval()
     shape = flow.transform.inverse_shape(flow.event_shape)

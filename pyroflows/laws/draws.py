@@ -106,6 +106,13 @@ def check_memory_of_draws(make: MakeFlow, dtype: torch.dtype = torch.float64) ->
     Args:
         make: makes the flow.
         dtype: of its tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_memory_of_draws(lambda: pf.realnvp(2, layers=1, hidden=(8,)))
     """
     with seeded():
         for how in ("sample", "rsample"):
@@ -190,6 +197,13 @@ def check_draws_are_scored(make: MakeFlow, dtype: torch.dtype = torch.float64) -
     Args:
         make: makes the flow.
         dtype: of its tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_draws_are_scored(lambda: pf.realnvp(2, layers=1, hidden=(8,)))
     """
     flow = prepared(make, dtype)
     for shape, batch in (((), ()), ((5,), ()), ((2, 3), (4,)), ((0,), ())):

@@ -60,6 +60,13 @@ def check_round_trip(
         shape: event shape of its input.
         context: width or shape of its context; 0 for none.
         dtype: of the transform's tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_round_trip(pf.transforms.LULinear(3).double(), 3)
     """
     shape, wanted = as_shape(shape), as_shape(context)
     far_too = is_unbounded(transform.domain) and is_unbounded(transform.codomain)
@@ -98,6 +105,13 @@ def check_log_det(transform: FlowTransform, shape: Shape, context: Shape = 0) ->
         transform: the map, in float64.
         shape: event shape of its input.
         context: width or shape of its context; 0 for none.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_log_det(pf.transforms.LULinear(3).double(), 3)
     """
     shape, wanted = as_shape(shape), as_shape(context)
     c = contexts(wanted, (3,), torch.float64)
@@ -131,6 +145,13 @@ def check_gradients(transform: FlowTransform, shape: Shape, context: Shape = 0) 
         transform: the map, in float64.
         shape: event shape of its input.
         context: width or shape of its context; 0 for none.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_gradients(pf.transforms.LULinear(3).double(), 3)
     """
     shape, wanted = as_shape(shape), as_shape(context)
     c = contexts(wanted, (2,), torch.float64)
@@ -189,6 +210,13 @@ def check_structure(transform: FlowTransform, shape: Shape, context: Shape = 0) 
         transform: the map, in float64.
         shape: event shape of its input.
         context: width or shape of its context; 0 for none.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_structure(pf.transforms.Permute([2, 0, 1]), 3)
     """
     shape, wanted = as_shape(shape), as_shape(context)
     words = ("sample", "log_prob", "both", "neither")
@@ -233,6 +261,14 @@ def check_context_rows(
         shape: event shape of its input.
         context: width or shape of its context; 0 for none.
         dtype: of the transform's tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> layer = pf.transforms.ContextAffine(2, context=3).double()
+        >>> pf.testing.check_context_rows(layer, 2, context=3)
     """
     shape, wanted = as_shape(shape), as_shape(context)
     c = contexts(wanted, (4,), dtype)

@@ -31,6 +31,13 @@ def check_large_weights(make: MakeFlow, dtype: torch.dtype = torch.float32) -> N
     Args:
         make: makes the flow.
         dtype: of its tensors; float32 is the hard case.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_large_weights(lambda: pf.realnvp(2, layers=1, hidden=(8,)))
     """
     gain = 10 * USUAL if is_unbounded(make().support) else 2 * USUAL
     flow = prepared(make, dtype, gain)
@@ -79,6 +86,13 @@ def check_many_rows(
         make: makes the flow.
         dtype: of its tensors.
         rows: how many.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_many_rows(lambda: pf.realnvp(2, layers=1, hidden=(8,)), rows=1000)
     """
     flow = prepared(make, dtype)
     for number in (0, rows):

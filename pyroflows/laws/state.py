@@ -32,6 +32,13 @@ def check_state(make: MakeFlow, dtype: torch.dtype = torch.float64) -> None:
     Args:
         make: makes the flow.
         dtype: of its tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_state(lambda: pf.realnvp(2, layers=1, hidden=(8,)))
     """
     flow = prepared(make, dtype)
     x, context = points(flow, (6,), dtype)
@@ -97,6 +104,13 @@ def check_no_global_state(make: MakeFlow, dtype: torch.dtype = torch.float64) ->
     Args:
         make: makes the flow.
         dtype: of its tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_no_global_state(lambda: pf.realnvp(2, layers=1, hidden=(8,)))
     """
     before = _global_state()
     flow = prepared(make, dtype)
@@ -124,6 +138,13 @@ def check_repr(make: MakeFlow, dtype: torch.dtype = torch.float64) -> None:
     Args:
         make: makes the flow.
         dtype: of its tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_repr(lambda: pf.realnvp(2, layers=1, hidden=(8,)))
     """
     flow = prepared(make, dtype)
     lines = repr(flow).splitlines()

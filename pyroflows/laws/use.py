@@ -28,6 +28,13 @@ def check_pyro(make: MakeFlow, dtype: torch.dtype = torch.float64) -> None:
     Args:
         make: makes the flow.
         dtype: of its tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_pyro(lambda: pf.realnvp(2, layers=1, hidden=(8,)))
     """
     flow = prepared(make, dtype)
     event = len(flow.event_shape)
@@ -85,6 +92,13 @@ def check_nuts(make: MakeFlow, dtype: torch.dtype = torch.float64) -> None:
     Args:
         make: makes the flow.
         dtype: of its tensors.
+
+    Raises:
+        AssertionError: the law is broken; the message says what was seen.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.testing.check_nuts(lambda: pf.realnvp(2, layers=1, hidden=(8,)))
     """
     flow = prepared(make, dtype)
     context = contexts(flow.context_shape, (), dtype)

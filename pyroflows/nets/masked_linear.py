@@ -71,6 +71,14 @@ class MaskedLinear(nn.Linear):
 
     Args:
         mask: ``(outputs, inputs)``, boolean.
+
+    Example:
+        >>> import torch
+        >>> layer = MaskedLinear(torch.tensor([[True, False], [True, True]]))
+        >>> x = torch.tensor([[1.0, 2.0], [1.0, 5.0]], requires_grad=True)
+        >>> layer(x)[:, 0].sum().backward()
+        >>> x.grad[:, 1]                                         # output 0 does not see input 1
+        tensor([0., 0.])
     """
 
     def __init__(self, mask: Tensor) -> None:

@@ -99,7 +99,7 @@ class FlowTransform(TransformModule):
 
     @property
     def inv(self) -> FlowTransform:
-        """The inverse map: a module with the same parameters. ``t.inv.inv is t``."""
+        """The inverse map, a module with the same parameters. ``t.inv.inv is t``."""
         inverse = self._inv() if self._inv is not None else None
         if inverse is None:
             inverse = Inverse(self)
@@ -151,7 +151,20 @@ class FlowTransform(TransformModule):
 
 
 class Inverse(FlowTransform):
-    """The inverse of a transform, as a module that shares its parameters."""
+    """The inverse of a transform, as a module that shares its parameters.
+
+    What ``transform.inv`` gives. Each direction costs what the other one of the transform does, so
+    ``fast`` is turned around too.
+
+    Args:
+        transform: the map whose inverse this is.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> layer = pf.transforms.LULinear(2)
+        >>> layer.inv(layer(torch.ones(3, 2))).allclose(torch.ones(3, 2)), layer.inv.inv is layer
+        (True, True)
+    """
 
     def __init__(self, transform: FlowTransform) -> None:
         super().__init__()
@@ -228,7 +241,22 @@ class Inverse(FlowTransform):
 
 
 class Conditioned(FlowTransform):
-    """A transform bound to a context of shape ``(*batch, context)``; mutates nothing."""
+    """A transform bound to a context of shape ``(*batch, context)``; mutates nothing.
+
+    What ``transform.condition(c)`` gives, with the transform's parameters and at its cost: one pass
+    with the context is one pass.
+
+    Args:
+        transform: the map that takes a context.
+        context: ``(*batch, context)``, or with ``context_dim`` dimensions of its own.
+        context_dim: how many of the last dimensions belong to one context.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> layer = pf.transforms.ContextAffine(2, context=3)
+        >>> layer.condition(torch.zeros(5, 3)).inv(torch.ones(2)).shape
+        torch.Size([5, 2])
+    """
 
     def __init__(self, transform: FlowTransform, context: Tensor, context_dim: int = 1) -> None:
         super().__init__()

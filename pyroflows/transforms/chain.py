@@ -14,8 +14,19 @@ from pyroflows.transforms.base import FlowTransform
 class Chain(FlowTransform):
     """Transforms applied one after the other, in the order given (base to data).
 
+    Each direction costs what its parts cost, added up; ``fast`` is what all of them are fast in.
+
     Args:
         parts: the transforms; a chain among them is taken apart.
+
+    Raises:
+        ValueError: a part is no ``FlowTransform``.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> both = pf.Chain([pf.transforms.Permute([1, 0]), pf.transforms.LULinear(2)])
+        >>> both(torch.tensor([1.0, 2.0])), both.fast
+        (tensor([2., 1.], grad_fn=...), 'both')
     """
 
     def __init__(self, parts: Iterable[FlowTransform]) -> None:

@@ -20,6 +20,13 @@ class Family:
     Attributes:
         params: how many numbers ``theta`` holds for one feature.
         volume_preserving: whether the derivative is one everywhere.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> family = pf.transforms.Affine()
+        >>> y, log_slope = family.forward(torch.ones(4), torch.zeros(4, family.params))
+        >>> y, log_slope.shape
+        (tensor([1., 1., 1., 1.]), torch.Size([4]))
     """
 
     params: int
@@ -70,6 +77,12 @@ class Affine(Family):
 
     Raises:
         ValueError: ``bound`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> y, log_slope = Affine(bound=2.0).forward(torch.tensor(1.0), torch.tensor([50.0, 0.5]))
+        >>> log_slope, y                                         # never above the bound
+        (tensor(2.), tensor(7.8891))
     """
 
     bound: float = math.log(5.0)
@@ -107,6 +120,14 @@ class RationalQuadraticSpline(Family):
 
     Raises:
         ValueError: fewer than two bins, or a bound that is not positive.
+
+    Example:
+        >>> import torch
+        >>> spline = RationalQuadraticSpline(bins=4)
+        >>> x, theta = torch.tensor([0.3, 9.0]), torch.randn(2, spline.params)
+        >>> y, log_slope = spline.forward(x, theta)
+        >>> spline.inverse(y, theta)[0].allclose(x), log_slope[1]     # beyond the box: the identity
+        (True, tensor(0.))
     """
 
     bins: int = 8

@@ -52,17 +52,44 @@ def checkerboard(shape: Sequence[int]) -> Tensor:
 
 
 def even_rows(shape: Sequence[int]) -> Tensor:
-    """``(1, H, W)``, True in rows 0, 2, 4 ..."""
+    """``(1, H, W)``, True in rows 0, 2, 4 ...
+
+    Args:
+        shape: ``(C, H, W)`` of the pictures that the mask is for.
+
+    Example:
+        >>> even_rows((1, 3, 2)).int()
+        tensor([[[1, 1],
+                 [0, 0],
+                 [1, 1]]], dtype=torch.int32)
+    """
     return (torch.arange(shape[-2]) % 2 == 0)[None, :, None].repeat(1, 1, shape[-1])
 
 
 def even_columns(shape: Sequence[int]) -> Tensor:
-    """``(1, H, W)``, True in columns 0, 2, 4 ..."""
+    """``(1, H, W)``, True in columns 0, 2, 4 ...
+
+    Args:
+        shape: ``(C, H, W)`` of the pictures that the mask is for.
+
+    Example:
+        >>> even_columns((1, 2, 3)).int()
+        tensor([[[1, 0, 1],
+                 [1, 0, 1]]], dtype=torch.int32)
+    """
     return (torch.arange(shape[-1]) % 2 == 0)[None, None].repeat(1, shape[-2], 1)
 
 
 def first_half(shape: Sequence[int]) -> Tensor:
-    """``(C, 1, 1)``, True for the first half of the channels."""
+    """``(C, 1, 1)``, True for the first half of the channels.
+
+    Args:
+        shape: ``(C, H, W)`` of the pictures that the mask is for.
+
+    Example:
+        >>> first_half((4, 2, 2)).flatten()
+        tensor([ True,  True, False, False])
+    """
     return (torch.arange(shape[-3]) < shape[-3] // 2)[:, None, None]
 
 
@@ -70,5 +97,13 @@ def all_but_channel(shape: Sequence[int], moved: int) -> Tensor:
     """``(C, 1, 1)``, True for all channels but one.
 
     Taken in turn for ``moved = 0, 1, 2, 0 ...``, each colour is set by the two others.
+
+    Args:
+        shape: ``(C, H, W)`` of the pictures that the mask is for.
+        moved: the channel that is False.
+
+    Example:
+        >>> all_but_channel((3, 2, 2), moved=1).flatten()
+        tensor([ True, False,  True])
     """
     return (torch.arange(shape[-3]) != moved % shape[-3])[:, None, None]

@@ -64,7 +64,7 @@ class Whiten(FlowTransform):
     r""":math:`y = L x + m` with a fixed location and a fixed lower-triangular L.
 
     Both are buffers: set once (``set``), part of the ``state_dict``, never trained. The inverse
-    whitens what has mean m and covariance :math:`L L^T`. Starts as the identity. Forward is a
+    whitens what has mean m and covariance :math:`L L^T`. Starts as the identity. Forward costs a
     product, the inverse a triangular solve, each O(D^2) a row.
 
     Args:

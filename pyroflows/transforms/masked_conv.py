@@ -46,6 +46,9 @@ class MaskedConv(FlowTransform):
             in single).
         iterations: passes at the most.
 
+    Raises:
+        ValueError: ``tolerance`` is not positive.
+
     Warns:
         UserWarning: the inverse of some rows is not within the tolerance after ``iterations``
             passes; it says how many and how far off.

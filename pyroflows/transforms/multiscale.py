@@ -32,8 +32,17 @@ def squeeze(x: Tensor) -> Tensor:
 def unsqueeze(x: Tensor) -> Tensor:
     """The inverse of ``squeeze``: ``(*batch, 4 C, H, W)`` to ``(*batch, C, 2 H, 2 W)``.
 
+    Args:
+        x: a picture or a batch of them, as ``squeeze`` gives.
+
     Raises:
         ValueError: the number of channels is not divisible by four.
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(16.0).view(1, 4, 4)
+        >>> torch.equal(unsqueeze(squeeze(x)), x)
+        True
     """
     *batch, channels, height, width = unsqueezed_shape(x.shape)
     blocks = x.movedim(-3, -1).reshape(-1, height // 2, width // 2, channels, 2, 2)
@@ -70,6 +79,8 @@ class Squeeze(FlowTransform):
 
     At a call it raises a ``ValueError`` where height or width is odd, and its ``.inv`` where
     channels do not come in fours.
+
+    Both directions cost one copy. Dinh et al. 2017, arXiv:1605.08803, section 3.6.
 
     Example:
         >>> import torch
@@ -112,6 +123,9 @@ class MultiScale(FlowTransform):
     A level that begins (at its base side) with an affine coupling which keeps the first half gives
     each factored-out half a Gaussian with mean and scale from the kept half, as in RealNVP and
     Glow.
+
+    Each direction costs what the levels' do in it, of which a level acts on half the numbers of the
+    one before.
 
     Args:
         level: acts on images ``(4 C, H / 2, W / 2)``.

@@ -17,6 +17,8 @@ class Permute(FlowTransform):
     ones come from a seed of their own, so equal arguments give equal flows and the global
     generator is left alone.
 
+    Both directions cost one indexing and no arithmetic.
+
     Args:
         permutation: a permutation of ``0 .. features - 1``.
 

@@ -67,6 +67,9 @@ def _vector(constraint: constraints.Constraint) -> constraints.Constraint:
 class ToSupport(FlowTransform):
     """The bijection from R^n onto a constrained set of vectors: ``biject_to(support)``.
 
+    Each direction costs one elementwise map, on a simplex a cumulative sum besides. The bijections
+    are torch's (Dillon et al. 2017, arXiv:1711.10604, describes their like).
+
     Args:
         support: a constraint of torch or Pyro: ``positive``, ``interval(a, b)``, ``simplex``, ...,
             or a ``cat`` of several along the last dimension, with ``lengths`` counted in the data.
