@@ -285,11 +285,11 @@ for name, log_prob in scores.items():
 _ = ax.set(ylabel="bits a dimension", title="test digits, given the class; lower is better")
 
 # %% [markdown]
-# This small Glow, trained briefly, does not even beat the table: many pixels are always blank, which
-# a table says at no cost, while a flow has to learn the flat noise on each of them. The larger
-# Glow of [tutorial 05](05_glow.ipynb) comes to 2.16 bits/dim on these test digits, about the table's
-# score. Drawing the noise 16 times tightens the bound by 0.04 bits/dim only, so it is the models
-# that differ: to predict levels as levels is worth almost half a bit a pixel here.
+# This small Glow, trained briefly, does not even beat the table: many pixels are always blank,
+# which a table says at no cost, while a flow has to learn the flat noise on each of them. The
+# larger Glow of [tutorial 05](05_glow.ipynb) comes to 2.16 bits/dim on these test digits, about the
+# table's score. Drawing the noise 16 times tightens the bound by 0.04 bits/dim only, so it is the
+# models that differ: to predict levels as levels is worth almost half a bit a pixel here.
 #
 # ## What to read next
 #
