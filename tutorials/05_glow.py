@@ -303,7 +303,7 @@ show(ax, torch.stack([threes, eights])[:, :14], "test threes, and the same codes
 # %% [markdown]
 # ## What to read next
 #
-# - [A density for a real table](04_density_estimation.ipynb), where rows are no pictures.
+# - [Coupling layers](02_coupling_layers.ipynb): what a step's third part does, without pictures.
 # - [Autoregressive models of pixels](10_pixelcnn.ipynb) score better at this size and draw pixel by
 #   pixel; that tutorial compares the two in bits per dimension.
 # - [A flow in a variational autoencoder](08_vae.ipynb): codes of fewer dimensions than pixels.

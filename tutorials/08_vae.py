@@ -285,6 +285,7 @@ for ax, (title, rows) in zip(axes, sheets.items(), strict=True):
 # ## What to read next
 #
 # - [A guide for a real posterior](06_iaf_guide.ipynb): latent variables that all rows share.
-# - [Glow](05_glow.ipynb): a flow of the pixels themselves, whose density needs no bound.
+# - [Flows as priors](07_flow_priors_and_neutra.ipynb), with NUTS in place of a guide.
+# - [Glow](05_glow.ipynb): a flow of the pixels themselves, without decoder or encoder.
 # - `models/vae_flow_prior.py` and `models/vae_frey_faces.py` do this at length, in 16 to 32
 #   dimensions.
