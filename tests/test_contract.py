@@ -139,6 +139,15 @@ def test_check_flow_names_the_law_that_is_broken():
         testing.check_flow(pf.nice(2, layers=1, hidden=(8,)), laws=["every_feature_moves"])
 
 
+def test_check_flow_finds_a_copy_that_a_fitted_flow_scales():
+    flow = pf.nice(2, layers=1, hidden=(8,))
+    flow.transform[1].log_scale.data.fill_(0.3)
+    pf.initialize(flow, 5 + 2 * torch.randn(100, 2))
+    with pytest.raises(AssertionError, match="every_feature_moves, torch.float64: data feature 0"):
+        testing.check_flow(flow, laws=["every_feature_moves"])
+    assert flow.transform[-1].loc.min() > 3  # the flow that was given is left as it was
+
+
 class Faulty(pf.FlowTransform):
     """Scales by two; each test breaks one thing."""
 
