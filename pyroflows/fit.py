@@ -143,7 +143,8 @@ def fit(
             of a training that was never interrupted (on a CPU). ``max_epochs`` is a total. The
             other arguments are to be the same; data sets draw from the global generators of torch,
             numpy and Python, or are the same in each pass.
-        progress: show a progress bar with train and validation nats.
+        progress: show train and validation nats on stderr: a bar on a terminal, a line every ten
+            seconds elsewhere.
         compile: run the step under ``torch.compile``: pays for flows small enough for calls to
             cost more than arithmetic, after about a minute of compiling.
         accelerator: as in Lightning Fabric; by default where the flow is.

@@ -20,6 +20,7 @@ from pyroflows.checkpoint import Checkpoints, Passes
 from pyroflows.compiling import prepare_compiler
 from pyroflows.history import History
 from pyroflows.processes import draw_apart
+from pyroflows.progress import Progress
 from pyroflows.weights import Average, Snapshot
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ class Settings:
         clip: largest gradient norm.
         patience: epochs without a better score before stopping.
         average: decay of the exponential average of the weights; 0 for none.
-        progress: a progress bar, where there is a terminal.
-        label: what the bar says.
+        progress: say on stderr how far it is.
+        label: what it is called there.
         compile: the loss is compiled; ask for a compiler.
         skip: leave out steps that are not finite and count them, rather than roll back.
-        shown: what else the bar shows, asked for after each epoch.
+        shown: what else is said there, asked for after each epoch.
     """
 
     max_epochs: int
@@ -92,25 +93,24 @@ def optimise(
     """
     run = _Run(model, loss, batches, evaluate, settings, fabric, keep, history)
     start = time.perf_counter() - run.history.seconds
-    bar = _progress(settings, run.epoch)
+    epochs = settings.max_epochs
+    progress = Progress(settings.label, "epoch", epochs, run.epoch, settings.progress)
     try:
         while not run.is_over():
             run.do_epoch()
             run.history.seconds = time.perf_counter() - start
             run.save()
-            bar.update()
             if run.history.steps:
-                shown = settings.shown() if settings.shown else _postfix(run.history)
-                bar.set_postfix(shown, refresh=False)
+                progress.tell(**(settings.shown() if settings.shown else _scores(run.history)))
+            progress.update()
         if not run.history.steps:
             run.give_up()
     except KeyboardInterrupt:
         run.history.stopped = "interrupted"
-        if not bar.disable:
-            bar.write(f"{settings.label}: interrupted, with the best weights of {run.history}")
+        progress.say(f"{settings.label}: interrupted, with the best weights of {run.history}")
     finally:
         run.best.restore()
-        bar.close()
+        progress.close()
         run.history.seconds = time.perf_counter() - start
     return run.history
 
@@ -347,17 +347,7 @@ def _all_finite(parameters: list[nn.Parameter]) -> bool:
         return bool(torch.isfinite(torch.stack(norms)).all())
 
 
-def _progress(settings: Settings, done: int) -> Any:
-    from tqdm.auto import tqdm
-
-    # disable=None: silent where there is no terminal to draw on.
-    disable = None if settings.progress else True
-    return tqdm(
-        total=settings.max_epochs, initial=done, desc=settings.label, unit="epoch", disable=disable
-    )
-
-
-def _postfix(history: History) -> dict[str, str]:
+def _scores(history: History) -> dict[str, str]:
     shown = {"train": f"{history.train[-1]:.3f}"}
     if history.val:
         shown["val"] = f"{history.val[-1]:.3f}"

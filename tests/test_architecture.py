@@ -35,6 +35,7 @@ ROWS = [
     [
         "compiling",
         "processes",
+        "progress",
         "weights",
         "checkpoint",
         "training",

@@ -109,7 +109,7 @@ def distill(
         checkpoint: a folder to keep checkpoints in, as in ``pf.fit``; the report is made anew.
         every: looks (of 50 steps) from one checkpoint to the next.
         resume: go on from the last checkpoint there, if there is one.
-        progress: show a progress bar with both divergences.
+        progress: show both divergences, as in ``pf.fit``.
         compile: run objectives of one pass (layers, reconstructions) under ``torch.compile``.
         accelerator: as in Lightning Fabric; by default where the student is.
         devices: as in Fabric.
@@ -251,7 +251,7 @@ class _Judge:
         self.course[:] = map(tuple, state["course"])
 
     def shown(self) -> dict[str, str]:
-        """Both divergences, for the progress bar."""
+        """Both divergences, to show on the way."""
         _, reverse, forward = self.course[-1]
         return {"reverse KL": f"{reverse:.3f}", "forward KL": f"{forward:.3f}"}
 

@@ -20,6 +20,7 @@ from pyroflows.infer.ascent import Ascent
 from pyroflows.infer.objectives import PathELBO
 from pyroflows.infer.particles import ERRORS, can_run_together, plate_nesting
 from pyroflows.processes import draw_apart, make_same, open_fabric
+from pyroflows.progress import Progress
 
 
 def fit_guide(
@@ -77,7 +78,7 @@ def fit_guide(
         checkpoint: a folder to keep checkpoints in, as in ``pf.fit``.
         every: windows (of 100 steps) from one checkpoint to the next.
         resume: go on from the last checkpoint there, if there is one.
-        progress: show a progress bar with the ELBO and its standard error.
+        progress: show the ELBO and its standard error, as in ``pf.fit``.
         compile: run the flows of guide and model under ``torch.compile``; Pyro's own part of the
             step stays as it is.
         accelerator: as in Lightning Fabric; by default where the arguments or the guide are.
@@ -166,12 +167,14 @@ def fit_guide(
         steps = _again(passes)
     else:
         steps = itertools.chain([first], steps)
-    bar = _progress(max_steps, ascent.step, progress and fabric.is_global_zero)
+    shown = Progress(
+        "fit_guide", "step", max_steps, ascent.step, progress and fabric.is_global_zero
+    )
     try:
         with stack:
-            ascent.run(steps, bar)
+            ascent.run(steps, shown)
     finally:
-        bar.close()
+        shown.close()
     return ascent.history
 
 
@@ -247,10 +250,3 @@ def _parameters(
         if site["type"] == "param"
     ]
     return list(dict.fromkeys(p for p in found if p.requires_grad))
-
-
-def _progress(steps: int, done: int, show: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    disable = None if show else True
-    return tqdm(total=steps, initial=done, desc="fit_guide", unit="step", disable=disable)
