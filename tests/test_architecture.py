@@ -19,6 +19,7 @@ PROJECT = ROOT.parent
 ROWS = [
     [
         "version",
+        "arguments",
         "memo",
         "nets",
         "datasets",

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
+from pyroflows.arguments import check_positive, check_share, check_whole
 from pyroflows.checkpoint import Passes, open_checkpoints
 from pyroflows.compiling import compiled_transforms, prepare_compiler
 from pyroflows.history import History
@@ -109,12 +110,12 @@ def fit_guide(
         >>> abs(guide.median()["z"].item() - 3.0) < 0.2
         True
     """
-    if particles < 1 or max_steps < 1 or lr <= 0 or clip <= 0 or not 0 <= average < 1:
-        raise ValueError(
-            "particles, max_steps, lr, clip: expected positive numbers, average one in [0, 1), got "
-            f"{particles}, {max_steps}, {lr}, {clip}, {average}"
-        )
-    if precision not in (None, "bf16-mixed"):
+    check_whole(1, particles=particles, max_steps=max_steps)
+    check_positive(lr=lr, clip=clip)
+    check_share(average=average)
+    if batches is not None and not isinstance(batches, Iterable):
+        raise ValueError(f"batches: expected an iterable of tuples, got {batches!r}")
+    if not (precision is None or isinstance(precision, str) and precision == "bf16-mixed"):
         raise ValueError(f"precision: expected None or 'bf16-mixed', got {precision!r}")
     fabric = open_fabric(
         _some_tensor(args, kwargs, guide, model),
@@ -210,7 +211,7 @@ def _elbo(
     if isinstance(objective, ELBO):
         return objective
     kinds = {"auto": PathELBO, "path": PathELBO, "elbo": Trace_ELBO}
-    if objective not in kinds:
+    if not isinstance(objective, str) or objective not in kinds:
         raise ValueError(
             f"objective: expected one of {sorted(kinds)} or an ELBO, got {objective!r}"
         )

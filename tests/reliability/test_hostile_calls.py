@@ -168,7 +168,7 @@ VALUES = {
 }
 
 
-def model():
+def model(*args):
     pyro.sample("z", dist.Normal(torch.tensor(3.0), 0.5))
 
 
@@ -229,7 +229,7 @@ NUMBERS = {
 }
 # A large number asks for as much work: it is done until someone stops it.
 WORK = "max_epochs max_steps draws particles features layers levels steps channels bins classes"
-WORK = {*WORK.split(), "batch_size", "classifier_draws", "patience"}
+WORK = {*WORK.split(), "batch_size", "classifier_draws", "patience", "context"}
 CALLS = [
     pytest.param(lambda take=take, make=make: take(make()), id=f"{call}-{name}")
     for call, take in TAKE_ROWS.items()
