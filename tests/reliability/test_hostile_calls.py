@@ -261,7 +261,14 @@ def check_numbers(answer):
         assert all(map(math.isfinite, history.train + history.val + history.lr))
 
 
-@pytest.mark.parametrize("call", CALLS)
+# One in twenty each day, the others in the slow tests.
+SHARED_OUT = [
+    pytest.param(*case.values, id=case.id, marks=pytest.mark.slow if index % 20 else ())
+    for index, case in enumerate(CALLS)
+]
+
+
+@pytest.mark.parametrize("call", SHARED_OUT)
 def test_a_right_answer_or_an_error_of_ours(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
