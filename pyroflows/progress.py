@@ -62,7 +62,8 @@ class Progress:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         elif self.show:
-            print(text, file=sys.stderr, flush=True)
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
 
     def close(self) -> None:
         """The end: the bar is left as it is, or a last line written."""
