@@ -15,6 +15,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,10 @@ class Checkpoints:
         identity: dict[str, Any],
         fabric: Fabric,
     ) -> None:
-        if not every > 0:
-            raise ValueError(f"every: expected a positive number, got {every}")
+        if not isinstance(every, Real) or not every > 0:
+            raise ValueError(f"every: expected a positive number, got {every!r}")
+        if not isinstance(folder, (str, os.PathLike)):
+            raise ValueError(f"checkpoint: expected a folder, got a {type(folder).__name__}")
         self.folder = Path(folder)
         self.every = every
         self.identity = json.loads(json.dumps(identity))

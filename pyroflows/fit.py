@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyroflows.arguments import check_positive, check_share, check_whole, is_number
 from pyroflows.checkpoint import open_checkpoints, shapes_of
 from pyroflows.dequantize import fixed_noise
 from pyroflows.distribution import Flow
@@ -143,7 +144,8 @@ def fit(
             of a training that was never interrupted (on a CPU). ``max_epochs`` is a total. The
             other arguments are to be the same; data sets draw from the global generators of torch,
             numpy and Python, or are the same in each pass.
-        progress: show a progress bar with train and validation nats.
+        progress: show train and validation nats on stderr: a bar on a terminal, a line every ten
+            seconds elsewhere.
         compile: run the step under ``torch.compile``: pays for flows small enough for calls to
             cost more than arithmetic, after about a minute of compiling.
         accelerator: as in Lightning Fabric; by default where the flow is.
@@ -174,12 +176,15 @@ def fit(
         3
     """
     flow = flow if bins is None else quantized(flow, bins)
-    if lr <= 0 or clip <= 0:
-        raise ValueError(f"lr, clip: expected positive numbers, got {lr} and {clip}")
-    if patience < 1 or (max_epochs is not None and max_epochs < 1):
-        raise ValueError(
-            f"patience, max_epochs: expected at least 1, got {patience} and {max_epochs}"
-        )
+    check_positive(lr=lr, clip=clip)
+    check_whole(1, patience=patience)
+    check_whole(0, seed=seed)
+    given = {"max_epochs": max_epochs, "batch_size": batch_size}
+    check_whole(1, **{name: value for name, value in given.items() if value is not None})
+    if average is not None:
+        check_share(average=average)
+    if weight_decay is not None and not (is_number(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"weight_decay: expected a number from 0 on, got {weight_decay!r}")
     fabric = open_fabric(
         reference(flow),
         accelerator=accelerator,
@@ -188,8 +193,6 @@ def fit(
         precision=precision,
         num_nodes=num_nodes,
     )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     shard = fabric.global_rank, fabric.world_size
     train, held = sources(flow, x, context, val, batch_size, seed, shard)
     plenty = count_rows(train) / _features(flow)
@@ -259,8 +262,7 @@ def _scores_in_one_pass(flow: Flow) -> bool:
 
 
 def _checked_dropout(flow: Flow, share: float) -> float:
-    if not 0 <= share < 1:
-        raise ValueError(f"dropout: expected a share in [0, 1), got {share}")
+    check_share(dropout=share)
     if share and not _scores_in_one_pass(flow):
         raise ValueError(
             f"dropout: expected 0 for a flow with fast={flow.fast!r}, whose inverse is solved for "

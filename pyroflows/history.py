@@ -88,6 +88,7 @@ class History:
             low, high = sorted((worst_first[len(worst_first) // 20], worst_first[-1]))
             ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         ax.set(xlabel="step" if "ELBO" in self.unit else "epoch", ylabel=self.unit)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
         return ax
 

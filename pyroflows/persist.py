@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def save(flow: nn.Module, folder: str | Path) -> Path:
         >>> same.config["builder"], same.event_shape
         ('maf', torch.Size([2]))
     """
+    _check_folder(folder)
     module, extra = _parts(flow)
     config = {"pyroflows": __version__, "torch": torch.__version__, **extra}
     config |= encode_config(module.config)
@@ -97,6 +99,7 @@ def load(
         >>> flow.sample((4,)).dtype
         torch.float64
     """
+    _check_folder(folder)
     if isinstance(folder, str) and folder.startswith("hf://"):
         name = folder.removeprefix("hf://")
         return from_hub(name, model=model, builder=builder, trust=trust)
@@ -147,6 +150,11 @@ def from_hub(name: str, *, revision: str | None = None, **options: Any) -> Any:
         flow = pf.from_hub("owner/name", revision="main")
     """
     return load(hub.download(name, revision), **options)
+
+
+def _check_folder(folder: Any) -> None:
+    if not isinstance(folder, (str, os.PathLike)):
+        raise ValueError(f"folder: expected a path, got a {type(folder).__name__}")
 
 
 def _parts(flow: Any) -> tuple[nn.Module, dict[str, Any]]:

@@ -349,7 +349,7 @@ def pixelcnn(
         >>> x.shape, model.log_prob(x, torch.tensor([3, 3, 7])).shape
         (torch.Size([3, 1, 4, 4]), torch.Size([3]))
     """
-    if isinstance(shape, int) or len(shape) != 3:
+    if not isinstance(shape, Sequence) or len(shape) != 3:
         raise ValueError(f"shape: expected (colours, height, width), got {shape!r}")
     for size in shape:
         count("shape", size)

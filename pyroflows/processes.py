@@ -26,7 +26,8 @@ def open_fabric(
     from lightning_fabric import Fabric
 
     own = "64-true" if like.dtype == torch.float64 else "32-true"
-    if precision not in (None, own, "16-mixed", "bf16-mixed"):
+    known = isinstance(precision, str) and precision in (own, "16-mixed", "bf16-mixed")
+    if precision is not None and not known:
         raise ValueError(
             f"precision: expected None, '16-mixed' or 'bf16-mixed' for a flow in {like.dtype} "
             f"(move the flow itself with .to(dtype)), got {precision!r}"
@@ -36,13 +37,19 @@ def open_fabric(
     if precision in (None, own):
         # No conversions: Fabric's "64-true" would hand the loss back in the default dtype.
         precision = "32-true"
-    fabric = Fabric(
-        accelerator=accelerator or like.device.type,
-        devices=devices,
-        strategy=strategy,
-        precision=precision,
-        num_nodes=num_nodes,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=accelerator or like.device.type,
+            devices=devices,
+            strategy=strategy,
+            precision=precision,
+            num_nodes=num_nodes,
+        )
+    except Exception as error:  # it has kinds of its own
+        raise ValueError(
+            "accelerator, devices, strategy, precision, num_nodes: Lightning Fabric refuses "
+            f"{accelerator!r}, {devices!r}, {strategy!r}, {precision!r}, {num_nodes!r}: {error}"
+        ) from error
     fabric.launch()
     return fabric
 

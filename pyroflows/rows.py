@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from pyroflows.distribution import Flow
 
 Batch = tuple[Tensor, Tensor | None]
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def checked_rows(
@@ -79,7 +80,7 @@ def _checked_context(flow: Flow, context: Any, rows: int, name: str) -> Tensor |
             f"{name}: this flow needs one of shape (rows, {', '.join(map(str, wanted))}), got None"
         )
     if hasattr(flow, "one_hot"):
-        context = flow.one_hot(_tensor(context, name))  # of labels, where the model has classes
+        context = flow.one_hot(as_tensor(context, name))  # of labels, where the model has classes
     context = _floats(flow, context, name)
     if tuple(context.shape) != (rows, *wanted):
         raise ValueError(f"{name}: expected shape {(rows, *wanted)}, got {tuple(context.shape)}")
@@ -88,30 +89,51 @@ def _checked_context(flow: Flow, context: Any, rows: int, name: str) -> Tensor |
     return context
 
 
-def _tensor(value: Any, name: str) -> Tensor:
+def as_tensor(value: Any, name: str) -> Tensor:
+    """Real numbers as a dense tensor, from a tensor or what numpy can make an array of.
+
+    Args:
+        value: the numbers.
+        name: what to call them in errors.
+
+    Raises:
+        ValueError: rows of several lengths, masked values, or no numbers.
+    """
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.is_complex() or value.is_meta:
+            raise ValueError(
+                f"{name}: expected a dense tensor of real numbers, got one of {value.dtype}, "
+                f"{value.layout}, on {value.device}"
+            )
         return value
     import numpy as np
 
     try:
         array = np.asarray(value)
-    except ValueError as error:
+    except Exception as error:  # whatever the conversion of an object of one's own may raise
         raise ValueError(f"{name}: expected rows of one length ({error})") from None
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name}: expected real numbers, got an array of {array.dtype}")
-    return torch.as_tensor(np.ascontiguousarray(array))
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name}: expected whole rows, got masked values; drop or impute them")
+    kind = np.dtype("f8") if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+    return torch.as_tensor(np.ascontiguousarray(array, dtype=kind))
 
 
 def _integers(flow: Flow, value: Any, name: str) -> Tensor:
     """A tensor of integers, as small as it came; booleans count as 0 and 1."""
-    value = _tensor(value, name)
+    value = as_tensor(value, name)
     if value.is_floating_point():
         raise ValueError(
             f"{name}: expected integers, as this model's support is {_described(flow.support)}, "
             f"got {value.dtype}{_range(value)}; give the levels, such as a picture's bytes: values "
             "in [0, 1] have to be multiplied by the highest level, rounded, and turned to long()"
         )
-    return value.detach().to(torch.uint8) if value.dtype == torch.bool else value.detach()
+    value = value.detach()
+    if value.dtype == torch.bool:
+        return value.to(torch.uint8)
+    # torch has no order among wide unsigned numbers.
+    return value if value.dtype in _INTEGERS else value.long()
 
 
 def _described(support: constraints.Constraint) -> str:
@@ -127,7 +149,7 @@ def _range(value: Tensor) -> str:
 
 def _floats(flow: Flow, value: Any, name: str) -> Tensor:
     """A tensor of the flow's floating dtype."""
-    value = _tensor(value, name)
+    value = as_tensor(value, name)
     if not value.is_floating_point():
         raise ValueError(
             f"{name}: expected floating-point values, got {value.dtype}; use {name}.float(), and "

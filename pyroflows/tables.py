@@ -57,11 +57,13 @@ def open_table(x: str | Path | np.memmap, name: str = "x") -> Table:
     if isinstance(x, np.memmap):
         return NpyTable(x)
     suffix = Path(x).suffix.lower()
-    if suffix == ".npy":
-        return NpyTable(np.load(x, mmap_mode="r"))
-    if suffix in (".parquet", ".pq"):
-        return ParquetTable(Path(x))
-    raise ValueError(f"{name}: expected a .npy or .parquet file, rows or a Dataset, got {str(x)!r}")
+    if suffix not in (".npy", ".parquet", ".pq"):
+        raise ValueError(
+            f"{name}: expected a .npy or .parquet file, rows or a Dataset, got {str(x)!r}"
+        )
+    if not Path(x).is_file():
+        raise FileNotFoundError(f"{name}: there is no file {str(x)!r}")
+    return NpyTable(np.load(x, mmap_mode="r")) if suffix == ".npy" else ParquetTable(Path(x))
 
 
 class NpyTable:

@@ -60,11 +60,9 @@ def flow_case(name, where, rank):
     torch.manual_seed(rank)  # the processes build different flows; the first one's counts
     flow = FLOWS[kind]().to(dtype)
     # More held-out rows than are scored at once: each process scores a part of them.
-    # Adam makes steps of full size of gradients that are rounding errors: in float32 small ones.
-    lr = 1e-3 if dtype == torch.float64 else 1e-4
     x, held = rows(64, dtype=dtype), rows(9001, 2, dtype)
     x, held = (part.unflatten(1, flow.event_shape) for part in (x, held))
-    return fitted(flow, x, where, val=held, lr=lr)
+    return fitted(flow, x, where, val=held)
 
 
 def uneven_case(count, where):

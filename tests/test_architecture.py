@@ -19,6 +19,7 @@ PROJECT = ROOT.parent
 ROWS = [
     [
         "version",
+        "arguments",
         "memo",
         "nets",
         "datasets",
@@ -35,6 +36,7 @@ ROWS = [
     [
         "compiling",
         "processes",
+        "progress",
         "weights",
         "checkpoint",
         "training",

@@ -162,7 +162,7 @@ def test_layers_need_a_student_that_matches(teacher):
 
 
 def test_speeds_are_of_the_batches_asked_for(teacher):
-    with pytest.raises(ValueError, match="speed_batches: expected sizes of at least 1"):
+    with pytest.raises(ValueError, match="speed_batches.*expected"):
         pf.distill(teacher, pf.student_of(teacher), speed_batches=(0,), progress=False)
     brief = {**BRIEF, "max_steps": 50, "speed_batches": (2, 30), "progress": False}
     report = pf.distill(teacher, pf.student_of(teacher), **brief)

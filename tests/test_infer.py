@@ -410,8 +410,8 @@ def test_mini_batches():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"particles": 0}, "particles, max_steps"),
-        ({"average": 1.0}, "average one in"),
+        ({"particles": 0}, "particles: expected"),
+        ({"average": 1.0}, "average: expected"),
         ({"objective": "best"}, "objective: expected one of"),
         ({"batches": []}, "batches: expected at least one"),
     ],

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from pyroflows.cli import columns as cols
-from pyroflows.cli.output import Json, command, note, on_terminal, result
+from pyroflows.cli.output import Json, command, note, result
 from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
 from pyroflows.cli.tables import read_table
 from pyroflows.distill import distill as distill_flow
@@ -120,7 +120,7 @@ def fit(
         lr=lr,
         patience=patience,
         seed=seed,
-        progress=on_terminal(json),
+        progress=not json,
     )
     facts = {
         "columns": names,
@@ -213,7 +213,7 @@ def distill(
         test=teacher.tensor(teacher.held),
         max_steps=steps,
         batch_size=batch_size,
-        progress=on_terminal(json),
+        progress=not json,
     )
     facts = {**teacher.facts, "history": dataclasses.asdict(told.history)}
     facts["teacher"] = teacher.flow.config["builder"]

@@ -48,7 +48,7 @@ def _plain(value: Any) -> Any:
 
 
 def on_terminal(json: bool) -> bool:
-    """Whether progress bars have a place."""
+    """Whether someone looks on while a command works."""
     return not json and sys.stderr.isatty()
 
 

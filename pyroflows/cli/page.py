@@ -210,6 +210,7 @@ def _pairs(run: Run, draws: np.ndarray) -> tuple[Figure, str]:
                 ax.scatter(rows[:, j], rows[:, i], s=size, alpha=0.5, color=colour, linewidths=0)
                 ax.set(ylim=windows[i])
             ax.set(xlim=windows[j])
+            ax.locator_params(axis="x", nbins=4)
             ax.tick_params(labelsize=6)
             if i < count - 1:
                 ax.set_xticklabels([])

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyroflows.arguments import check_whole
 from pyroflows.distill.measures import Contexts, drawn, scored
 from pyroflows.distill.schedule import CHOICES
 from pyroflows.distill.student import matched
 from pyroflows.distribution import Flow
-from pyroflows.rows import Batch, as_pair, checked_rows, reference, split_rows
+from pyroflows.rows import Batch, as_pair, as_tensor, checked_rows, reference, split_rows
 
 _PROBES = 256
 _HELD = 0.1
@@ -55,7 +56,7 @@ def check_pair(teacher: Flow, student: Flow) -> None:
 
 def check_objective(objective: str, teacher: Flow, student: Flow) -> None:
     """Raise a ``ValueError`` for an unknown objective, or one for which the two do not fit."""
-    if objective not in CHOICES:
+    if not isinstance(objective, str) or objective not in CHOICES:
         raise ValueError(f"objective: expected one of {CHOICES}, got {objective!r}")
     if objective == "layers" and not matched(teacher, student):
         raise ValueError(
@@ -71,6 +72,13 @@ def check_objective(objective: str, teacher: Flow, student: Flow) -> None:
                 f"objective: {objective!r} pairs the same z in both flows, but the student's base "
                 f"has shape {mine}, the teacher's {theirs}; use 'auto' or 'forward_kl'"
             )
+
+
+def check_sizes(sizes: Any) -> None:
+    """Raise a ``ValueError`` where these are no sizes of batches to draw by the clock."""
+    if not isinstance(sizes, (tuple, list)) or not sizes:
+        raise ValueError(f"speed_batches: expected a tuple of sizes, got {sizes!r}")
+    check_whole(1, **{f"speed_batches[{i}]": size for i, size in enumerate(sizes)})
 
 
 def checked_data(
@@ -93,7 +101,9 @@ def checked_data(
         if context is None and rows is None and held is None:
             raise ValueError("context: a conditional teacher needs contexts to be distilled under")
         known = next((r[1] for r in (rows, held) if r is not None), None)
-        contexts = known if context is None else torch.as_tensor(context).to(reference(teacher))
+        if context is not None:
+            known = as_tensor(context, "context").detach().to(reference(teacher))
+        contexts = known
         if contexts.shape[1:] != teacher.context_shape or not len(contexts):
             raise ValueError(
                 f"context: expected rows of shape {tuple(teacher.context_shape)}, got "

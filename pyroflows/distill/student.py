@@ -77,6 +77,8 @@ def student_of(teacher: Flow, **changes: Any) -> Flow:
         >>> pf.student_of(pf.maf(3, layers=2)).fast
         'sample'
     """
+    if not isinstance(teacher, Flow):
+        raise ValueError(f"teacher: expected a Flow, got a {type(teacher).__name__}")
     if len(teacher.event_shape) != 1:
         raise ValueError(
             f"teacher: expected a flow over vectors, got events of {tuple(teacher.event_shape)}"

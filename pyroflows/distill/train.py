@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pyroflows.arguments import check_positive, check_share, check_whole
 from pyroflows.checkpoint import digest_of, open_checkpoints, shapes_of
 from pyroflows.distill.baseline import fit_for, untrained
-from pyroflows.distill.checks import check_objective, check_pair, check_scores, checked_data
+from pyroflows.distill.checks import (
+    check_objective,
+    check_pair,
+    check_scores,
+    check_sizes,
+    checked_data,
+)
 from pyroflows.distill.measures import Contexts, divergence_on, drawn, measure
 from pyroflows.distill.objectives import Objectives
 from pyroflows.distill.report import Distillation
@@ -109,7 +116,7 @@ def distill(
         checkpoint: a folder to keep checkpoints in, as in ``pf.fit``; the report is made anew.
         every: looks (of 50 steps) from one checkpoint to the next.
         resume: go on from the last checkpoint there, if there is one.
-        progress: show a progress bar with both divergences.
+        progress: show both divergences, as in ``pf.fit``.
         compile: run objectives of one pass (layers, reconstructions) under ``torch.compile``.
         accelerator: as in Lightning Fabric; by default where the student is.
         devices: as in Fabric.
@@ -135,18 +142,12 @@ def distill(
         >>> abs(report.reverse_kl[0]) < 0.1
         True
     """
-    if max_steps < 1 or batch_size < 1 or lr <= 0 or clip <= 0:
-        raise ValueError(
-            "max_steps, batch_size, lr, clip: expected positive numbers, got "
-            f"{max_steps}, {batch_size}, {lr}, {clip}"
-        )
-    if draws < 2 or classifier_draws < 0:
-        raise ValueError(
-            "draws, classifier_draws: expected at least 2 and at least 0, got "
-            f"{draws} and {classifier_draws}"
-        )
-    if not speed_batches or min(speed_batches) < 1:
-        raise ValueError(f"speed_batches: expected sizes of at least 1, got {speed_batches}")
+    check_whole(1, max_steps=max_steps, batch_size=batch_size, patience=patience)
+    check_whole(2, draws=draws)
+    check_whole(0, classifier_draws=classifier_draws)
+    check_positive(lr=lr, clip=clip)
+    check_share(average=average)
+    check_sizes(speed_batches)
     check_pair(teacher, student)
     check_objective(objective, teacher, student)
     rows, held, given = checked_data(teacher, data, test, context)
@@ -251,7 +252,7 @@ class _Judge:
         self.course[:] = map(tuple, state["course"])
 
     def shown(self) -> dict[str, str]:
-        """Both divergences, for the progress bar."""
+        """Both divergences, to show on the way."""
         _, reverse, forward = self.course[-1]
         return {"reverse KL": f"{reverse:.3f}", "forward KL": f"{forward:.3f}"}
 

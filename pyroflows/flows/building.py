@@ -82,7 +82,8 @@ def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
         for option in options:
             noted |= noted.pop(option)
         context = noted.get("context", 0)
-        if not isinstance(context, (tuple, list)):
+        of_vectors = own and "features" in noted
+        if of_vectors or not isinstance(context, (tuple, list)):
             count("context", context, least=0)
         flow = function(*args, **kwargs)
         flow.config = {"builder": name, "arguments": noted}
@@ -97,7 +98,7 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
     Raises:
         ValueError: it is not.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
     return value
 

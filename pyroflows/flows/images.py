@@ -42,7 +42,7 @@ def image_shape(shape: Sequence[int], levels: int) -> Shape:
     Raises:
         ValueError: it is not.
     """
-    if isinstance(shape, int) or len(shape) != 3:
+    if not isinstance(shape, Sequence) or len(shape) != 3:
         raise ValueError(f"shape: expected (channels, height, width), got {shape!r}")
     for name, number in zip(("channels", "height", "width"), shape, strict=True):
         count(f"shape: {name}", number)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyroflows.checkpoint import Checkpoints, Passes
 from pyroflows.history import History
 from pyroflows.infer.particles import ERRORS, ChangedModelError
+from pyroflows.progress import Progress
 from pyroflows.weights import Average
 
 if TYPE_CHECKING:
@@ -56,17 +57,17 @@ class Ascent:
         if keep is not None and keep.found is not None:
             self._load(keep.found["shared"], keep.own)
 
-    def run(self, steps: Iterator[tuple[Any, ...]], bar: Any) -> None:
+    def run(self, steps: Iterator[tuple[Any, ...]], progress: Progress) -> None:
         """Windows of steps until the ELBO is flat or the steps are done."""
         start = time.perf_counter() - self.history.seconds
         try:
             while self.drops < _DROPS and self.step < self.max_steps:
                 begin = self.step
-                window, error = self._window(steps, bar)
+                window, error = self._window(steps, progress)
                 if self._is_failing(window, self.step - begin):
                     self._roll_back(window, error)
                 else:
-                    self._look(window, bar)
+                    self._look(window, progress)
                 self.history.seconds = time.perf_counter() - start
                 if self.keep is not None:
                     self._save()
@@ -76,8 +77,7 @@ class Ascent:
                 self.history.stopped = f"all {self.max_steps} steps done"
         except KeyboardInterrupt:
             self.history.stopped = "interrupted"
-            if not bar.disable:
-                bar.write(f"fit_guide: interrupted, with the parameters of {self.history}")
+            progress.say(f"fit_guide: interrupted, with the parameters of {self.history}")
         finally:
             self.optimiser.zero_grad()
             self.history.seconds = time.perf_counter() - start
@@ -86,7 +86,7 @@ class Ascent:
         self.history.best = max(len(self.history.steps) - 1, 0)
 
     def _window(
-        self, steps: Iterator[tuple[Any, ...]], bar: Any
+        self, steps: Iterator[tuple[Any, ...]], progress: Progress
     ) -> tuple[list[float], Exception | None]:
         """Steps until the next look: their ELBOs, and the last error of the model."""
         window: list[float] = []
@@ -97,7 +97,7 @@ class Ascent:
                 self.backward, next(steps), self.parameters, self.optimiser, self.clip, self.fabric
             )
             self.step += 1
-            bar.update()
+            progress.update()
             if elbo is not None:
                 self.mean.update()
                 window.append(elbo)
@@ -130,13 +130,13 @@ class Ascent:
         self.mean.restart()
         self.before = None
 
-    def _look(self, window: list[float], bar: Any) -> None:
+    def _look(self, window: list[float], progress: Progress) -> None:
         """Record a window's ELBO; a smaller step where it is flat."""
         now = _middle_and_error(window)
         group = self.optimiser.param_groups[0]
         self.best.take(now[0])
         self.history.record(self.step, now[0], None, group["lr"])
-        bar.set_postfix(elbo=f"{now[0]:.2f} +- {now[1]:.2f}", refresh=False)
+        progress.tell(elbo=f"{now[0]:.2f} +- {now[1]:.2f}")
         _check_bounded(self.guide, now[0], self.fabric)
         flat = self.before is not None and _is_flat(self.before, now)
         self.before = now

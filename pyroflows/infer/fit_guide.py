@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
+from pyroflows.arguments import check_positive, check_share, check_whole
 from pyroflows.checkpoint import Passes, open_checkpoints
 from pyroflows.compiling import compiled_transforms, prepare_compiler
 from pyroflows.history import History
@@ -20,6 +21,7 @@ from pyroflows.infer.ascent import Ascent
 from pyroflows.infer.objectives import PathELBO
 from pyroflows.infer.particles import ERRORS, can_run_together, plate_nesting
 from pyroflows.processes import draw_apart, make_same, open_fabric
+from pyroflows.progress import Progress
 
 
 def fit_guide(
@@ -77,7 +79,7 @@ def fit_guide(
         checkpoint: a folder to keep checkpoints in, as in ``pf.fit``.
         every: windows (of 100 steps) from one checkpoint to the next.
         resume: go on from the last checkpoint there, if there is one.
-        progress: show a progress bar with the ELBO and its standard error.
+        progress: show the ELBO and its standard error, as in ``pf.fit``.
         compile: run the flows of guide and model under ``torch.compile``; Pyro's own part of the
             step stays as it is.
         accelerator: as in Lightning Fabric; by default where the arguments or the guide are.
@@ -108,12 +110,12 @@ def fit_guide(
         >>> abs(guide.median()["z"].item() - 3.0) < 0.2
         True
     """
-    if particles < 1 or max_steps < 1 or lr <= 0 or clip <= 0 or not 0 <= average < 1:
-        raise ValueError(
-            "particles, max_steps, lr, clip: expected positive numbers, average one in [0, 1), got "
-            f"{particles}, {max_steps}, {lr}, {clip}, {average}"
-        )
-    if precision not in (None, "bf16-mixed"):
+    check_whole(1, particles=particles, max_steps=max_steps)
+    check_positive(lr=lr, clip=clip)
+    check_share(average=average)
+    if batches is not None and not isinstance(batches, Iterable):
+        raise ValueError(f"batches: expected an iterable of tuples, got {batches!r}")
+    if not (precision is None or isinstance(precision, str) and precision == "bf16-mixed"):
         raise ValueError(f"precision: expected None or 'bf16-mixed', got {precision!r}")
     fabric = open_fabric(
         _some_tensor(args, kwargs, guide, model),
@@ -166,12 +168,14 @@ def fit_guide(
         steps = _again(passes)
     else:
         steps = itertools.chain([first], steps)
-    bar = _progress(max_steps, ascent.step, progress and fabric.is_global_zero)
+    shown = Progress(
+        "fit_guide", "step", max_steps, ascent.step, progress and fabric.is_global_zero
+    )
     try:
         with stack:
-            ascent.run(steps, bar)
+            ascent.run(steps, shown)
     finally:
-        bar.close()
+        shown.close()
     return ascent.history
 
 
@@ -207,7 +211,7 @@ def _elbo(
     if isinstance(objective, ELBO):
         return objective
     kinds = {"auto": PathELBO, "path": PathELBO, "elbo": Trace_ELBO}
-    if objective not in kinds:
+    if not isinstance(objective, str) or objective not in kinds:
         raise ValueError(
             f"objective: expected one of {sorted(kinds)} or an ELBO, got {objective!r}"
         )
@@ -247,10 +251,3 @@ def _parameters(
         if site["type"] == "param"
     ]
     return list(dict.fromkeys(p for p in found if p.requires_grad))
-
-
-def _progress(steps: int, done: int, show: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    disable = None if show else True
-    return tqdm(total=steps, initial=done, desc="fit_guide", unit="step", disable=disable)

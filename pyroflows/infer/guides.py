@@ -17,6 +17,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyroflows.arguments import check_positive
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.flows import iaf
 from pyroflows.infer.particles import ERRORS, ChangedModelError, LogJoint, nesting
@@ -98,9 +99,10 @@ class AutoFlow(AutoContinuous):
         init_scale: float = 0.1,
         **builder_args: Any,
     ) -> None:
-        if not init_scale > 0:
-            raise ValueError(f"init_scale: expected a positive number, got {init_scale}")
-        if init not in STARTS:
+        check_positive(init_scale=init_scale)
+        if not (init_loc_fn is None or callable(init_loc_fn)):
+            raise ValueError(f"init_loc_fn: expected a function of a site, got {init_loc_fn!r}")
+        if not isinstance(init, str) or init not in STARTS:
             raise ValueError(f"init: expected one of {STARTS}, got {init!r}")
         hidden = [hide] if isinstance(hide, str) else list(hide)
         if hidden:

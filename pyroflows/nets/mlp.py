@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +23,7 @@ def activation_named(name: str) -> Callable[[Tensor], Tensor]:
     Raises:
         ValueError: the name is not in ``ACTIVATIONS``.
     """
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {sorted(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]
 
@@ -33,9 +34,13 @@ def check_widths(hidden: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: it is empty, or holds something that is not a positive integer.
     """
-    if isinstance(hidden, int) or not hidden or any(int(h) != h or h < 1 for h in hidden):
+    sequence = isinstance(hidden, Sequence) and not isinstance(hidden, str)
+    widths = list(hidden) if sequence else []
+    if not widths or any(isinstance(h, bool) or not isinstance(h, Integral) for h in widths):
         raise ValueError(f"hidden: expected a tuple of positive widths, got {hidden!r}")
-    return tuple(int(h) for h in hidden)
+    if min(widths) < 1:
+        raise ValueError(f"hidden: expected a tuple of positive widths, got {hidden!r}")
+    return tuple(int(h) for h in widths)
 
 
 def through_hidden(net: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:

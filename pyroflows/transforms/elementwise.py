@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyroflows.arguments import is_number
+
 
 class Family:
     r"""A strictly increasing scalar map :math:`y = g(x; \theta)`, applied feature by feature.
@@ -89,7 +91,7 @@ class Affine(Family):
     params = 2
 
     def __post_init__(self) -> None:
-        if not self.bound > 0:
+        if not is_number(self.bound) or not self.bound > 0:
             raise ValueError(f"bound: expected a positive log-scale limit, got {self.bound}")
 
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,9 +138,9 @@ class RationalQuadraticSpline(Family):
     min_derivative: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.bins < 2:
-            raise ValueError(f"bins: expected at least 2, got {self.bins}")
-        if not self.bound > 0:
+        if not isinstance(self.bins, int) or self.bins < 2:
+            raise ValueError(f"bins: expected at least 2, got {self.bins!r}")
+        if not is_number(self.bound) or not self.bound > 0:
             raise ValueError(f"bound: expected a positive half-width, got {self.bound}")
 
     @property

@@ -17,9 +17,14 @@ import pyroflows as pf
 from pyroflows.cli import app
 from pyroflows.cli.tables import read_table
 
-pytestmark = pytest.mark.slow
 QUICK = ["--layers", "1", "--hidden", "4", "--epochs", "1", "--flow", "maf"]
 CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+
+
+def few_or(many):
+    """A few examples each day, many in the slow tests."""
+    all_of_them = pytest.param(many, id="all", marks=pytest.mark.slow)
+    return pytest.mark.parametrize("examples", [pytest.param(6, id="few"), all_of_them])
 
 
 def hostile(examples):
@@ -110,49 +115,57 @@ def tables(draw, rows=(0, 60), width=None, bad=True):
     return buffer.getvalue().encode("utf-8"), expected
 
 
-@hostile(350)
-@given(table=tables())
-def test_cells_are_read_as_they_were_written(table, tmp_path):
-    data, expected = table
-    path = tmp_path / "t.csv"
-    path.write_bytes(data)
-    try:
-        found = read_table(path).values
-    except ValueError:
-        # A blank line is no row: a table of one column may have none that is left.
-        assert expected is None or len(expected) == 0 or expected.shape[1] == 1
-        return
-    if expected is not None and expected.shape[1] > 1:
-        assert np.array_equal(found, expected, equal_nan=True)
+@few_or(350)
+def test_cells_are_read_as_they_were_written(examples, tmp_path):
+    @hostile(examples)
+    @given(table=tables())
+    def check(table):
+        data, expected = table
+        path = tmp_path / "t.csv"
+        path.write_bytes(data)
+        try:
+            found = read_table(path).values
+        except ValueError:
+            # A blank line is no row: a table of one column may have none that is left.
+            assert expected is None or len(expected) == 0 or expected.shape[1] == 1
+            return
+        if expected is not None and expected.shape[1] > 1:
+            assert np.array_equal(found, expected, equal_nan=True)
+
+    check()
 
 
-@hostile(200)
-@given(table=tables(rows=(15, 60)))
-def test_fit_is_right_or_says_why_not(table, tmp_path):
-    data, expected = table
-    path, out = tmp_path / "t.csv", tmp_path / "run"
-    path.write_bytes(data)
-    done = run("fit", path, "--out", out, "--overwrite", "--json", *QUICK)
-    if done.exit_code:
-        return
-    said = json.loads(done.stdout)
-    assert math.isfinite(said["held_out"]["nats"])
-    if expected is not None and expected.shape[1] > 1:
-        finite = np.isfinite(expected)
-        assert said["used"] == finite.all(axis=1).sum()
-        assert sum(said["missing"].values()) == np.isnan(expected).sum()
-        assert sum(said["infinite"].values()) == np.isinf(expected).sum()
-    flow = pf.load(out)
-    with np.load(out / "rows.npz") as rows:
-        held = torch.tensor(rows["held"], dtype=next(flow.parameters()).dtype)
-    nats = flow.log_prob(held).double().mean().item()
-    assert nats == pytest.approx(said["held_out"]["nats"], rel=1e-4, abs=1e-4)
-    drawn = run("sample", out, "-n", 20, "--out", tmp_path / "x.csv", "--json")
-    if drawn.exit_code == 0:
-        header = json.loads((out / "table.json").read_text(encoding="utf-8"))["header"]
-        values = read_table(tmp_path / "x.csv", header=header).values
-        assert values.shape == (20, len(said["columns"]))
-        assert np.isfinite(values).all()
+@few_or(200)
+def test_fit_is_right_or_says_why_not(examples, tmp_path):
+    @hostile(examples)
+    @given(table=tables(rows=(15, 60)))
+    def check(table):
+        data, expected = table
+        path, out = tmp_path / "t.csv", tmp_path / "run"
+        path.write_bytes(data)
+        done = run("fit", path, "--out", out, "--overwrite", "--json", *QUICK)
+        if done.exit_code:
+            return
+        said = json.loads(done.stdout)
+        assert math.isfinite(said["held_out"]["nats"])
+        if expected is not None and expected.shape[1] > 1:
+            finite = np.isfinite(expected)
+            assert said["used"] == finite.all(axis=1).sum()
+            assert sum(said["missing"].values()) == np.isnan(expected).sum()
+            assert sum(said["infinite"].values()) == np.isinf(expected).sum()
+        flow = pf.load(out)
+        with np.load(out / "rows.npz") as rows:
+            held = torch.tensor(rows["held"], dtype=next(flow.parameters()).dtype)
+        nats = flow.log_prob(held).double().mean().item()
+        assert nats == pytest.approx(said["held_out"]["nats"], rel=1e-4, abs=1e-4)
+        drawn = run("sample", out, "-n", 20, "--out", tmp_path / "x.csv", "--json")
+        if drawn.exit_code == 0:
+            header = json.loads((out / "table.json").read_text(encoding="utf-8"))["header"]
+            values = read_table(tmp_path / "x.csv", header=header).values
+            assert values.shape == (20, len(said["columns"]))
+            assert np.isfinite(values).all()
+
+    check()
 
 
 @pytest.fixture(scope="module")
@@ -165,53 +178,65 @@ def fitted(tmp_path_factory):
     return folder / "run"
 
 
-@hostile(250)
-@given(table=tables(rows=(1, 30), width=2))
-def test_score_is_right_row_by_row(table, tmp_path, fitted):
-    data, expected = table
-    path, out = tmp_path / "t.csv", tmp_path / "scored.npy"
-    path.write_bytes(data)
-    done = run("score", fitted, path, "--out", out, "--json")
-    if done.exit_code == 2:
-        assert expected is None
-        return
-    if expected is None:
-        return
-    scores = np.load(out)[:, -1]
-    flow = pf.load(fitted)
-    for row, score in zip(expected, scores, strict=True):
-        single = torch.tensor(row[None], dtype=torch.float32)
-        if not np.isfinite(row).all():
-            assert np.isnan(score)
-        elif not torch.isfinite(single).all():
-            assert score == -math.inf
-        else:
-            alone = flow(validate_args=False).log_prob(single).item()
-            alone = -math.inf if math.isnan(alone) else alone
-            assert score == pytest.approx(alone, rel=1e-4, abs=1e-4)
+@few_or(250)
+def test_score_is_right_row_by_row(examples, tmp_path, fitted):
+    @hostile(examples)
+    @given(table=tables(rows=(1, 30), width=2))
+    def check(table):
+        data, expected = table
+        path, out = tmp_path / "t.csv", tmp_path / "scored.npy"
+        path.write_bytes(data)
+        done = run("score", fitted, path, "--out", out, "--json")
+        if done.exit_code == 2:
+            assert expected is None
+            return
+        if expected is None:
+            return
+        scores = np.load(out)[:, -1]
+        flow = pf.load(fitted)
+        for row, score in zip(expected, scores, strict=True):
+            single = torch.tensor(row[None], dtype=torch.float32)
+            if not np.isfinite(row).all():
+                assert np.isnan(score)
+            elif not torch.isfinite(single).all():
+                assert score == -math.inf
+            else:
+                alone = flow(validate_args=False).log_prob(single).item()
+                alone = -math.inf if math.isnan(alone) else alone
+                assert score == pytest.approx(alone, rel=1e-4, abs=1e-4)
+
+    check()
 
 
-@hostile(150)
-@given(data=st.binary(max_size=2000), suffix=st.sampled_from([".csv", ".npy", ".csv.gz"]))
-def test_bytes_that_are_no_table(data, suffix, tmp_path, fitted):
-    path = tmp_path / f"t{suffix}"
-    path.write_bytes(data)
-    run("fit", path, "--out", tmp_path / "run", "--overwrite", "--json", *QUICK)
-    run("score", fitted, path, "--json")
+@few_or(150)
+def test_bytes_that_are_no_table(examples, tmp_path, fitted):
+    @hostile(examples)
+    @given(data=st.binary(max_size=2000), suffix=st.sampled_from([".csv", ".npy", ".csv.gz"]))
+    def check(data, suffix):
+        path = tmp_path / f"t{suffix}"
+        path.write_bytes(data)
+        run("fit", path, "--out", tmp_path / "run", "--overwrite", "--json", *QUICK)
+        run("score", fitted, path, "--json")
+
+    check()
 
 
-@hostile(60)
-@given(
-    kind=st.sampled_from(["f2", "f4", "f8", ">f8", "i4", "u8", "b1", "c8", "S3", "M8[s]", "O"]),
-    shape=st.sampled_from([(), (0,), (0, 2), (2, 0), (40,), (40, 2), (4, 2, 2)]),
-)
-def test_arrays_of_every_kind(kind, shape, tmp_path):
-    values = np.random.default_rng(0).normal(size=shape) * 50
-    path = tmp_path / "t.npy"
-    np.save(path, values.astype(int).astype(kind) if kind != "S3" else np.full(shape, b"abc"))
-    done = run("fit", path, "--out", tmp_path / "run", "--overwrite", "--json", *QUICK)
-    if kind in ("c8", "S3", "M8[s]", "O") or shape not in ((40,), (40, 2)):
-        assert done.exit_code == 2
+@few_or(60)
+def test_arrays_of_every_kind(examples, tmp_path):
+    @hostile(examples)
+    @given(
+        kind=st.sampled_from(["f2", "f4", "f8", ">f8", "i4", "u8", "b1", "c8", "S3", "M8[s]", "O"]),
+        shape=st.sampled_from([(), (0,), (0, 2), (2, 0), (40,), (40, 2), (4, 2, 2)]),
+    )
+    def check(kind, shape):
+        values = np.random.default_rng(0).normal(size=shape) * 50
+        path = tmp_path / "t.npy"
+        np.save(path, values.astype(int).astype(kind) if kind != "S3" else np.full(shape, b"abc"))
+        done = run("fit", path, "--out", tmp_path / "run", "--overwrite", "--json", *QUICK)
+        if kind in ("c8", "S3", "M8[s]", "O") or shape not in ((40,), (40, 2)):
+            assert done.exit_code == 2
+
+    check()
 
 
 def test_ten_thousand_columns(tmp_path, fitted):

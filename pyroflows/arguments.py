@@ -1,0 +1,57 @@
+"""Arguments that have to be numbers: whatever else comes is a ``ValueError`` that names them."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite real number, in 64 bits if it is whole, and no truth value."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return False
+    return not isinstance(value, Integral) or abs(value) < 2**63
+
+
+def check_whole(least: int, **values: Any) -> None:
+    """See that these are integers from ``least`` on.
+
+    Args:
+        least: the smallest that will do.
+        **values: by the argument's name.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+
+def check_positive(**values: Any) -> None:
+    """See that these are finite numbers above zero.
+
+    Args:
+        **values: by the argument's name.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in values.items():
+        if not is_number(value) or value <= 0:
+            raise ValueError(f"{name}: expected a positive number, got {value!r}")
+
+
+def check_share(**values: Any) -> None:
+    """See that these are numbers in [0, 1).
+
+    Args:
+        **values: by the argument's name.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in values.items():
+        if not is_number(value) or not 0 <= value < 1:
+            raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
