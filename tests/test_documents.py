@@ -4,10 +4,10 @@ import doctest
 import importlib
 import re
 import sys
-import types
 from pathlib import Path
 
 import pytest
+import torch
 from test_docstrings import MODULES, names_of
 
 import pyroflows as pf
@@ -24,13 +24,28 @@ def test_readme_examples_run():
     assert failed == 0
 
 
-def test_the_flow_in_contributing_keeps_the_contract(monkeypatch):
+@pytest.fixture
+def flow_of_contributing(tmp_path, monkeypatch):
+    """The name of the flow that CONTRIBUTING.md shows, in a file of its own among the flows."""
     code = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    module = types.ModuleType("shown_in_contributing")
-    monkeypatch.setitem(sys.modules, module.__name__, module)  # or pickle cannot find the class
-    exec(code.group(1), module.__dict__)
-    for example in module.EXAMPLES.values():
-        check_flow(example.make, fast=example.fast)
+    (tmp_path / "sinh_arcsinh.py").write_text(code.group(1))
+    monkeypatch.setattr(pf.flows, "__path__", [*pf.flows.__path__, str(tmp_path)])
+    yield "sinh_arcsinh"
+    sys.modules.pop("pyroflows.flows.sinh_arcsinh")
+    del pf.flows.sinh_arcsinh
+
+
+def test_the_flow_in_contributing_is_found_and_keeps_the_contract(flow_of_contributing):
+    example = pf.flows.examples()[flow_of_contributing]
+    check_flow(example.make, fast=example.fast)
+
+
+def test_the_flow_in_contributing_works_with_everything_at_once(flow_of_contributing, tmp_path):
+    flow = pf.flows.builders()[flow_of_contributing](2)
+    pf.fit(flow, torch.randn(100, 2), max_epochs=1, progress=False)
+    again = pf.load(pf.save(flow, tmp_path / "run"))  # no builder= for one of the library's own
+    x = torch.randn(5, 2)
+    assert torch.equal(again.log_prob(x), flow.eval().log_prob(x))
 
 
 def test_readme_lists_every_builder():

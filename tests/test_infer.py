@@ -514,6 +514,28 @@ def test_report_measures_how_far_a_guide_is_off():
     assert found.resample(5000)["z"].mean().item() == pytest.approx(0.0, abs=0.1)
 
 
+def test_report_looks_at_the_size_of_a_tail_too():
+    """Weights ``1 + scale u^-0.9`` have a tail of shape 0.9, of any size."""
+
+    def uniform():
+        zero = torch.tensor(0.0, dtype=FLOAT64)
+        return pyro.sample("u", dist.Uniform(zero, 1.0))
+
+    def report(scale):
+        def model():
+            u = uniform()
+            pyro.factor("more", (scale * u**-0.9).log1p())
+
+        return pf.report(model, uniform)
+
+    small, large = report(1e-5), report(1e-2)
+    assert min(small.khat, large.khat) > small.threshold
+    assert small.even
+    assert small.verdict.startswith("Good")
+    assert small.evidence == pytest.approx(1e-4, abs=1e-4)  # log(1 + scale / 0.1)
+    assert not large.trusted
+
+
 def test_report_distrusts_a_guide_too_narrow():
     found = pf.report(standard, shifted(0.0, 0.3), num_samples=5000)
     assert not found.trusted

@@ -19,6 +19,7 @@ from pyroflows.infer.diagnostics import (
 )
 
 _FAR = 0.3  # posterior sd by which a mean may be off before we say so
+_EVEN = 2.0  # times the mean weight; below it no draw counts for much more than another
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,19 @@ class Report:
         return max((s.abs().max().item() for s in self.shift.values() if s.numel()), default=0.0)
 
     @property
+    def even(self) -> bool:
+        """Whether no draw weighs twice as much as the mean one, before any smoothing.
+
+        k-hat sees the shape of the weights' tail and not its size: where all weights are nearly
+        equal, it says little about what they are good for.
+        """
+        log_weight = self.weighted.log_weight.double()
+        return log_weight.max().item() < self.evidence + math.log(_EVEN)
+
+    @property
     def trusted(self) -> bool:
-        """Whether the weighted draws can be relied on."""
-        return self.khat < self.threshold
+        """Whether the weighted draws can be relied on: a good k-hat, or weights that are even."""
+        return self.khat < self.threshold or self.even
 
     def means(self) -> dict[str, Tensor]:
         """The weighted mean of every site."""
@@ -96,12 +107,12 @@ class Report:
                 "the draws nor their weights can be relied on. Train longer, use a larger flow or "
                 "another parametrisation, or run pf.NeuTra."
             )
-        if self.largest_shift < 0.1 and self.khat < 0.5:
+        if self.largest_shift < 0.1 and (self.khat < 0.5 or self.even):
             return "Good: the draws can be used as they are."
         if self.largest_shift < _FAR:
             return (
-                f"Usable: the weights move a mean by up to {self.largest_shift:.2f} posterior sd; "
-                "use the weighted draws."
+                "Usable: take the weighted draws; the weights move a mean by "
+                f"{self.largest_shift:.2f} posterior sd at most."
             )
         site = max(self.shift, key=lambda name: self.shift[name].abs().max().item())
         return (
