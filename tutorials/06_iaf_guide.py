@@ -253,14 +253,13 @@ for start, report in found.items():
     label = f"guide from {start:+.0f}"
     ax.hist(report.draws["z"], 200, range=(-3, 3), density=True, alpha=0.5, label=label)
 ax.set(xlabel="$z$", ylabel="density", title="Each guide is sure, and has half of it", xlim=(-3, 3))
-ax.legend()
+ax.legend(loc="upper center")
 
 # %% [markdown]
 # So distrust a guide
 #
 # - whose $\hat k$ is above its threshold: train longer, make the flow larger, write the model
-#   otherwise, or run `pf.NeuTra`. The report is strict there, as it must be where the truth is
-#   unknown: the IAF above may be told not to be trusted although its means are right;
+#   otherwise, or run `pf.NeuTra`;
 # - that you started once: start from several places (`init_loc_fn`), and see if the evidence agrees
 #   *and* the draws overlap;
 # - in many dimensions: with hundreds of unknowns $\hat k$ is rarely good, though each marginal is;

@@ -80,7 +80,7 @@ class Report:
 
     @property
     def trusted(self) -> bool:
-        """Whether the weighted draws can be relied on: a good k-hat, or weights that are even."""
+        """Whether the weighted draws can be relied on, by a good k-hat or by even weights."""
         return self.khat < self.threshold or self.even
 
     def means(self) -> dict[str, Tensor]:
