@@ -50,8 +50,8 @@ history
 # must jump the gap between them.
 #
 # But we may also walk in the flow's base space. Write $x = f(z)$ with $z \sim N(0, I)$, which is
-# what Pyro's `TransformReparam` does to any flow: there the prior is round, and the gap has almost
-# no width, since almost no mass maps into it. Same model, same posterior, other coordinates.
+# what Pyro's `TransformReparam` does to any flow. There the prior is round and the gap narrow, but
+# the likelihood, which was simple in $x$, is bent. Same model, same posterior, other coordinates.
 
 
 # %%
@@ -79,7 +79,8 @@ chains = {"walking in x": in_x, "walking in z": prior.transform(z)}
 # In two dimensions we can check: prior times likelihood on a grid is the exact posterior. Above,
 # the draws on it; below, $x_2$ along each chain. The moons are symmetric about $(0.5, 0.25)$ and we
 # measured $m = 0.5$, so half of the posterior should lie above $x_2 = 0.25$. The share of draws
-# there says how well a chain moves between the pieces.
+# there says how well a chain moves between the pieces, and the effective sample size (ESS) how many
+# independent draws the chain is worth.
 
 # %%
 across, up = torch.linspace(-1.5, 2.5, 200), torch.linspace(-1.5, 2.0, 200)
@@ -93,7 +94,8 @@ fig, axes = plt.subplots(
     2, 2, figsize=(8, 6), layout="constrained", gridspec_kw={"height_ratios": [2, 1]}
 )
 for (top, bottom), (name, x) in zip(axes.T, chains.items(), strict=True):
-    print(f", {name} {(x[:, 1] > middle).float().mean():.2f}", end="")
+    share, ess = (x[:, 1] > middle).float().mean(), effective_sample_size(x[None, :, 1], 0, 1)
+    print(f", {name} {share:.2f} (ESS {ess:.0f} of {len(x)})", end="")
     top.pcolormesh(across, up, mass.reshape(200, 200).T, cmap="Greys", shading="auto")
     top.scatter(*x.T, s=4, color="C1")
     top.set(title=name, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
@@ -103,7 +105,9 @@ for (top, bottom), (name, x) in zip(axes.T, chains.items(), strict=True):
 # %% [markdown]
 # ## The funnel
 #
-# So coordinates matter. Neal's funnel (2003) is the classic case where no fixed step size fits:
+# Both chains are right, but neither is quick: what the flow's coordinates make easy of the prior
+# they make hard of the likelihood. What we want is a map fitted to the *posterior*. Take one that
+# needs it. In Neal's funnel (2003) no fixed step size fits:
 #
 # $$v \sim N(0, 3), \qquad x_i \mid v \sim N(0, e^{v/2}), \quad i = 1, \ldots, 9 .$$
 #
@@ -182,10 +186,9 @@ axes[0].set_ylabel("$v$")
 # %% [markdown]
 # ## In numbers
 #
-# The effective sample size says how many independent draws the correlated ones of a chain are
-# worth. It speaks of where the chain went: one that never enters the neck can have a fine one, so
-# look at the standard deviation of $v$, at the share of $v < -4$ (exactly 0.091), and at the
-# divergences first.
+# The effective sample size speaks of where the chain went: one that never enters the neck can have
+# a fine one, so look first at the standard deviation of $v$, at the share of $v < -4$ (exactly
+# 0.091), and at the divergences.
 
 # %%
 print(f"{'':12}{'mean v':>8}{'sd v':>7}{'v < -4':>8}{'ESS of v':>10}{'divergences':>13}")
