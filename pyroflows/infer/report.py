@@ -19,7 +19,7 @@ from pyroflows.infer.diagnostics import (
 )
 
 _FAR = 0.3  # posterior sd by which a mean may be off before we say so
-_EVEN = 2.0  # times the mean weight; below it no draw counts for much more than another
+_EVEN = 0.99  # share of the draws that the weighted ones are worth, from which on weights are even
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,12 @@ class Report:
 
     @property
     def even(self) -> bool:
-        """Whether no draw weighs twice as much as the mean one, before any smoothing.
+        """Whether the weighted draws are worth 99 % of their number, with a k-hat below 1.
 
-        k-hat sees the shape of the weights' tail and not its size: where all weights are nearly
-        equal, it says little about what they are good for.
+        k-hat sees the shape of the weights' tail and not its size. Where weights are as even as
+        that, what a tail with a finite mean can hide moves no mean by a tenth of a posterior sd.
         """
-        log_weight = self.weighted.log_weight.double()
-        return log_weight.max().item() < self.evidence + math.log(_EVEN)
+        return self.ess > _EVEN * len(self.log_weights) and self.khat < 1
 
     @property
     def trusted(self) -> bool:
