@@ -62,11 +62,9 @@ def contents(tensor: Tensor) -> tuple:
 
     Where it lies on another device, its mark and the count of steps; never equal where it has none.
     """
-    if tensor.is_cpu and not tensor.is_contiguous():
-        tensor = tensor.detach().contiguous()
-    place = 0 if tensor.is_meta else tensor.data_ptr()
-    if place and tensor.is_cpu:
-        return tensor.dtype, ctypes.string_at(place, tensor.nbytes)
+    if tensor.is_cpu:
+        held = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
+        return held.dtype, ctypes.string_at(held.data_ptr(), held.nbytes)
     return (object(),) if tensor.is_inference() else (steps_taken(), mark(tensor))
 
 

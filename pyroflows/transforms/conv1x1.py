@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,7 +40,7 @@ class _Product(torch.autograd.Function):
         lower, upper, log_diagonal, signs, permutation, left, right = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for: in terms of autograd
             left, right = lower.tril(-1), upper.triu(1) + (signs * log_diagonal.exp()).diag()
-        grad = torch.empty_like(lower).index_copy(0, permutation, grad)
+        grad = torch.empty_like(grad).index_copy_(0, permutation, grad)
         grad_right = torch.addmm(grad, left.mT, grad)
         return (
             (grad @ right.mT).tril(-1),
@@ -51,14 +49,6 @@ class _Product(torch.autograd.Function):
             None,
             None,
         )
-
-
-class _Kept(NamedTuple):
-    """A matrix, its log-determinant, and all that they were made from."""
-
-    source: list[tuple]
-    matrix: Tensor
-    log_det: float
 
 
 class Conv1x1(FlowTransform):
@@ -87,7 +77,8 @@ class Conv1x1(FlowTransform):
     def __init__(self, channels: int, *, lu: bool = True, seed: int = 0) -> None:
         super().__init__()
         self.lu = lu
-        self._kept: dict[bool, _Kept] = {}
+        # What matrix gives without a graph, and all that it was made from.
+        self._kept: dict[bool, tuple[list[tuple], tuple[Tensor, Tensor | float]]] = {}
         generator = torch.Generator().manual_seed(seed)
         start = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
         rotation = torch.linalg.qr(start).Q
@@ -134,17 +125,16 @@ class Conv1x1(FlowTransform):
     def _mixed(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """The matrix on the channels of every pixel, and the log-determinant of that."""
         batch, pixels = x.shape[:-3], x.shape[-2] * x.shape[-1]
-        kept = self._without_graph(inverse)
-        if kept is None:
-            matrix, log_det = self.matrix(inverse)
-            log_det = (pixels * log_det).expand(batch)
+        matrix, log_det = self._without_graph(inverse) or self.matrix(inverse)
+        log_det = pixels * log_det
+        if isinstance(log_det, Tensor):
+            log_det = log_det.expand(batch)
         else:
-            matrix = kept.matrix
-            log_det = matrix.new_full(batch, pixels * kept.log_det)
+            log_det = matrix.new_full(batch, log_det)
         # Channels last, as images lie in a flow: this is one product, without a copy.
         return F.linear(x.movedim(-3, -1), matrix).movedim(-1, -3), log_det
 
-    def _without_graph(self, inverse: bool) -> _Kept | None:
+    def _without_graph(self, inverse: bool) -> tuple[Tensor, Tensor | float] | None:
         """What ``matrix`` gives, made once and kept for as long as it is right.
 
         None where a gradient has to pass, or operations are traced.
@@ -155,12 +145,12 @@ class Conv1x1(FlowTransform):
             return None
         source = [contents(t) for t in tensors]
         kept = self._kept.get(inverse)
-        if kept is None or kept.source != source:
+        if kept is None or kept[0] != source:
             with torch.inference_mode(False), torch.no_grad():
                 matrix, log_det = self.matrix(inverse)
-                kept = _Kept(source, matrix.clone(), float(log_det))
-            self._kept[inverse] = kept
-        return kept
+                made = matrix.clone(), float(log_det) if log_det.is_cpu else log_det
+            self._kept[inverse] = kept = source, made
+        return kept[1]
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_kept": {}}
