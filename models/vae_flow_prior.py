@@ -128,24 +128,6 @@ def load(smoke: bool) -> tuple[Tensor, Tensor, int]:
     return train, test, width
 
 
-def draw(sheets: dict[str, Tensor], width: int, path: Path) -> None:
-    """A panel of 10 x 10 pictures for each sheet."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(1, len(sheets), figsize=(12, 4.4), layout="constrained")
-    for ax, (title, sheet) in zip(axes, sheets.items(), strict=True):
-        framed = nn.functional.pad(sheet.reshape(10, 10, width, width), (1, 0, 1, 0), value=0.25)
-        grid = framed.transpose(1, 2).reshape(10 * (width + 1), 10 * (width + 1))
-        ax.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=1)
-        ax.set(title=title, xticks=[], yticks=[])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=120)
-    plt.close(fig)
-
-
 def main(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Train both, print the table, save the picture; returns the table."""
     logging.getLogger("pyro").setLevel(logging.WARNING)
@@ -175,7 +157,8 @@ def main(args: argparse.Namespace) -> list[tuple[str, str]]:
         with torch.no_grad():
             z = vae.of_codes().expand((100,)).sample()
             sheets[f"draws, {name} prior"] = vae.decoder(z).sigmoid()
-    draw(sheets, width, args.out)
+    shape = (10, 10, 1, width, width)
+    pf.plots.save_sheets({k: x.reshape(shape) for k, x in sheets.items()}, args.out, bins=2)
     length = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"{name:<{length}}  {value:>9}" for name, value in rows))
     print(f"\npicture: {args.out}")

@@ -72,7 +72,9 @@ def save_sheets(panels: dict[str, Tensor], path: str | Path, bins: int = 256) ->
 
     columns = min(len(drawn), 3)
     rows = math.ceil(len(drawn) / columns)
-    fig = Figure(figsize=(4.2 * columns, 4.5 * rows), layout="constrained")
+    tallest = max(image.shape[0] / image.shape[1] for image in drawn.values())
+    inches = 4.2 * columns, (4.2 * tallest + 0.4) * rows  # room for the titles
+    fig = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(fig)
     axes = fig.subplots(rows, columns, squeeze=False).flatten()
     for ax in axes[len(drawn) :]:

@@ -182,6 +182,33 @@ class Quantized(nn.Module):
         return self(context).sample(shape)
 
     @torch.no_grad()
+    def bits_per_dim(
+        self, x: Tensor, context: Tensor | None = None, *, samples: int | None = None
+    ) -> float:
+        """Mean bits per dimension of integers, scored a few hundred at once.
+
+        Args:
+            x: ``(n, *shape)`` integers.
+            context: ``(n, *context_shape)`` for a conditional flow.
+            samples: draws of the noise a score, for a tighter bound than the model's own.
+
+        Example:
+            >>> import torch, pyroflows as pf
+            >>> q = pf.quantized(pf.nice(4), bins=16)
+            >>> 4 < q.bits_per_dim(torch.zeros(3, 4)) < 8  # 4 is what knowing nothing costs
+            True
+        """
+        draws = self.samples if samples is None else samples
+        noise = self.dequantizer or "uniform"
+        tight = Quantized(self.flow, self.bins, noise, self.logit, draws)
+        total = 0.0
+        for rows in torch.arange(len(x), device=x.device).split(max(1, 500 // draws)):
+            total += (
+                tight.log_prob(x[rows], None if context is None else context[rows]).sum().item()
+            )
+        return bits_per_dim(total / len(x), self.event_shape)
+
+    @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """The flow's data-dependent start, on dequantised ``x``; leaves the generator alone."""
         self.flow.initialize(self.dequantize(x, seed=0)[0], context)

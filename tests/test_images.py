@@ -213,17 +213,81 @@ def test_conv1x1_starts_as_a_rotation_from_its_own_seed():
     torch.testing.assert_close(one @ one.mT, torch.eye(5))
 
 
-def test_conv1x1_keeps_its_matrix_no_longer_than_it_is_right():
-    layer = Conv1x1(3).eval()
+def fused_step(layer):
+    optimiser = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+    with torch.enable_grad():
+        layer(torch.randn(2, 3, 2, 2)).square().sum().backward()
+    optimiser.step()
+
+
+CHANGES = {
+    "in place": lambda layer: next(layer.parameters()).add_(1.0),
+    "behind autograd's back": lambda layer: next(layer.parameters()).data[1, 0].fill_(2.0),
+    "a fused step": fused_step,
+    "replaced": lambda layer: setattr(
+        layer, "lower" if layer.lu else "weight", torch.nn.Parameter(torch.ones(3, 3).tril() + 1)
+    ),
+    "loaded": lambda layer: layer.load_state_dict(Conv1x1(3, lu=layer.lu, seed=5).state_dict()),
+    "a sign": lambda layer: layer.signs.neg_() if layer.lu else layer.weight.neg_(),
+    "rounded": lambda layer: layer.bfloat16().float(),
+}
+
+
+@pytest.mark.parametrize("lu", [True, False], ids=["lu", "plain"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_conv1x1_keeps_its_matrix_no_longer_than_it_is_right(change, training, lu):
+    layer = Conv1x1(3, lu=lu).train(training)
     x = torch.randn(2, 3, 2, 2)
     with torch.no_grad():
-        first = layer(x)
-        assert layer.matrix()[0] is layer.matrix()[0]
-        layer.log_diagonal.add_(1.0)
-        changed = layer(x)
-        torch.testing.assert_close(changed, layer.train()(x))
-        torch.testing.assert_close(layer.eval().inv(changed), x)
-    assert not torch.allclose(first, changed)
+        first, _ = layer.forward_and_log_det(x)
+        layer.inverse_and_log_det(x)
+        kept = dict(layer._kept)
+        assert torch.equal(layer(x), first)
+        assert layer._kept[False] is kept[False]
+        CHANGES[change](layer)
+        found = layer.forward_and_log_det(x), layer.inverse_and_log_det(x)
+        assert all(layer._kept[way] is not kept[way] for way in (False, True))
+        assert not torch.equal(found[0][0], first)
+    for (y, log_det), apply in zip(
+        found, (layer.forward_and_log_det, layer.inverse_and_log_det), strict=True
+    ):
+        expected = apply(x)  # with a graph: from the parameters as they are
+        assert expected[0].requires_grad
+        torch.testing.assert_close((y, log_det), tuple(t.detach() for t in expected))
+
+
+def test_conv1x1_hands_out_nothing_that_it_keeps():
+    layer = Conv1x1(3, lu=False)
+    x = torch.randn(1, 3, 1, 1)
+    with torch.no_grad():
+        first = [t.clone() for t in layer.forward_and_log_det(x)]
+        for t in (*layer.forward_and_log_det(x), *layer.matrix(inverse=True)):
+            t.add_(1.0)
+        torch.testing.assert_close(layer.forward_and_log_det(x), tuple(first))
+    with torch.inference_mode():
+        layer.forward_and_log_det(x)
+    x.requires_grad_()
+    layer.requires_grad_(False)(x).sum().backward()  # what inference made would refuse
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("lu", [True, False], ids=["lu", "plain"])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_conv1x1_has_two_right_derivatives(inverse, lu):
+    layer = Conv1x1(3, lu=lu).double()
+    testing.randomize(layer, 0.5)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    x = torch.randn(2, 3, 1, 2, dtype=torch.float64, requires_grad=True)
+
+    def apply(x, *values):
+        way = layer.inv if inverse else layer
+        for name, value in zip(names, values, strict=True):
+            layer._parameters[name] = value
+        return way.forward_and_log_det(x)
+
+    assert torch.autograd.gradcheck(apply, (x, *parameters))
+    assert torch.autograd.gradgradcheck(apply, (x, *parameters))
 
 
 @pytest.mark.parametrize("descending", [False, True])

@@ -125,6 +125,21 @@ def test_one_draw_bounds_the_probability_and_more_draws_bound_it_tighter():
     torch.testing.assert_close(bounds[0], one, atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("samples", [None, 64])
+@pytest.mark.parametrize("context", [0, 2])
+def test_bits_per_dim_is_the_mean_over_all_rows(context, samples):
+    q = pf.quantized(small(context=context), 8, logit=0.05, samples=16)
+    pf.testing.randomize(q, 0.3)
+    x = torch.randint(8, (1100, 2))
+    c = torch.randn(1100, 2) if context else None
+    many = pf.quantized(q.flow, 8, logit=0.05, samples=samples or 16)
+    with torch.no_grad():
+        expected = pf.bits_per_dim(many.log_prob(x, c).mean().item(), 2)
+        loose = pf.bits_per_dim(pf.quantized(q.flow, 8, logit=0.05).log_prob(x, c).mean().item(), 2)
+    found = q.bits_per_dim(x, c, samples=samples)
+    assert abs(found - expected) < 0.2 * (loose - expected)
+
+
 def test_draws_have_the_frequencies_of_the_levels():
     bins = 4
     wanted = level_log_probs(bins).exp()

@@ -6,42 +6,49 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.memo import mark, steps_taken
+from pyroflows.memo import contents
 from pyroflows.nets.masked_linear import traced
 from pyroflows.transforms.base import FlowTransform
-from pyroflows.transforms.images import IMAGE, rows_of
+from pyroflows.transforms.images import IMAGE
 
 
 class _Product(torch.autograd.Function):
-    """``L U`` of one triangle each and a diagonal ``d``, as one step of the graph.
+    """``P L U`` and ``log|det|`` as one step of the graph.
 
-    Both matrices are small, so what a step costs is its number of operations.
+    The matrices are small, so what a step costs is its number of operations.
     """
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, lower: Tensor, upper: Tensor, d: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(lower, upper, d)
-        left, right = _triangles(lower, upper, d)
-        return left @ right
+        ctx: torch.autograd.function.FunctionCtx,
+        lower: Tensor,
+        upper: Tensor,
+        log_diagonal: Tensor,
+        signs: Tensor,
+        permutation: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        left, right = lower.tril(-1), upper.triu(1)
+        torch.mul(signs, log_diagonal.exp(), out=right.diagonal())
+        ctx.save_for_backward(lower, upper, log_diagonal, signs, permutation, left, right)
+        product = torch.addmm(right, left, right)  # L is 1 + left
+        return product.index_select(0, permutation), log_diagonal.sum()
 
     @staticmethod
     def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        left, right = _triangles(*ctx.saved_tensors)
-        grad_right = left.mT @ grad
-        return (grad @ right.mT).tril(-1), grad_right.triu(1), grad_right.diagonal()
-
-
-def _triangles(lower: Tensor, upper: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """L with a diagonal of one, and U with the diagonal ``d``."""
-    ones = torch.ones_like(d)
-    return (
-        lower.tril(-1).diagonal_scatter(ones),
-        upper.triu(1).diagonal_scatter(d),
-    )
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor, grad_log_det: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        lower, upper, log_diagonal, signs, permutation, left, right = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is asked for: in terms of autograd
+            left, right = lower.tril(-1), upper.triu(1) + (signs * log_diagonal.exp()).diag()
+        grad = torch.empty_like(grad).index_copy_(0, permutation, grad)
+        grad_right = torch.addmm(grad, left.mT, grad)
+        return (
+            (grad @ right.mT).tril(-1),
+            grad_right.triu(1),
+            torch.addcmul(grad_log_det, grad_right.diagonal(), right.diagonal()),
+            None,
+            None,
+        )
 
 
 class Conv1x1(FlowTransform):
@@ -70,8 +77,8 @@ class Conv1x1(FlowTransform):
     def __init__(self, channels: int, *, lu: bool = True, seed: int = 0) -> None:
         super().__init__()
         self.lu = lu
-        # What matrix gives, and what it was made from.
-        self._kept: dict[bool, tuple[tuple, tuple[Tensor, Tensor]]] = {}
+        # What matrix gives without a graph, and all that it was made from.
+        self._kept: dict[bool, tuple[list[tuple], tuple[Tensor, Tensor | float]]] = {}
         generator = torch.Generator().manual_seed(seed)
         start = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
         rotation = torch.linalg.qr(start).Q
@@ -88,49 +95,62 @@ class Conv1x1(FlowTransform):
         self.log_diagonal = nn.Parameter(diagonal.abs().log().to(dtype))
 
     def matrix(self, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        """``W`` or its inverse, ``(channels, channels)``, and its log-determinant.
+        """``W`` or its inverse, ``(channels, channels)``, and its log-determinant."""
+        if not self.lu:
+            log_det = torch.linalg.slogdet(self.weight).logabsdet
+            matrix = torch.linalg.inv(self.weight) if inverse else self.weight
+        elif inverse or traced():
+            log_det = self.log_diagonal.sum()
+            matrix = self._solved() if inverse else torch.matmul(*self._factors())
+            matrix = matrix.index_select(1 if inverse else 0, self.permutation)
+        else:
+            parameters = self.lower, self.upper, self.log_diagonal
+            return _Product.apply(*parameters, self.signs, self.permutation)
+        return matrix, -log_det if inverse else log_det
 
-        In eval mode both are made once and kept until a parameter was changed, replaced or moved,
-        or an optimiser stepped; not where a gradient has to pass.
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """L with a diagonal of one, and U with the signs."""
+        diagonal = self.signs * self.log_diagonal.exp()
+        return self.lower.tril(-1) + torch.ones_like(diagonal).diag(), (
+            self.upper.triu(1) + diagonal.diag()
+        )
+
+    def _solved(self) -> Tensor:
+        """The inverse of ``L U``."""
+        lower, upper = self._factors()
+        eye = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        solved = torch.linalg.solve_triangular(lower, eye, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper, solved, upper=True)
+
+    def _mixed(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """The matrix on the channels of every pixel, and the log-determinant of that."""
+        batch, pixels = x.shape[:-3], x.shape[-2] * x.shape[-1]
+        matrix, log_det = self._without_graph(inverse) or self.matrix(inverse)
+        log_det = pixels * log_det
+        if isinstance(log_det, Tensor):
+            log_det = log_det.expand(batch)
+        else:
+            log_det = matrix.new_full(batch, log_det)
+        # Channels last, as images lie in a flow: this is one product, without a copy.
+        return F.linear(x.movedim(-3, -1), matrix).movedim(-1, -3), log_det
+
+    def _without_graph(self, inverse: bool) -> tuple[Tensor, Tensor | float] | None:
+        """What ``matrix`` gives, made once and kept for as long as it is right.
+
+        None where a gradient has to pass, or operations are traced.
         """
-        parameters = list(self._parameters.values())
-        passes = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if self.training or passes or traced() or any(p.is_inference() for p in parameters):
-            return self._made(inverse)
-        source = steps_taken(), *map(mark, parameters)
+        tensors = (*self._parameters.values(), *self._buffers.values())
+        passes = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if passes or traced():
+            return None
+        source = [contents(t) for t in tensors]
         kept = self._kept.get(inverse)
         if kept is None or kept[0] != source:
             with torch.inference_mode(False), torch.no_grad():
-                kept = source, self._made(inverse)
-            self._kept[inverse] = kept
+                matrix, log_det = self.matrix(inverse)
+                made = matrix.clone(), float(log_det) if log_det.is_cpu else log_det
+            self._kept[inverse] = kept = source, made
         return kept[1]
-
-    def _made(self, inverse: bool) -> tuple[Tensor, Tensor]:
-        if self.lu:
-            log_det = self.log_diagonal.sum()
-        else:
-            log_det = torch.linalg.slogdet(self.weight).logabsdet
-        return (self._inverse_matrix(), -log_det) if inverse else (self._matrix(), log_det)
-
-    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What L and U are made of."""
-        return self.lower, self.upper, self.signs * self.log_diagonal.exp()
-
-    def _matrix(self) -> Tensor:
-        if not self.lu:
-            return self.weight
-        if traced():
-            left, right = _triangles(*self._factors())
-            return (left @ right).index_select(0, self.permutation)
-        return _Product.apply(*self._factors()).index_select(0, self.permutation)
-
-    def _inverse_matrix(self) -> Tensor:
-        if not self.lu:
-            return torch.linalg.inv(self.weight)
-        lower, upper = _triangles(*self._factors())
-        eye = torch.eye(len(lower)).to(lower)[self.permutation]  # P^T is this matrix transposed
-        solved = torch.linalg.solve_triangular(lower, eye.mT, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, solved, upper=True)
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_kept": {}}
@@ -138,23 +158,15 @@ class Conv1x1(FlowTransform):
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``W x``, one convolution."""
-        return _mixed(x, *self.matrix())
+        """``W x`` at every pixel."""
+        return self._mixed(x, inverse=False)
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``W^-1 y``, one convolution."""
-        return _mixed(y, *self.matrix(inverse=True))
+        """``W^-1 y`` at every pixel."""
+        return self._mixed(y, inverse=True)
 
     def extra_repr(self) -> str:
         """Channels and parametrisation."""
         return f"{len(self.lower if self.lu else self.weight)}, lu={self.lu}"
-
-
-def _mixed(x: Tensor, matrix: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrix on the channels of every pixel, and the log-determinant of that."""
-    rows, _, batch = rows_of(x)
-    y = F.conv2d(rows, matrix[:, :, None, None])
-    y = y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
-    return y, (x.shape[-2] * x.shape[-1] * log_det).expand(batch)
