@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pyroflows import hub
 from pyroflows.described import decode, encode, encode_config
-from pyroflows.flows import builders
+from pyroflows.infer.amortized import AutoAmortizedFlow, prior_of
+from pyroflows.infer.amortized_sites import amortized_from, facts_of_amortized
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.sites import facts_of, guide_from
-from pyroflows.pixelcnn import pixelcnn
-from pyroflows.quantize import quantized
+from pyroflows.rebuilt import Builder, OutsideError, flow_from
 from pyroflows.stored import read_folder, write_folder
 from pyroflows.version import __version__
 
-Builder = Callable[..., nn.Module]
-
-
-class _OutsideError(ValueError):
-    """A builder that is not part of pyroflows, and that was not given."""
+ENCODER = "encoder.module."  # what the names of an encoder's tensors start with in a guide
 
 
 def save(flow: nn.Module, folder: str | Path) -> Path:
@@ -38,7 +35,8 @@ def save(flow: nn.Module, folder: str | Path) -> Path:
 
     Args:
         flow: made by a builder of ``pf``, or by a function of your own that
-            ``pf.flows.builder`` marks; or a ``pf.AutoFlow`` that was set up.
+            ``pf.flows.builder`` marks; or a ``pf.AutoFlow`` or ``pf.AutoAmortizedFlow`` that was
+            set up; the latter's encoder is kept as tensors only.
         folder: where; made if there is none, and an earlier save in it is replaced.
 
     Returns:
@@ -57,13 +55,13 @@ def save(flow: nn.Module, folder: str | Path) -> Path:
         ('maf', torch.Size([2]))
     """
     _check_folder(folder)
-    module, extra = _parts(flow)
-    config = {"pyroflows": __version__, "torch": torch.__version__, **extra}
-    config |= encode_config(module.config)
-    config["dtype"] = str(_dtype(module)).removeprefix("torch.")
-    tensors = module.state_dict()
-    with contextlib.suppress(_OutsideError):  # only whoever has the function can make it again
-        again = _parts(_build(config, None, None, False))[0]
+    config = {"pyroflows": __version__, "torch": torch.__version__, **_config(flow)}
+    tensors = _holder(flow).state_dict()
+    encoder = flow.encoder.module if isinstance(flow, AutoAmortizedFlow) else None
+    if encoder is not None:
+        _check_state(encoder)
+    with contextlib.suppress(OutsideError):  # only whoever has the function can make it again
+        again = _holder(_build(config, None, encoder, None, False))
         _check_tensors(again.state_dict(), tensors, "flow: it is not what its builder makes: ")
     folder = Path(folder)
     write_folder(folder, config, tensors)
@@ -74,6 +72,7 @@ def load(
     folder: str | Path,
     *,
     model: Callable[..., Any] | None = None,
+    encoder: nn.Module | None = None,
     builder: Builder | None = None,
     trust: bool = False,
 ) -> Any:
@@ -84,13 +83,16 @@ def load(
     Args:
         folder: a folder, or ``"hf://owner/name"`` for one on the Hugging Face hub.
         model: of a guide, to train it further; without one it draws and scores.
+        encoder: of a ``pf.AutoAmortizedFlow``, and only of one: a module built as the saved one
+            was. It becomes the guide's, and its tensors those that were saved.
         builder: the function that made the flow, where it is your own.
         trust: import your own builder by the name in the folder. Importing runs code: only for
             folders whose origin you know.
 
     Raises:
         ValueError: files that are missing, cut short or changed, another format, an unknown
-            builder, one of your own that is neither given nor trusted, tensors that do not fit.
+            builder, one of your own that is neither given nor trusted, tensors that do not fit, an
+            encoder that is missing or built otherwise (then it is left as it was).
 
     Example:
         >>> import tempfile, pyroflows as pf
@@ -102,14 +104,17 @@ def load(
     _check_folder(folder)
     if isinstance(folder, str) and folder.startswith("hf://"):
         name = folder.removeprefix("hf://")
-        return from_hub(name, model=model, builder=builder, trust=trust)
+        return from_hub(name, model=model, encoder=encoder, builder=builder, trust=trust)
     config, tensors = read_folder(Path(folder))
     if model is not None and "guide" not in config:
         raise ValueError("model: expected None, the folder holds no guide")
-    loaded = _build(config, model, builder, trust)
-    module = _parts(loaded)[0]
-    _cast(module, tensors)
+    _check_encoder(encoder, config.get("amortized"), tensors)
+    loaded = _build(config, model, encoder, builder, trust)
+    module = _holder(loaded)
     _check_tensors(module.state_dict(), tensors, "folder: the tensors do not fit config.json: ")
+    if encoder is not None:
+        encoder.cpu()
+    _cast(module, tensors)
     module.load_state_dict(tensors)
     return loaded.eval()
 
@@ -157,21 +162,36 @@ def _check_folder(folder: Any) -> None:
         raise ValueError(f"folder: expected a path, got a {type(folder).__name__}")
 
 
-def _parts(flow: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """The module that holds the tensors, and what of a guide the builder does not know."""
+def _holder(flow: Any) -> Any:
+    """The module whose tensors are kept."""
+    return flow.flow if isinstance(flow, AutoFlow) else flow
+
+
+def _config(flow: Any) -> dict[str, Any]:
+    """What is needed to build a flow or a guide again, but for an encoder."""
     extra: dict[str, Any] = {}
     module = flow
     if isinstance(flow, AutoFlow):
-        facts = facts_of(flow)
-        sites = [{**s, "support": encode(s["support"], s["name"])} for s in facts["sites"]]
-        extra["guide"] = {**facts, "sites": sites}
+        extra["guide"] = _encoded_sites(facts_of(flow))
+        module = flow.flow
+    elif isinstance(flow, AutoAmortizedFlow):
+        extra["guide"] = _encoded_sites(facts_of_amortized(flow))
+        extra["amortized"] = {
+            "globals": _config(flow.global_guide) if flow._global_values else None
+        }
         module = flow.flow
     if not isinstance(module, nn.Module) or not getattr(module, "config", None):
         raise ValueError(
             f"flow: cannot save a {type(flow).__name__} that no builder made; mark the function "
             "that makes it with pf.flows.builder, or keep its state_dict"
         )
-    return module, extra
+    dtype = str(_dtype(module)).removeprefix("torch.")
+    return {**extra, **encode_config(module.config), "dtype": dtype}
+
+
+def _encoded_sites(facts: dict[str, Any]) -> dict[str, Any]:
+    sites = [{**s, "support": encode(s["support"], s["name"])} for s in facts["sites"]]
+    return {**facts, "sites": sites}
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
@@ -179,17 +199,22 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
 
 
-def _own_builders() -> dict[str, Builder]:
-    return {**builders(), "pixelcnn": pixelcnn, "quantized": quantized}
-
-
-def _build(config: dict[str, Any], model: Any, given: Builder | None, trust: bool) -> Any:
-    """The module of a config, untrained; the global generator is left alone."""
-    dtype = getattr(torch, str(config.get("dtype")), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"config.json: expected a floating-point dtype, got {config.get('dtype')}")
+def _build(
+    config: dict[str, Any],
+    model: Any,
+    encoder: nn.Module | None,
+    builder: Builder | None,
+    trust: bool,
+) -> Any:
+    """The flow or guide of a config, untrained; the global generator is left alone."""
+    make = partial(flow_from, given=builder, trust=trust)
     with torch.random.fork_rng(devices=[]):
-        inner = _make(config, given, trust).to(dtype)
+        dtype = getattr(torch, str(config.get("dtype")), None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(
+                f"config.json: expected a floating-point dtype, got {config.get('dtype')}"
+            )
+        inner = make(config).to(dtype)
         if "guide" not in config:
             return inner
         try:
@@ -197,57 +222,49 @@ def _build(config: dict[str, Any], model: Any, given: Builder | None, trust: boo
             facts["sites"] = [
                 {**s, "support": decode(s["support"], "support")} for s in facts["sites"]
             ]
-            return guide_from(facts, inner, model, dtype)
+            if "amortized" not in config:
+                return guide_from(facts, inner, model, dtype)
+            over_globals = config["amortized"]["globals"]
+            if over_globals is not None:
+                names = [site["name"] for site in over_globals["guide"]["sites"]]
+                prior = None if model is None else prior_of(model, names)
+                over_globals = _build(over_globals, prior, None, builder, trust)
+            return amortized_from(facts, inner, encoder, over_globals, model, dtype)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(f"config.json: the guide cannot be read ({error!r})") from None
 
 
-def _make(config: dict[str, Any], given: Builder | None, trust: bool) -> nn.Module:
-    name, arguments = config.get("builder"), config.get("arguments")
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise ValueError("config.json: expected a builder's name and its arguments")
-    build = _builder(name, given, trust)
-    values = {
-        k: decode(v, k, lambda inner: _make(inner, given, trust)) for k, v in arguments.items()
-    }
-    try:
-        made = build(**values)
-    except Exception as error:  # whatever a builder of one's own may raise
+def _check_encoder(encoder: Any, wanted: Any, tensors: dict[str, Tensor]) -> None:
+    """An encoder is there if it is wanted, and built as the one whose tensors were saved."""
+    if wanted is None:
+        if encoder is not None:
+            raise ValueError("encoder: expected None, the folder holds no pf.AutoAmortizedFlow")
+        return
+    if not isinstance(encoder, nn.Module):
         raise ValueError(
-            f"config.json: {name} cannot be built with the saved arguments: {error}; was it saved "
-            f"by another version? This is pyroflows {__version__}"
-        ) from error
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"builder: expected a module from {name}, got {type(made).__name__}")
-    return made
+            "encoder: expected a torch.nn.Module built as the saved guide's encoder was, since the "
+            f"folder holds its tensors alone, got {type(encoder).__name__}; use "
+            "pf.load(folder, encoder=...)"
+        )
+    _check_state(encoder)
+    kept = {k.removeprefix(ENCODER): t for k, t in tensors.items() if k.startswith(ENCODER)}
+    what = "encoder: it is not built as the saved one was; of the tensors in the folder "
+    _check_tensors(encoder.state_dict(), kept, what)
 
 
-def _builder(name: str, given: Builder | None, trust: bool) -> Builder:
-    own = _own_builders()
-    if name in own:
-        return own[name]
-    if given is not None:
-        return given
-    module, colon, path = name.partition(":")
-    if not colon:
-        raise _OutsideError(
-            f"config.json: unknown builder {name!r}, this version has {', '.join(sorted(own))}; "
-            "update pyroflows, or pass builder="
-        )
-    if not trust:
-        raise _OutsideError(
-            f"builder: this flow was made by {name!r}, which is not part of pyroflows; pass the "
-            "function as builder=, or trust=True to import it (that runs its code)"
-        )
-    try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"builder: cannot import {name!r} ({error}); pass the function as builder="
-        ) from None
-    return found
+def _check_state(encoder: nn.Module) -> None:
+    """The encoder's state is tensors, with values."""
+    for name, value in encoder.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"encoder: expected a state_dict of tensors, got a {type(value).__name__} under "
+                f"{name!r}; keep it in a buffer"
+            )
+        if is_lazy(value) or value.is_meta:
+            raise ValueError(
+                f"encoder: expected tensors with values, got none yet in {name!r}; run a lazy "
+                "module once, build one from the meta device on the CPU"
+            )
 
 
 def _cast(module: nn.Module, tensors: dict[str, Tensor]) -> None:

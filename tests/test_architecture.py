@@ -46,7 +46,7 @@ ROWS = [
         "sources",
     ],
     ["fit", "infer", "initialize"],
-    ["distill", "persist", "described", "stored", "hub"],
+    ["distill", "persist", "described", "rebuilt", "stored", "hub"],
     ["export", "testing", "laws"],
     ["cli", "__main__"],
 ]

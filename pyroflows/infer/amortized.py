@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -15,14 +14,21 @@ from pyro.infer.autoguide import init_to_median
 from pyro.infer.autoguide.guides import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import pyro_method
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
-from torch import Size, Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch import Tensor, nn
+from torch.distributions import biject_to
 
 from pyroflows.distribution import Flow
-from pyroflows.flows import iaf
+from pyroflows.flows import builder, iaf
 from pyroflows.infer.guides import AutoFlow
+from pyroflows.infer.plates import (
+    Plate,
+    check_rows,
+    of_any_item,
+    plate_of,
+    plate_of_rows,
+    plate_with_latents,
+)
+from pyroflows.infer.sites import no_model
 from pyroflows.store import InStep
 from pyroflows.transforms import ActNorm, Chain, ContextAffine
 
@@ -47,6 +53,11 @@ class AutoAmortizedFlow(AutoGuide):
 
     Works with ``SVI``, ``Trace_ELBO()(model, guide)``, ``pf.fit_guide`` and vectorised particles,
     for which the encoder runs once. Parameters exist from ``setup`` on.
+
+    ``pf.save`` keeps it, the encoder's weights too; ``pf.load`` needs an encoder to put them in.
+    Loaded without its model it still draws and scores, in a plate of the size that ``setup`` saw,
+    of which a batch is a part; where the model's plate was not subsampled, or its encoder had rows
+    for all of it, the plate is as long as the encoder's rows.
 
     Args:
         model: a Pyro model with continuous latent sites.
@@ -86,7 +97,7 @@ class AutoAmortizedFlow(AutoGuide):
             raise ValueError(f"encoder: expected a torch.nn.Module, got {type(encoder).__name__}")
         super().__init__(model)
         self.encoder = InStep(encoder)
-        self.builder = builder or _no_flow
+        self.builder = builder or no_flow
         self.builder_args = builder_args
         self.init_loc_fn = init_loc_fn
         self.init_scale = init_scale
@@ -110,21 +121,25 @@ class AutoAmortizedFlow(AutoGuide):
         with poutine.block():
             trace = poutine.trace(started).get_trace(*args, **kwargs)
         latents = dict(trace.iter_stochastic_nodes())
-        self._plate_name, self._plate_dim = _plate_with_latents(latents)
+        self._plate_name, self._plate_dim = plate_with_latents(latents)
         local = {name: site for name, site in latents.items() if site["cond_indep_stack"]}
         # The model is only ever run up to its plate, with these: nothing is drawn on the way.
         self._global_values = {n: s["value"] for n, s in latents.items() if n not in local}
-        self._supports = {n: _of_any_item(n, s, self._plate_dim) for n, s in local.items()}
+        self._supports = {n: of_any_item(n, s, self._plate_dim) for n, s in local.items()}
         free = {n: biject_to(s["fn"].support).inv(s["value"]) for n, s in local.items()}
         self._shapes = {n: z.shape[len(local[n]["fn"].batch_shape) :] for n, z in free.items()}
         items = {n: z.reshape(-1, self._shapes[n].numel()) for n, z in free.items()}
         start = torch.cat([rows.mean(dim=0) for rows in items.values()])
         rows = self.encoder(*args, **kwargs)
-        _check_rows(rows, self._plate_of_the_model(*args, **kwargs))
+        asked = self._plate_of_the_model(*args, **kwargs)
+        check_rows(rows, asked)
+        # For a guide that is loaded without its model: are an encoder's rows a part of the plate?
+        self._full_size = (
+            int(asked.size) if asked.takes_a_part and len(rows) == asked.items else None
+        )
         self._build(start, rows)
         if self._global_values:
-            # It sees the global sites' prior alone: their density given some locals is not theirs.
-            others = poutine.block(self.model, expose=list(self._global_values))
+            others = prior_of(self.model, self._global_values)
             how = {"init": "init", "init_loc_fn": self.init_loc_fn, "init_scale": self.init_scale}
             guide = AutoFlow(others, self.builder, **how, **self.builder_args)
             self.add_module("global_guide", guide)
@@ -138,15 +153,26 @@ class AutoAmortizedFlow(AutoGuide):
         sites = [*self._global_values, *self._shapes]
         self._pyro_name += f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
         inner = self.builder(features, context=context, **self.builder_args)
-        outer = ContextAffine(features, context)
+        self.flow = self.around(inner, features, rows)
         with torch.no_grad():
-            outer.linear.bias[:features].copy_(start)
-        chain = Chain([inner.transform, outer])
-        flow = Flow(chain, inner.base, shape=features, context=context)
-        flow.config = inner.config
-        self.flow = flow.to(rows)
+            self.flow.transform.parts[-1].linear.bias[:features].copy_(start)
 
-    def _plate_of_the_model(self, *args: Any, **kwargs: Any) -> _Plate:
+    @staticmethod
+    def around(inner: Flow, features: int, rows: Tensor) -> Flow:
+        """The flow over an item's local sites: the builder's, and outside it the context's affine.
+
+        Args:
+            inner: from the builder.
+            features: stacked size of the sites.
+            rows: ``(items, context)``, as the encoder's; says dtype and device too.
+        """
+        context = rows.shape[1]
+        parts = [p.to(rows) for p in (inner.transform, ContextAffine(features, context))]
+        flow = Flow(Chain(parts), inner.base, shape=features, context=context)
+        flow.config = inner.config
+        return flow.to(rows)
+
+    def _plate_of_the_model(self, *args: Any, **kwargs: Any) -> Plate:
         """What plate the model makes of these arguments."""
         if self._model is None:
             raise RuntimeError(
@@ -154,26 +180,23 @@ class AutoAmortizedFlow(AutoGuide):
                 "make a new one, and load this one's state_dict after setup"
             )
         conditioned = poutine.condition(self.model, data=self._global_values)
-        finder = _PlateFinder(self._plate_name)
-        with torch.no_grad(), poutine.block():
-            try:
-                with finder:
-                    conditioned(*args, **kwargs)
-            except _Found as found:
-                return found.plate
-        raise ValueError(
-            f"model: expected a pyro.plate({self._plate_name!r}, size) made where the model runs, "
-            "got one made outside of it or without a size"
-        )
+        return plate_of(conditioned, self._plate_name, args, kwargs)
+
+    def _plate(self, rows: Tensor, args: tuple, kwargs: dict) -> pyro.plate:
+        """The plate for the encoder's rows: the model's, or one like it where there is none."""
+        if self._model == (no_model,):
+            check_rows(rows, None)
+            return plate_of_rows(self._plate_name, self._plate_dim, self._full_size, rows)
+        asked = self._plate_of_the_model(*args, **kwargs)
+        check_rows(rows, asked)
+        return pyro.plate(self._plate_name, dim=self._plate_dim, **asked._asdict())
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The guide, called with the model's arguments; returns each latent site's draw."""
         self.setup(*args, **kwargs)
         result = dict(self.global_guide(*args, **kwargs)) if self._global_values else {}
-        asked = self._plate_of_the_model(*args, **kwargs)
         rows = self.encoder(*args, **kwargs)
-        _check_rows(rows, asked)
-        with pyro.plate(self._plate_name, dim=self._plate_dim, **asked._asdict()) as indices:
+        with self._plate(rows, args, kwargs) as indices:
             if len(rows) != len(indices):
                 rows = rows[indices]
             # The plate may stand further left than the last dimension.
@@ -247,125 +270,23 @@ class AutoAmortizedFlow(AutoGuide):
     __getstate__ = AutoFlow.__getstate__
 
 
-def _no_flow(features: int, context: int = 0) -> Flow:
-    """A Gaussian for global sites; the identity for local ones, which the context closes."""
+def prior_of(model: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
+    """The model of the global guide: their density given some locals would not be theirs.
+
+    Args:
+        model: of all sites.
+        names: of the global ones.
+    """
+    return poutine.block(model, expose=list(names))
+
+
+@builder
+def no_flow(features: int, context: int = 0) -> Flow:
+    """A Gaussian for global sites; the identity for local ones, which the context closes.
+
+    Args:
+        features: stacked size of the sites.
+        context: 0 for global sites.
+    """
     parts = [] if context else [ActNorm(features)]
     return Flow(Chain(parts), shape=features, context=context)
-
-
-class _Plate(NamedTuple):
-    """What ``pyro.plate`` was asked for: ``subsample`` may be indices or the batch itself."""
-
-    size: int
-    subsample_size: int | None
-    subsample: Tensor | Sequence | None
-    device: torch.device
-
-    @property
-    def items(self) -> int:
-        """How many items the (sub)sample has."""
-        if self.subsample is not None:
-            return len(self.subsample)
-        return self.size if self.subsample_size is None else min(self.subsample_size, self.size)
-
-
-class _Found(Exception):
-    def __init__(self, plate: _Plate) -> None:
-        super().__init__("the model has reached its plate")
-        self.plate = plate
-
-
-class _PlateFinder(Messenger):
-    """Stops a model where it makes the plate of that name, before anything is drawn for it."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def _pyro_sample(self, msg: dict) -> None:
-        if msg["name"] == self.name and site_is_subsample(msg):
-            asked = msg["fn"]
-            raise _Found(_Plate(asked.size, asked.subsample_size, msg["value"], asked.device))
-
-
-def _plate_with_latents(latents: dict[str, dict]) -> tuple[str, int]:
-    """Name and dimension of the one plate that has latent sites in it."""
-    found: dict[str, tuple[str, int]] = {}
-    for name, site in latents.items():
-        if site["fn"].has_enumerate_support or site["fn"].support.is_discrete:
-            raise ValueError(
-                f"model: expected continuous latent sites, got {name!r}, a discrete "
-                f"{type(site['fn']).__name__}; sum it out, or hide it with poutine.block and "
-                "enumerate it"
-            )
-        frames = site["cond_indep_stack"]
-        if len(frames) > 1 or any(not frame.vectorized for frame in frames):
-            kinds = [f.name if f.vectorized else f"{f.name} (sequential)" for f in frames]
-            raise ValueError(
-                f"model: expected latent site {name!r} in one vectorised plate at most, got "
-                f"plates {', '.join(kinds)}; inside the outer plate, make it one event with "
-                ".to_event(1)"
-            )
-        for frame in frames:
-            found[name] = frame.name, frame.dim
-    if not found:
-        raise ValueError(
-            "model: expected latent sites inside a plate, found none; for global latent variables "
-            "alone use pf.AutoFlow"
-        )
-    (first, plate), *others = found.items()
-    for name, other in others:
-        if other != plate:
-            raise ValueError(
-                f"model: expected one plate with latent sites, got {first!r} in plate "
-                f"{plate[0]!r} and {name!r} in plate {other[0]!r}; where one of them has a fixed "
-                "size, give its site .to_event(1) in place of the plate"
-            )
-    return plate
-
-
-def _of_any_item(name: str, site: dict, plate_dim: int) -> constraints.Constraint:
-    """The site's support without the plate's size: its bounds once, not once an item."""
-
-    def narrowed(support: constraints.Constraint, axis: int) -> constraints.Constraint:
-        support = copy.copy(support)
-        if isinstance(support, constraints.independent):
-            inner = axis - support.reinterpreted_batch_ndims
-            support.base_constraint = narrowed(support.base_constraint, inner)
-            return support
-        for key, bound in vars(support).items():
-            if isinstance(bound, Tensor) and bound.dim() >= -axis:
-                once = bound.narrow(axis, 0, 1)
-                if not (bound == once).all():
-                    raise ValueError(
-                        f"model: expected latent site {name!r} to have the same support for every "
-                        f"item of the plate, got {key} from {bound.min():g} to {bound.max():g}"
-                    )
-                setattr(support, key, once)
-        return support
-
-    fn = site["fn"]
-    if len(fn.batch_shape) != -plate_dim or fn.batch_shape[1:] != Size([1] * (-plate_dim - 1)):
-        raise ValueError(
-            f"model: expected latent site {name!r} to have no batch dimension but the plate's, "
-            f"got batch shape {tuple(fn.batch_shape)}; declare the others with .to_event()"
-        )
-    return narrowed(fn.support, plate_dim)
-
-
-def _check_rows(rows: Any, plate: _Plate) -> None:
-    """The encoder's output has a row for each item of the plate, or of its subsample."""
-    if not isinstance(rows, Tensor) or rows.dim() != 2:
-        came = f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-        raise ValueError(f"encoder: expected a tensor (items, context), got {came}")
-    indexed = plate.subsample is None or (
-        isinstance(plate.subsample, Tensor)
-        and plate.subsample.dim() == 1
-        and not plate.subsample.is_floating_point()
-    )
-    if len(rows) != plate.items and not (indexed and len(rows) == plate.size):
-        full = f", or {plate.size} for the full plate" if indexed else ""
-        raise ValueError(
-            f"encoder: expected {plate.items} rows, one for each item of the plate{full}, "
-            f"got {len(rows)}"
-        )

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide.guides import AutoGuide
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 
@@ -25,6 +26,21 @@ def no_model(*args: Any, **kwargs: Any) -> NoReturn:
     )
 
 
+def check_set_up(guide: AutoGuide) -> None:
+    """See that a guide has parameters.
+
+    Args:
+        guide: of any kind.
+
+    Raises:
+        ValueError: it was not set up yet.
+    """
+    if guide.prototype_trace is None:
+        raise ValueError(
+            "guide: it has no parameters yet; call guide.setup(*args) with the model's arguments"
+        )
+
+
 def facts_of(guide: AutoFlow) -> dict[str, Any]:
     """Sites, plates and names of a guide that was set up; supports stay objects.
 
@@ -34,10 +50,7 @@ def facts_of(guide: AutoFlow) -> dict[str, Any]:
     Raises:
         ValueError: it was not set up yet.
     """
-    if guide.prototype_trace is None:
-        raise ValueError(
-            "guide: it has no parameters yet; call guide.setup(*args) with the model's arguments"
-        )
+    check_set_up(guide)
     sites = []
     for name, site in guide.prototype_trace.iter_stochastic_nodes():
         fn, frames = site["fn"], site["cond_indep_stack"]
