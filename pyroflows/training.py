@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 MAX_ROLLBACKS = 3
-# Adam divides each gradient by its own size: of one that is a float32 rounding error, torch's 1e-8
-# makes a full step. Then the order in which rows are summed moves the losses of 50 steps by 1e-3.
-EPSILON = 1e-5
 
 
 class DivergedError(RuntimeError):
@@ -63,6 +60,9 @@ class Settings:
         compile: the loss is compiled; ask for a compiler.
         skip: leave out steps that are not finite and count them, rather than roll back.
         shown: what else is said there, asked for after each epoch.
+        epsilon: of Adam, which divides each gradient by its own size. Of one that is a float32
+            rounding error, torch's 1e-8 makes a full step; then the order in which rows are summed
+            moves the losses of 50 steps by 1e-3.
     """
 
     max_epochs: int
@@ -76,6 +76,7 @@ class Settings:
     compile: bool = False
     skip: bool = False
     shown: Callable[[], dict[str, str]] | None = None
+    epsilon: float = 1e-5
 
 
 def optimise(
@@ -344,7 +345,7 @@ def _set_up(
     # One kernel for all; with loss scaling it would unscale the gradients after they are clipped.
     fused = not _scales(fabric) and fabric.device.type in ("cpu", "cuda")
     kind = {"fused": True} if fused else {"foreach": True}
-    optimiser = torch.optim.AdamW(groups, lr=settings.lr, eps=EPSILON, **kind)
+    optimiser = torch.optim.AdamW(groups, lr=settings.lr, eps=settings.epsilon, **kind)
     if hasattr(loss, "_forward_module"):  # set up before a rollback
         return loss, fabric.setup_optimizers(optimiser)
     return fabric.setup(loss, optimiser)

@@ -187,8 +187,8 @@ _ = report.plot()
 # of them; the clock does not care whether they are trained.
 # The teacher draws in two ways: by a plain loop, one full pass a feature, as is usual, and by
 # pyroflows' walk, which computes each hidden unit once. One core of a shared machine, so read the
-# ratios, not the digits. At 64 features the student draws dozens of times as many rows as the plain
-# loop, and two to three times as many as the walk.
+# ratios, not the digits. At 64 features the student draws tens of times as many rows as the plain
+# loop, and several times as many as the walk.
 
 
 # %%

@@ -185,6 +185,7 @@ def distill(
         compile=compile,
         skip=True,
         shown=judge.shown,
+        epsilon=1e-8,  # near the teacher the gradients that matter are small too
     )
     loss = Objectives(frozen, student, pairs, judge.spread, path)
     size = max(1, batch_size // fabric.world_size)
