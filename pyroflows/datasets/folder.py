@@ -37,7 +37,7 @@ def data_folder() -> Path:
     Example::
 
         $ export PYROFLOWS_DATA=~/data     # in the shell, before Python starts
-        >>> pf.datasets.data_folder()
+        $ python -c "import pyroflows as pf; print(pf.datasets.data_folder())"
     """
     value = os.environ.get(VARIABLE)
     if not value:
