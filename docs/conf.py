@@ -1,14 +1,12 @@
 """How Sphinx makes the site: ``make docs``."""
 
 import re
-import sys
 from pathlib import Path
+
+from pyroflows import __version__
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
-
-from pyroflows import __version__  # noqa: E402 (the path comes first)
 
 project = "pyroflows"
 author = "The pyroflows developers"
