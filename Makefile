@@ -42,6 +42,7 @@ clean:
 	rm -rf $(VENV) runs build docs/_build .pytest_cache .ruff_cache
 
 $(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): about 2 GB, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
 	touch $(READY)

@@ -107,12 +107,13 @@ def test_sample_has_the_names_and_units_of_the_table(fitted, tmp_path):
 
 def test_score_adds_a_column_and_counts_outliers(fitted, tmp_path):
     data, out, _ = fitted
-    done = run("score", out, data, "--out", tmp_path / "scored.csv", "--quantile", 0.1, "--json")
+    done = ok("score", out, data, "--out", tmp_path / "scored.csv", "--quantile", 0.1, "--json")
     said = json.loads(done.stdout)
-    assert done.exit_code == 1
     assert 15 < said["outliers"] < 50
     assert (said["rows"], said["unscored"]) == (300, 2)
     ok("score", out, data, "--quantile", 0.1, "--max-outliers", said["outliers"])
+    too_many = run("score", out, data, "--quantile", 0.1, "--max-outliers", said["outliers"] - 1)
+    assert too_many.exit_code == 1
     with open(data, newline="") as before, open(tmp_path / "scored.csv", newline="") as after:
         old, new = list(csv.reader(before)), list(csv.reader(after))
     assert [row[:-1] for row in new] == old
@@ -121,6 +122,18 @@ def test_score_adds_a_column_and_counts_outliers(fitted, tmp_path):
     flow = pf.load(out)
     row = torch.tensor([[float(cell) for cell in old[1][:3]]])
     assert float(new[1][-1]) == pytest.approx(flow.log_prob(row).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("moved", "by", "code"), [(0, 0, 0), (1, 50, 0), (30, 50, 1), (1, 1e6, 1)])
+def test_score_ends_with_1_where_chance_does_not_explain_the_outliers(
+    fitted, tmp_path, moved, by, code
+):
+    rows = rows_of()
+    rows[:moved, 1] += by  # in standard deviations a tenth of that
+    table = write_csv(tmp_path / "moved.csv", NAMES, rows.tolist())
+    done = run("score", fitted[1], table, "--json")
+    assert done.exit_code == code
+    assert moved - 5 < json.loads(done.stdout)["outliers"] <= moved
 
 
 def test_rows_outside_the_support_score_nothing_else_does(fitted, tmp_path):
@@ -296,7 +309,8 @@ def test_errors_are_one_line_and_code_2(fitted, tmp_path):
     assert "column 'place' has 300 cells that are no numbers ('here' in line 2)" in place
     assert "not inside (0, 1)" in fails("fit", data, "--out", new, "--bounded", "size, m2=0:1")
     assert "NAME=LOW:HIGH" in fails("fit", data, "--out", new, "--bounded", "share=zero")
-    assert "2 rows have missing" in fails("fit", data, "--out", new, "--missing", "refuse")
+    refused = fails("fit", data, "--out", new, "--missing", "refuse")
+    assert "2 rows have missing or infinite values, in columns 'size, m2', 'share'; corr" in refused
     assert "'drop' or 'refuse'" in fails("fit", data, "--out", new, "--missing", "impute")
     assert "--hidden" in fails("fit", data, "--out", new, "--hidden", "wide")
     assert "pf.save" in fails("sample", tmp_path)
@@ -306,6 +320,8 @@ def test_errors_are_one_line_and_code_2(fitted, tmp_path):
     failed = run("sample", tmp_path, "--json", "--out", tmp_path / "x.csv")
     assert failed.exit_code == 2
     assert "pf.save" in json.loads(failed.stdout)["error"]
+    assert "cannot be made" in fails("fit", data, "--out", data / "within")
+    assert not new.exists(), "a run that fails leaves nothing"
 
 
 def test_a_wrong_option_is_code_2(fitted):

@@ -9,8 +9,8 @@ app = typer.Typer(
     help=(
         "Densities of tables with normalizing flows: [bold]fit[/] one to a table, [bold]sample[/] "
         "new rows, [bold]score[/] rows, [bold]report[/] how good it is.\n\n"
-        "Every command takes [bold]--json[/] for machines. Exit codes: 0 done, 1 outliers or a "
-        "broken law were found, 2 an error, in one line."
+        "Every command takes [bold]--json[/] for machines. Exit codes: 0 done, 1 too many outliers "
+        "or a broken law were found, 2 an error: one line, under the usage if an option is wrong."
     ),
     epilog=(
         "In three commands: pyroflows fit data.csv --out run/, pyroflows sample run/ -n 1000 "

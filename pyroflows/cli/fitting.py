@@ -54,10 +54,20 @@ def fit(
     missing: Annotated[
         str, typer.Option(help="Rows with missing values: 'drop' or 'refuse'.")
     ] = "drop",
-    layers: Annotated[int | None, typer.Option(help="Layers of the flow.", min=1)] = None,
-    hidden: Annotated[str | None, typer.Option(help="128,128: widths of its networks.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Most epochs.", min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step.", min=1)] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Layers of the flow; by default the builder's.", min=1)
+    ] = None,
+    hidden: Annotated[
+        str | None, typer.Option(help="128,128: widths of its networks; by default the builder's.")
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Most epochs; by default 20 to 300, about 8,000 steps.", min=1),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Rows a step; by default 64 to 1,024 by the number of rows.", min=1),
+    ] = None,
     lr: Annotated[float, typer.Option(help="First step size.")] = 1e-3,
     patience: Annotated[
         int, typer.Option(help="Epochs without a better validation score before it stops.", min=1)
@@ -93,7 +103,11 @@ def fit(
     if left_out:
         note(f"left out, no numbers in them: {cols.listed(left_out)}")
     if missing == "refuse" and counts["used"] < counts["rows"]:
-        raise ValueError(f"{counts['rows'] - counts['used']} rows have missing or infinite values")
+        where = cols.listed([*counts["missing"], *counts["infinite"]])
+        raise ValueError(
+            f"{counts['rows'] - counts['used']} rows have missing or infinite values, in columns "
+            f"{where}; correct them, choose others with --columns, or use --missing drop"
+        )
     bounds = cols.bounds_of(names, positive or [], bounded or [])
     for line in cols.check_values(values, bounds):
         note(f"note: {line}")

@@ -31,7 +31,7 @@ def list_flows(json: Json = False) -> None:
     """The flows, and what each direction costs.
 
     A pass is one evaluation of the networks. A walk goes through the features once, exactly, at
-    about the cost of two passes for a vector.
+    about the cost of two passes for a vector. An iteration takes a few dozen passes.
 
     Example: pyroflows list
     """
@@ -47,6 +47,8 @@ def list_flows(json: Json = False) -> None:
         defaults = inspect.signature(described[name]).parameters
         options = {k: v for k, v in given.items() if v != defaults[k].default}
         sample, score = COSTS[example.fast]
+        if "tolerance" in defaults:  # it solves for the inverse
+            sample = sample.replace("a walk", "iteration")
         key = name, sample, score
         text = (described[name].__doc__ or "").strip().splitlines()[0]
         words = " ".join(f"{k}={v}" for k, v in options.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,16 +109,18 @@ def read_run(folder: Path) -> Run:
 
 
 def check_out(folder: Path, overwrite: bool) -> None:
-    """See that a run can be written there, before hours of work.
+    """See that a run can be written there, before hours of work; a run that fails leaves nothing.
 
     Raises:
-        ValueError: something is there.
+        ValueError: something is there, or there is no right to write.
     """
     if folder.is_file():
         raise ValueError(f"{folder}: is a file; give a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder}: is not empty; give another folder, or --overwrite")
-    folder.mkdir(parents=True, exist_ok=True)
+    above = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise ValueError(f"{folder}: cannot be made, {above} is not a folder one may write to")
 
 
 def matched(run: Run, table: Table) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -79,8 +80,11 @@ def score(
         float, typer.Option(help="Rows below this quantile of the training rows are outliers.")
     ] = 0.001,
     max_outliers: Annotated[
-        int, typer.Option(help="Exit code 1 where there are more outliers than that.", min=0)
-    ] = 0,
+        int | None,
+        typer.Option(
+            help="Exit code 1 where there are more outliers; by default than chance allows.", min=0
+        ),
+    ] = None,
     header: Annotated[
         bool | None,
         typer.Option("--header/--no-header", help="Whether the first line names the columns."),
@@ -90,8 +94,10 @@ def score(
     """Log-density of each row, in nats, and which rows are outliers.
 
     An outlier scores below a quantile of the rows that the flow was trained on: of rows like those,
-    about that share is below it. Rows with missing cells get no score and are counted. The exit
-    code is 1 if there are more outliers than [bold]--max-outliers[/].
+    about that share is below it. One that is further below all of those than they are apart is far
+    out. Rows with missing cells get no score and are counted. The exit code is 1 if there are more
+    outliers than [bold]--max-outliers[/]; without it if one is far out, or if their share is above
+    the quantile by more than 2.3 standard errors, which chance alone does one time in a hundred.
 
     Example: pyroflows score run/ data.csv --out scored.csv
     """
@@ -104,9 +110,11 @@ def score(
     made = read_run(run)
     table = read_table(data, header)
     scores = made.scores(matched(made, table))
-    threshold = float(np.quantile(made.scores(made.train), quantile))
+    trained = made.scores(made.train)
+    threshold = float(np.quantile(trained, quantile, method="lower"))
     scored = ~np.isnan(scores)
     outliers = scores < threshold  # a NaN is not
+    far = scores < 2 * trained.min() - trained.max()
     if out is not None:
         _write_scored(data, out, table, scores)
     finite = scores[np.isfinite(scores)]
@@ -118,19 +126,27 @@ def score(
         "threshold": threshold,
         "quantile": quantile,
         "outliers": int(outliers.sum()),
+        "far_out": int(far.sum()),
         "out": None if out is None else str(out),
     }
     lines = [
         f"{said['rows']:,} rows, {said['unscored']:,} of them without a score (missing values)",
         f"mean log-density {finite.mean() if len(finite) else float('nan'):.3f} nats",
-        f"{said['outliers']:,} outliers: below {threshold:.3f} nats, the {quantile:g} quantile of "
-        "the training rows",
+        f"outliers: {said['outliers']:,}, {said['far_out']:,} of them far out; below "
+        f"{threshold:.3f} nats, the {quantile:g} quantile of the training rows",
     ]
     if out is not None:
         lines.append(f"written to {out}")
     result(said, lines, json)
-    if said["outliers"] > max_outliers:
+    allowed = _by_chance(said["scored"], quantile) if max_outliers is None else max_outliers
+    if said["outliers"] > allowed or (max_outliers is None and said["far_out"]):
         raise typer.Exit(1)
+
+
+def _by_chance(rows: int, quantile: float) -> float:
+    """The most outliers among rows like the training rows, 99 times in a hundred."""
+    expected = rows * quantile
+    return expected + 2.33 * math.sqrt(expected * (1 - quantile))
 
 
 def _write_scored(data: Path, out: Path, table: Table, scores: np.ndarray) -> None:
