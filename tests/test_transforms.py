@@ -306,6 +306,20 @@ def test_lu_linear_is_its_matrix():
     torch.testing.assert_close(layer.forward_and_log_det(x)[1], log_det.expand(7))
 
 
+def test_lu_linear_solves_many_rows_as_few():
+    layer = LULinear(3).to(FLOAT64)
+    randomize(layer)
+    y = torch.randn(20, 3, dtype=FLOAT64, requires_grad=True)
+    together, apart = layer.inv(y), torch.stack([layer.inv(row) for row in y])
+    torch.testing.assert_close(together, apart)
+    of = [y, *layer.parameters()]
+    gradients = zip(
+        *(torch.autograd.grad(x.sin().sum(), of) for x in (together, apart)), strict=True
+    )
+    for got, expected in gradients:
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_standardize_and_actnorm_set_themselves_from_data(inverse):
     data = 100 + 5 * torch.randn(500, 3, dtype=FLOAT64) * torch.tensor([1.0, 2.0, 3.0])
