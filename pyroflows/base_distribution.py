@@ -36,6 +36,21 @@ class Logistic(dist.Logistic):
         return self.loc + self.scale * (u.log() - (-u).log1p())
 
 
+def arguments_of(distribution: Distribution) -> dict[str, Tensor]:
+    """The tensors that make a distribution again, by name; empty where they cannot be told.
+
+    Of several parametrisations one: what was asked for once is kept beside what was given (torch's
+    ``lazy_property``), and a distribution takes only one.
+    """
+    if isinstance(distribution, torch.distributions.Beta):  # keeps a Dirichlet
+        names = ["concentration1", "concentration0"]
+    elif isinstance(distribution, torch.distributions.MultivariateNormal):
+        names = ["loc", "scale_tril"]
+    else:
+        names = [n for n in distribution.arg_constraints if n in distribution.__dict__]
+    return {name: getattr(distribution, name) for name in names}
+
+
 class Base(nn.Module):
     """The base distribution as a module: its tensors are buffers and move with ``.to()``.
 
@@ -69,14 +84,15 @@ class Base(nn.Module):
             self.wraps += distribution.reinterpreted_batch_ndims
             distribution = distribution.base_dist
         self.kind = Logistic if type(distribution) is dist.Logistic else type(distribution)
-        self.names = [n for n in distribution.arg_constraints if n in distribution.__dict__]
+        arguments = arguments_of(distribution)
+        self.names = list(arguments)
         if not self.names:
             raise ValueError(
                 f"base: cannot find the tensors of a {self.kind.__name__}; pass a torch.nn.Module "
                 "whose call returns the distribution"
             )
-        for name in self.names:
-            self.register_buffer(name, getattr(distribution, name).detach().clone())
+        for name, value in arguments.items():
+            self.register_buffer(name, value.detach().clone())
 
     def forward(self) -> Distribution:
         """The distribution from the buffers as they are now."""

@@ -30,7 +30,7 @@ def upload(write: Callable[[Path], Any], name: str, **options: Any) -> Any:
         name: ``"owner/name"``.
         **options: of ``HfApi.upload_folder``.
     """
-    api = _library().HfApi()
+    api = _library().HfApi(token=options.pop("token", None))  # for the repository too
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))  # first: what cannot be saved makes no repository
         api.create_repo(name, exist_ok=True)

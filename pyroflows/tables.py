@@ -39,7 +39,9 @@ class Table(Protocol):
 
 def is_table(x: Any) -> bool:
     """Whether these are rows in a file."""
-    return isinstance(x, (str, Path, np.memmap))
+    # A copy of a mapped array has no file, and what was written under mode "c" never reaches one.
+    mapped = isinstance(x, np.memmap) and x.filename is not None and x.mode != "c"
+    return mapped or isinstance(x, (str, Path))
 
 
 def open_table(x: str | Path | np.memmap, name: str = "x") -> Table:

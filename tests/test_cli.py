@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import pyroflows as pf
-from pyroflows.cli import app, fitting, runs
+from pyroflows.cli import app, fitting, page, runs, using
 from pyroflows.cli import columns as cols
 from pyroflows.cli.tables import Table, read_table, write_table
 
@@ -482,3 +482,94 @@ def test_python_m_runs_it():
     )
     assert done.returncode == 0
     assert "distill" in done.stdout
+
+
+LAYOUTS = {
+    "iris": ("5.1,3.5,setosa\n4.9,3.0,setosa\n", ["column_1", "column_2", "column_3"], 2),
+    "named": ("a,b,kind\n5.1,3.5,setosa\n", ["a", "b", "kind"], 1),
+    "years": ("name,1990,1991\n5,3.5,1\n", ["name", "1990", "1991"], 1),
+    "index": (",a,kind\n0,3.5,setosa\n", ["column_1", "a", "kind"], 1),
+    "words only": ("a,b\nx,y\n", ["a", "b"], 1),
+    "decimal commas": ("1,5;2,5;3,5\n4,5;5,5;6,5\n", ["1,5", "2,5", "3,5"], 1),
+    "blank first line": ("\na;b\n1;2\n", ["a", "b"], 1),
+    "tabs": ("a, one\tb\n1\t2\n", ["a, one", "b"], 1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_headers_and_separators_are_told_by_the_first_lines(tmp_path, layout):
+    text, names, rows = LAYOUTS[layout]
+    (tmp_path / "x.csv").write_text(text)
+    table = read_table(tmp_path / "x.csv")
+    assert table.names == names
+    assert len(table.values) == rows
+
+
+def test_a_first_line_with_numbers_that_is_taken_as_names_is_told(tmp_path):
+    rows = rows_of(60).tolist()
+    data = write_csv(tmp_path / "x.csv", ["1", "-", "3"], rows)
+    done = ok("fit", data, "--out", tmp_path / "out", "--epochs", 1)
+    assert "the first line is taken as names, '1', '-', '3'" in done.output
+
+
+@pytest.mark.parametrize(("below", "known", "rows"), [(0, 10, 500), (2, 2000, 10_000), (3, 60, 30)])
+def test_chance_explains_outliers_99_times_in_a_hundred(below, known, rows):
+    rng = np.random.default_rng(0)
+    share = rng.beta(below + 1, known - below, 200_000)
+    allowed = using._by_chance(rows, below, known)
+    counts = rng.binomial(rows, share)
+    assert (counts > allowed).mean() < 0.012
+    assert (counts > allowed - 1).mean() > 0.008
+
+
+def test_check_takes_a_flow_and_leaves_it_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "made_flows.py").write_text(
+        "import pyroflows as pf\n"
+        "mine = pf.realnvp(2, layers=1, hidden=(8,))\n"
+        "bare = pf.Flow(pf.transforms.Permute([1, 0]), shape=(2,))\n"
+        "frozen = pf.maf(2, layers=1, hidden=(8,))\n"
+        "next(frozen.parameters()).requires_grad_(False)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import made_flows
+
+    before = {k: v.clone() for k, v in made_flows.mine.state_dict().items()}
+    for name in ("mine", "bare", "frozen"):
+        said = json.loads(run("check", f"made_flows:{name}", "--json").stdout)
+        # A permutation alone does copy features.
+        assert list(said["broken"]) == (["every_feature_moves"] if name == "bare" else [])
+        assert {"state", "gradients", "large_weights", "memory_of_draws"} <= set(said["held"])
+    for key, value in made_flows.mine.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_a_killed_overwrite_is_no_run(fitted, tmp_path, monkeypatch):
+    made = runs.read_run(fitted[1])
+    made.folder = tmp_path
+    made.write()
+    monkeypatch.setattr(runs, "write_atomically", None)
+    with pytest.raises(TypeError):
+        made.write()
+    with pytest.raises(ValueError, match="expected a folder that pyroflows fit wrote"):
+        runs.read_run(tmp_path)
+
+
+def test_a_report_leaves_out_draws_that_are_not_finite(fitted, tmp_path, monkeypatch):
+    made = runs.read_run(fitted[1])
+    made.train[:, 1] = made.train[0, 1]
+    sample = made.flow.sample
+    calls = []
+
+    def broken(shape):
+        rows = sample(shape)
+        if not calls:
+            rows[0] = torch.inf
+        calls.append(shape)
+        return rows
+
+    monkeypatch.setattr(made.flow, "sample", broken)
+    facts = page.judged(made, 100)
+    assert facts["draws"].shape == (100, 3)
+    assert np.isfinite(facts["draws"]).all()
+    assert np.isfinite(facts["gaussian"])

@@ -327,7 +327,11 @@ class StandIn(types.ModuleType):
     def __init__(self, root):
         super().__init__("huggingface_hub")
         self.root = Path(root)
-        self.HfApi = lambda: self
+        self.tokens = []
+
+    def HfApi(self, token):  # noqa: N802
+        self.tokens.append(token)
+        return self
 
     def create_repo(self, repo_id, exist_ok):
         (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
@@ -346,7 +350,33 @@ def test_hub(tmp_path, monkeypatch):
         pf.from_hub("me/flow")
     monkeypatch.setitem(sys.modules, "huggingface_hub", StandIn(tmp_path))
     flow = pf.iaf(2, layers=1, hidden=(8,))
-    pf.push_to_hub(flow, "me/flow")
+    pf.push_to_hub(flow, "me/flow", token="secret")
+    assert sys.modules["huggingface_hub"].tokens == ["secret"]
     x = torch.randn(3, 2)
     for same in (pf.from_hub("me/flow"), pf.load("hf://me/flow")):
         assert torch.equal(scores(same, x, None), scores(flow, x, None))
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+@pytest.mark.parametrize("kind", ["scale", "covariance", "precision", "beta"])
+def test_bases_of_several_parametrisations(tmp_path, kind, used):
+    tril = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
+    normal = torch.distributions.MultivariateNormal
+    base = {
+        "scale": lambda: normal(torch.ones(2), scale_tril=tril),
+        "covariance": lambda: normal(torch.ones(2), covariance_matrix=tril @ tril.mT),
+        "precision": lambda: normal(torch.ones(2), precision_matrix=tril @ tril.mT),
+        "beta": lambda: pyro.distributions.Beta(torch.ones(2), 3 * torch.ones(2)).to_event(1),
+    }[kind]()
+    x = base.sample((5,))
+    if used:
+        base.log_prob(x)
+        getattr(base, "covariance_matrix", None), getattr(base, "precision_matrix", None)
+    flow = pf.Flow(pf.transforms.Permute([0, 1]), shape=2, base=base)
+    torch.testing.assert_close(flow.log_prob(x), base.log_prob(x))
+    if kind != "beta":
+        flow = pf.maf(2, layers=1, hidden=(8,), base=base)
+        pf.save(flow, tmp_path)
+        assert torch.equal(pf.load(tmp_path).log_prob(x), flow.log_prob(x))
+    made = decode(encode(base, "base"), "base")
+    torch.testing.assert_close(made.log_prob(x), base.log_prob(x))

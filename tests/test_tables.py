@@ -255,3 +255,16 @@ def test_a_stream_without_a_length_is_trained_on():
     assert len(history.val) == 2
     with pytest.raises(ValueError, match="val: an IterableDataset cannot be split"):
         pf.fit(flow(), Stream(), progress=False)
+
+
+@pytest.mark.parametrize("kind", ["changed in memory", "a copy", "another precision"])
+def test_what_no_file_holds_is_read_from_memory(tmp_path, kind):
+    np.save(tmp_path / "x.npy", (np.random.default_rng(0).normal(size=(500, 2)) + 100).astype("f4"))
+    x = np.load(tmp_path / "x.npy", mmap_mode="c")
+    if kind == "changed in memory":
+        x -= 100
+    else:
+        x = x.copy() - 100 if kind == "a copy" else x.astype("f8") - 100
+    flow = pf.maf(2, layers=1, hidden=(8,)).to(torch.float32 if x.dtype == "f4" else torch.float64)
+    pf.initialize(flow, x)
+    assert flow.sample((1000,)).mean().abs() < 1

@@ -15,7 +15,7 @@ import typer
 from pyroflows.cli import columns as cols
 from pyroflows.cli.output import Json, command, note, result
 from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
-from pyroflows.cli.tables import read_table
+from pyroflows.cli.tables import number, read_table
 from pyroflows.distill import distill as distill_flow
 from pyroflows.distill import student_of
 from pyroflows.distribution import Flow
@@ -98,6 +98,8 @@ def fit(
     values = cols.values_of(table, names)
     usable, counts = cols.usable(values, names)
     values = values[usable]
+    if header is None and table.header and any(number(name) is not None for name in table.names):
+        note(f"note: the first line is taken as names, {cols.listed(table.names)}; or --no-header")
     for line in cols.report_rows(counts):
         note(line)
     if left_out:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,11 @@ class Run:
         return self.facts["columns"]
 
     def write(self) -> None:
-        """Keep it; each file is replaced as a whole."""
+        """Keep it; each file is replaced as a whole.
+
+        What makes it a run comes last, so that one killed here is none, not half another's.
+        """
+        (self.folder / FACTS).unlink(missing_ok=True)
         save(self.flow, self.folder)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, train=self.train, held=self.held)
@@ -70,6 +74,22 @@ class Run:
         scores[far.numpy()] = -np.inf
         found[kept] = np.where(np.isnan(scores), -np.inf, scores)
         return found
+
+    def draws(self, n: int) -> Iterator[np.ndarray]:
+        """``n`` rows of the flow in batches, those that are not finite drawn anew.
+
+        Raises:
+            ValueError: none of a batch is finite.
+        """
+        done = 0
+        while done < n:
+            rows = self.flow.sample((min(AT_ONCE, n - done),))
+            good = torch.isfinite(rows).all(dim=1)
+            if not good.any():
+                raise ValueError(f"{self.folder}: the flow's samples are not finite; fit again")
+            rows = rows[good]
+            done += len(rows)
+            yield rows.numpy()
 
     def tensor(self, values: np.ndarray) -> Tensor:
         """In the flow's dtype."""

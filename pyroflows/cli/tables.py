@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import gzip
+import math
 import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,8 +57,8 @@ def read_table(path: Path, header: bool | None = None) -> Table:
 
     Args:
         path: of the file.
-        header: whether the first line of a CSV names the columns; None to see: it does where one of
-            its cells is no number.
+        header: whether the first line of a CSV names the columns; None to see: it does where all
+            its cells are words, or one is in a column that goes on with a number.
 
     Raises:
         ValueError: no file, an unknown kind, no rows, lines of different lengths, not UTF-8.
@@ -80,11 +82,10 @@ def read_table(path: Path, header: bool | None = None) -> Table:
 
 @contextmanager
 def csv_lines(path: Path) -> Iterator[Iterator[list[str]]]:
-    """The lines of a CSV as cells; its separator is the commonest of comma, semicolon and tab."""
+    """The lines of a CSV as cells, the separator a tab, a semicolon or a comma as they tell."""
     try:
         with _open_text(path) as file:
-            first = file.readline()
-            separator = max(",;\t", key=first.count)
+            separator = _separator(file)
             file.seek(0)
             yield csv.reader(file, delimiter=separator)
     except UnicodeError:
@@ -93,6 +94,20 @@ def csv_lines(path: Path) -> Iterator[Iterator[list[str]]]:
         raise ValueError(f"{path}: is not a CSV ({error})") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: is not a gzip file, or cut short ({error})") from None
+
+
+def _separator(file: IO[str]) -> str:
+    """The first that stands equally often in each of the first lines, else the commonest.
+
+    A comma comes last: it may be a decimal point in a table with semicolons.
+    """
+    filled = (line for line in file if line.strip())
+    counts = [Counter(line) for line in islice(filled, 10)]
+    for separator in "\t;,":
+        times = {count[separator] for count in counts}
+        if len(times) == 1 and times != {0}:
+            return separator
+    return max(",;\t", key=lambda separator: sum(count[separator] for count in counts))
 
 
 def _open_text(path: Path) -> IO[str]:
@@ -112,19 +127,27 @@ def number(cell: str) -> float | None:
         return None
 
 
-def _is_header(cells: list[str]) -> bool:
-    return any(number(cell) is None for cell in cells)
+def _is_header(first: list[str], second: list[str]) -> bool:
+    """Whether the first line names the columns of the second.
+
+    A word in it may also be a value, of a column of words: then the second line has one there too.
+    """
+    values = [number(cell) for cell in first]
+    if None not in values or all(value is None or math.isnan(value) for value in values):
+        return None in values
+    below = [number(cell) for cell in second] or [0.0]
+    return any(a is None and b is not None for a, b in zip(values, below, strict=False))
 
 
 def _read_csv(path: Path, header: bool | None) -> Table:
     numbers, names, words = array("d"), [], {}
-    with csv_lines(path) as lines:
-        for cells in lines:
-            if not cells:
-                continue
-            line = lines.line_num
+    with csv_lines(path) as reader:
+        lines = ((reader.line_num, cells) for cells in reader if cells)
+        start = list(islice(lines, 2))
+        for line, cells in chain(start, lines):
             if not names:
-                header = _is_header(cells) if header is None else header
+                if header is None:
+                    header = _is_header(cells, start[-1][1] if len(start) > 1 else [])
                 names = [f"column_{i + 1}" for i in range(len(cells))]
                 if header:
                     stripped = (" ".join(cell.split()) for cell in cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def randomize(
 
 def prepared(make: MakeFlow, dtype: torch.dtype, gain: float = USUAL) -> Flow:
     """A flow with random weights whose data-dependent layers are set from data."""
-    flow = make().to(dtype).eval()
+    flow = copy.deepcopy(make()).to(dtype).eval()  # it may be the caller's own
     randomize(flow, gain)
     context = contexts(flow.context_shape, (256,), dtype)
     # Off the origin and not of unit size, so that standardisation is no identity.
@@ -68,6 +69,11 @@ def prepared(make: MakeFlow, dtype: torch.dtype, gain: float = USUAL) -> Flow:
     x = u if is_unbounded(flow.support) else biject_to(flow.support)(u)
     flow.transform.initialize(x, context)
     return flow
+
+
+def trained(flow: Flow) -> dict[str, nn.Parameter]:
+    """The parameters that are not frozen, by name."""
+    return {name: p for name, p in flow.named_parameters() if p.requires_grad}
 
 
 def as_shape(size: int | Sequence[int]) -> Size:

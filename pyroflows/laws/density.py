@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pyro.distributions as dist
 import torch
 from torch.distributions import biject_to
@@ -19,6 +21,7 @@ from pyroflows.laws.cases import (
     require,
     require_finite,
     seeded,
+    trained,
 )
 from pyroflows.transforms import ActNorm, DiagonalScale, Standardize
 
@@ -45,10 +48,10 @@ def check_every_parameter_trains(make: MakeFlow, dtype: torch.dtype = torch.floa
         if flow(given).has_rsample:
             draw, log_q = flow.rsample_and_log_prob(shape, given)
             losses["rsample_and_log_prob()"] = log_q.sum() + draw.square().sum()
-    names, parameters = zip(*flow.named_parameters(), strict=True)
-    for what, loss in losses.items():
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for name, gradient in zip(names, gradients, strict=True):
+    parameters = trained(flow)
+    for what, loss in losses.items() if parameters else ():
+        gradients = torch.autograd.grad(loss, [*parameters.values()], allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
             require(gradient is not None, f"parameter {name!r} gets no gradient from {what}")
             require_finite(gradient, f"gradient of {name!r} from {what}")
 
@@ -68,7 +71,7 @@ def check_every_feature_moves(make: MakeFlow, dtype: torch.dtype = torch.float64
         >>> import pyroflows as pf
         >>> pf.testing.check_every_feature_moves(lambda: pf.realnvp(2, layers=2, hidden=(8,)))
     """
-    flow = make().to(dtype).eval()
+    flow = copy.deepcopy(make()).to(dtype).eval()
     kinds = (ActNorm, DiagonalScale, Standardize)
     scales = [m for m in flow.transform.modules() if isinstance(m, kinds)]
     for module in scales:  # the identity again: in a fitted flow they would hide a copy
@@ -104,7 +107,7 @@ def check_density_integrates_to_one(make: MakeFlow, dtype: torch.dtype = torch.f
         >>> import pyroflows as pf
         >>> pf.testing.check_density_integrates_to_one(lambda: pf.realnvp(2, layers=1, hidden=(8,)))
     """
-    flow = make().to(dtype).eval()
+    flow = copy.deepcopy(make()).to(dtype).eval()
     shape = flow.transform.inverse_shape(flow.event_shape)
     randomize(flow, USUAL if shape.numel() <= 4 else 0.1)
     context = contexts(flow.context_shape, (), dtype)
