@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,8 +32,8 @@ def checked_rows(
 
     Raises:
         ValueError: integers (or no integers, where the support is discrete), no rows, another
-            shape, NaN or infinite rows, rows outside the flow's support, a context that is missing,
-            unwanted, or does not fit.
+            shape, NaN or infinite rows, rows outside the flow's support or on its border, a context
+            that is missing, unwanted, or does not fit.
     """
     shape = tuple(flow.event_shape)
     discrete = flow.support.is_discrete
@@ -54,6 +55,15 @@ def checked_rows(
         "move them inside, or build the flow with another "
         f"{'number of levels' if discrete else 'support='}",
     )
+    if not discrete:
+        _refuse(
+            name,
+            f"on the border of the flow's support {_described(flow.support)}, which no density "
+            "reaches",
+            _on_the_border(flow.support, x),
+            "move them inside, by clamp() or by noise, leave them out, or build the flow with a "
+            "wider support=",
+        )
     return x, _checked_context(flow, context, len(x), context_name)
 
 
@@ -117,7 +127,9 @@ def as_tensor(value: Any, name: str) -> Tensor:
     if np.ma.is_masked(value):
         raise ValueError(f"{name}: expected whole rows, got masked values; drop or impute them")
     kind = np.dtype("f8") if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
-    return torch.as_tensor(np.ascontiguousarray(array, dtype=kind))
+    array = np.ascontiguousarray(array, dtype=kind)
+    # torch has no tensors that are only to be read.
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def _integers(flow: Flow, value: Any, name: str) -> Tensor:
@@ -141,6 +153,20 @@ def _described(support: constraints.Constraint) -> str:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return str(support)
+
+
+def _on_the_border(support: constraints.Constraint, x: Tensor) -> Tensor:
+    """Which rows ``(rows, *event)`` are no farther inside than by a rounding step.
+
+    The map from the support to R^n sends them to infinity, or clamps them to where they are spikes.
+    """
+    border = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if _described(support) == str(constraints.real):
+        return border
+    for way in (-math.inf, math.inf):
+        beyond = x.nextafter(x.new_tensor(way))
+        border |= ~support.check(beyond).reshape(len(x), -1).all(dim=1)
+    return border
 
 
 def _range(value: Tensor) -> str:
@@ -245,11 +271,8 @@ class Batches:
             yield x[index], None if context is None else context[index]
 
     def __len__(self) -> int:
-        return -(-len(self._shard()) // self.size)
-
-    def _shard(self) -> range:
-        count = len(self.rows[0])
-        return range((count + self.processes - 1) // self.processes)
+        own = -(-len(self.rows[0]) // self.processes)
+        return -(-own // self.size)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the generator of the order stands."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from pyroflows.arguments import plain
 from pyroflows.checkpoint import Checkpoints, Passes
 from pyroflows.compiling import prepare_compiler
 from pyroflows.history import History
@@ -77,6 +78,11 @@ class Settings:
     skip: bool = False
     shown: Callable[[], dict[str, str]] | None = None
     epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Numbers of numpy's become Python's: a history of them could not be saved."""
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, plain(value))
 
 
 def optimise(

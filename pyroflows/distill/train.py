@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyroflows.arguments import check_positive, check_share, check_whole
+from pyroflows.arguments import check_positive, check_share, check_whole, plain
 from pyroflows.checkpoint import digest_of, open_checkpoints, shapes_of
 from pyroflows.distill.baseline import fit_for, untrained
 from pyroflows.distill.checks import (
@@ -162,6 +162,7 @@ def distill(
         precision=precision,
         num_nodes=num_nodes,
     )
+    max_steps, batch_size, draws = plain(max_steps), plain(batch_size), plain(draws)
     frozen = teacher.detached()
     if reference(teacher).device != fabric.device:
         frozen = copy.deepcopy(frozen).to(fabric.device)
