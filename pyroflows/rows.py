@@ -64,7 +64,7 @@ def checked_rows(
             "move them inside, by clamp() or by noise, leave them out, or build the flow with a "
             "wider support=",
         )
-    return x, _checked_context(flow, context, len(x), context_name)
+    return x, checked_context(flow, context, len(x), context_name)
 
 
 def as_pair(value: Any) -> tuple[Any, Any]:
@@ -77,7 +77,20 @@ def as_pair(value: Any) -> tuple[Any, Any]:
     return value, None
 
 
-def _checked_context(flow: Flow, context: Any, rows: int, name: str) -> Tensor | None:
+def checked_context(
+    flow: Flow, context: Any, rows: int | None = None, name: str = "context"
+) -> Tensor | None:
+    """The context as ``(rows, *flow.context_shape)`` in the flow's dtype, or an error.
+
+    Args:
+        flow: decides the shape and the dtype.
+        context: a tensor, or what numpy can make an array of; None for an unconditional flow.
+        rows: how many there have to be; by default any number.
+        name: what to call it in errors.
+
+    Raises:
+        ValueError: it is missing, unwanted, of another shape, of integers, or not finite.
+    """
     wanted = tuple(flow.context_shape)
     if not wanted:
         if context is not None:
@@ -92,8 +105,10 @@ def _checked_context(flow: Flow, context: Any, rows: int, name: str) -> Tensor |
     if hasattr(flow, "one_hot"):
         context = flow.one_hot(as_tensor(context, name))  # of labels, where the model has classes
     context = _floats(flow, context, name)
-    if tuple(context.shape) != (rows, *wanted):
-        raise ValueError(f"{name}: expected shape {(rows, *wanted)}, got {tuple(context.shape)}")
+    shape = tuple(context.shape)
+    if shape[1:] != wanted or not shape[0] or shape[0] != (rows or shape[0]):
+        what = ", ".join(map(str, (rows or "rows", *wanted)))
+        raise ValueError(f"{name}: expected shape ({what}), got {shape}")
     bad = ~torch.isfinite(context).flatten(1).all(dim=1)
     _refuse(name, "NaN or infinite", bad, "drop or impute them")
     return context

@@ -64,13 +64,14 @@ def student_of(teacher: Flow, **changes: Any) -> Flow:
     loop); with this one 3.7 and 1.6 times (25 and 37); row by row three times as many with either.
 
     Args:
-        teacher: a flow over vectors; one made by ``pf.maf`` or ``pf.nsf(scheme="autoregressive")``
-            is matched layer by layer, any other gets an IAF of default size.
+        teacher: a flow over vectors; one made by ``pf.maf``, ``pf.wavenet`` or
+            ``pf.nsf(scheme="autoregressive")`` is matched layer by layer; one by ``pf.iaf`` gets
+            its own architecture, any other an IAF of default size.
         **changes: arguments of the student's builder to set otherwise. Wider nets, as by
             ``hidden=(256, 256)``, come closer and sample more slowly.
 
     Raises:
-        ValueError: the teacher's events are not vectors.
+        ValueError: the teacher's events, or its contexts, are not vectors.
 
     Example:
         >>> import pyroflows as pf
@@ -82,6 +83,11 @@ def student_of(teacher: Flow, **changes: Any) -> Flow:
     if len(teacher.event_shape) != 1:
         raise ValueError(
             f"teacher: expected a flow over vectors, got events of {tuple(teacher.event_shape)}"
+        )
+    if len(teacher.context_shape) > 1:
+        raise ValueError(
+            f"teacher: expected contexts that are vectors, got {tuple(teacher.context_shape)}; "
+            "give pf.distill a student of your own that takes such contexts"
         )
     name = (teacher.config or {}).get("builder")
     arguments = dict((teacher.config or {}).get("arguments", {}))
