@@ -407,6 +407,53 @@ def test_to_support_of_several_pieces():
     )
 
 
+FAR = {
+    "real": (constraints.real, [-500.0, 500.0, 3.0]),
+    "real_vector": (constraints.real_vector, [-500.0, 500.0, 3.0]),
+    "positive": (constraints.positive, [500.0, 1e-30, 3.0]),
+    "softplus_positive": (dist.constraints.softplus_positive, [500.0, 1e-30, 3.0]),
+    "greater_than": (constraints.greater_than(-500.0), [-499.5, 500.0, 3.0]),
+    "interval": (constraints.interval(-500.0, 500.0), [-499.5, 499.5, 3.0]),
+    "ordered_vector": (dist.constraints.ordered_vector, [-500.0, 3.0, 500.0]),
+    "independent": (constraints.independent(constraints.real, 1), [-500.0, 500.0, 3.0]),
+    "stack": (
+        constraints.stack([constraints.real, constraints.positive, constraints.real], -1),
+        [-500.0, 500.0, 500.0],
+    ),
+    "cat": (
+        constraints.cat([constraints.positive, constraints.real_vector], -1, [1, 2]),
+        [1e-30, 500.0, -500.0],
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT64])
+@pytest.mark.parametrize("name", FAR)
+def test_to_support_goes_as_far_as_the_data(name, dtype):
+    support, y = FAR[name]
+    layer, y = ToSupport(support, 3), torch.tensor(y, dtype=dtype)
+    x, log_det = layer.inverse_and_log_det(y)
+    again, back = layer.forward_and_log_det(x)
+    torch.testing.assert_close(again, y, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(back, -log_det, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["positive", "softplus_positive", "interval", "ordered_vector"])
+def test_to_support_stays_inside_for_any_input(name):
+    x = torch.tensor([1e4, -1e4, 1e4])
+    support = dist.constraints.simplex if name == "interval" else FAR[name][0]
+    y, log_det = ToSupport(support, 3 + (name == "interval")).forward_and_log_det(x)
+    assert y.isfinite().all()
+    assert log_det.isfinite()
+
+
+def test_a_flow_over_all_vectors_reaches_data_far_out():
+    x = 20 * torch.randn(500, 2) + torch.tensor([170.0, 70.0])
+    flow = pf.maf(2, layers=1, hidden=(8,), support=constraints.real_vector)
+    pf.initialize(flow, x)
+    assert (flow.sample((2000,)).mean(dim=0) - x.mean(dim=0)).abs().max() < 5
+
+
 def test_flow_with_several_supports_is_a_density():
     support = constraints.cat([constraints.positive, constraints.interval(-1.0, 2.0)], -1, [1, 1])
     pf.testing.check_flow(
