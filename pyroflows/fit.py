@@ -21,9 +21,8 @@ from pyroflows.checkpoint import open_checkpoints, shapes_of
 from pyroflows.dequantize import fixed_noise
 from pyroflows.distribution import Flow
 from pyroflows.history import History
-from pyroflows.nets import MADE, MLP, ConvNet, ConvResNet
 from pyroflows.nets.causal import CausalBlock
-from pyroflows.nets.pixel_net import GatedLayer
+from pyroflows.nets.dropping import Dropping
 from pyroflows.processes import gathered, open_fabric
 from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.rows import checked_rows, reference
@@ -38,7 +37,6 @@ from pyroflows.sources import (
 from pyroflows.training import Settings, optimise
 
 INITIAL_ROWS, INITIAL_IMAGES = 20_000, 2_000  # an image tells of its channels at every pixel
-DROPPING = (MLP, MADE, ConvNet, ConvResNet, CausalBlock, GatedLayer)  # nets with dropout
 
 
 class _Loss(nn.Module):
@@ -284,7 +282,7 @@ def _checked_dropout(flow: Flow, share: float) -> float:
 def _set_dropout(flow: Flow, share: float) -> None:
     """Our networks carry their dropout as a plain number, used while training."""
     for module in flow.modules():
-        if isinstance(module, DROPPING):
+        if isinstance(module, Dropping):
             module.dropout = share
 
 

@@ -398,8 +398,11 @@ def test_stops_early(monkeypatch):
     report = quick(
         teacher, pf.student_of(teacher), max_steps=5000, patience=2, batch_size=8, **plain
     )
-    assert "no better score" in report.history.stopped
+    assert report.history.stopped == "no better score for 2 looks"
     assert len(report.course) == 3
+    ax = report.history.plot()
+    assert ax.get_xlabel() == "look"
+    mpl.pyplot.close(ax.figure)
 
 
 def test_auc_tells_samples_apart():

@@ -12,6 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import pyroflows as pf
 from pyroflows.fit import _set_dropout
+from pyroflows.nets.dropping import Dropping
 from pyroflows.rows import Batches
 from pyroflows.sources import sources
 
@@ -537,6 +538,25 @@ def test_mixed_precision_trains_large_nets():
 def test_refuses_to_change_the_flows_dtype():
     with pytest.raises(ValueError, match="precision: "):
         pf.fit(small(), rows(), precision="bf16-true", **QUICK)
+
+
+def test_dropout_reaches_a_net_of_ones_own():
+    class Net(Dropping):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(1, 2)
+            self.seen = set()
+
+        def forward(self, x, context=None):
+            self.seen.add(self.dropout)
+            return self.linear(self.drop(x))
+
+    layer = pf.transforms.Coupling(Net(), pf.transforms.Affine(), torch.tensor([True, False]))
+    flow = pf.Flow(pf.Chain([layer]), shape=2)
+    pf.fit(flow, rows(), dropout=0.2, **QUICK)
+    net = flow.transform.parts[0].net
+    assert 0.2 in net.seen
+    assert net.dropout == 0.0
 
 
 def test_leaves_other_modules_dropout_alone():

@@ -35,6 +35,7 @@ from pyroflows.distill.report import Distillation
 from pyroflows.distill.schedule import EPOCH, Lessons, plan
 from pyroflows.distill.student import matched, parts_of
 from pyroflows.distribution import Flow
+from pyroflows.history import History
 from pyroflows.processes import mean_over, open_fabric
 from pyroflows.rows import reference
 from pyroflows.training import Settings, optimise
@@ -196,7 +197,8 @@ def distill(
     identity = {"distill": objective, "teacher": digest_of(frozen), **shapes_of(student)}
     keep = open_checkpoints(checkpoint, every, resume, identity, fabric)
     with _held_still(student if pairs else None):
-        history = optimise(student, loss, lessons, judge, settings, fabric, keep)
+        course = History(counted="look")
+        history = optimise(student, loss, lessons, judge, settings, fabric, keep, course)
     student.eval()
     if direct is not None:
         fit_for(

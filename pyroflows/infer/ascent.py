@@ -50,7 +50,7 @@ class Ascent:
         self.optimiser = torch.optim.Adam(parameters, lr=lr)
         self.average = Average(parameters, average)
         self.best = _Best(parameters)
-        self.history = History(unit="nats of the ELBO")
+        self.history = History(unit="nats of the ELBO", counted="step")
         self.step = 0
         self.before: tuple[float, float] | None = None
         self.drops = 0
