@@ -161,10 +161,9 @@ class LogJoint:
             values[site["name"]] = value = to_support(free)
             log_dets = to_support.log_abs_det_jacobian(free, value)
             log_det = log_det + log_dets.reshape(*particles, -1).sum(dim=-1)
-        plates = [pyro.plate(PLATE, n, dim=-self.depth - 1) for n in particles]
-        with poutine.block(), contextlib.ExitStack() as stack:
-            for plate in plates:
-                stack.enter_context(plate)
+        with poutine.block(), contextlib.ExitStack() as stack:  # a plate is a message too
+            for count in particles:
+                stack.enter_context(pyro.plate(PLATE, count, dim=-self.depth - 1))
             model = poutine.condition(self.model, data=values)
             trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
         return trace, log_det
