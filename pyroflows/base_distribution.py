@@ -19,7 +19,9 @@ class StandardNormal(dist.Independent):
         """Nats, of shape ``batch``."""
         dims = tuple(range(-len(self.event_shape), 0))
         count = self.event_shape.numel()
-        return -0.5 * value.square().sum(dim=dims) - count * _HALF_LOG_TWO_PI
+        square = value.square()
+        square = square.sum(dim=dims) if dims else square  # over no dimensions torch sums all
+        return -0.5 * square - count * _HALF_LOG_TWO_PI
 
 
 class Logistic(dist.Logistic):

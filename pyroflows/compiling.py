@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 from pyroflows.transforms import FlowTransform
+from pyroflows.transforms.base import DIRECTIONS
 
 
 def prepare_compiler(device: torch.device) -> None:
@@ -37,18 +38,18 @@ def prepare_compiler(device: torch.device) -> None:
 def compiled_transforms(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Both directions of the outermost transforms in these modules compiled, for the time being.
 
+    Detached views and copies made meanwhile run as they are: what is compiled holds the parameters.
     For steps whose outside cannot be compiled, as Pyro's effect handlers.
     """
     found = list(dict.fromkeys(t for module in modules for t in _outermost(module)))
-    names = ("forward_and_log_det", "inverse_and_log_det")
     try:
         for transform in found:
-            for name in names:
+            for name in DIRECTIONS:
                 transform.__dict__[name] = torch.compile(getattr(transform, name))
         yield
     finally:
         for transform in found:
-            for name in names:
+            for name in DIRECTIONS:
                 transform.__dict__.pop(name, None)
 
 

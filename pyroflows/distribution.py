@@ -18,7 +18,7 @@ from torch.distributions import Distribution, constraints
 from pyroflows.base_distribution import Base
 from pyroflows.memo import Memo
 from pyroflows.store import forget_links, keep_in_step, loaded
-from pyroflows.transforms.base import Conditioned, FlowTransform
+from pyroflows.transforms.base import DIRECTIONS, Conditioned, FlowTransform
 
 _ROWS = 2000  # of a draw that go through the transform at once: their hidden units fit a cache
 
@@ -26,11 +26,6 @@ _ROWS = 2000  # of a draw that go through the transform at once: their hidden un
 def _size(shape: int | Sequence[int]) -> Size:
     """A number of draws, or a shape of draws."""
     return Size([shape] if isinstance(shape, int) else shape)
-
-
-def _joined(pieces: list[tuple[Tensor, Tensor, Any]]) -> tuple[Tensor, Tensor, None]:
-    x, log_det, _ = zip(*pieces, strict=True)
-    return torch.cat(x), torch.cat(log_det), None
 
 
 class FlowDistribution(dist.TransformedDistribution):
@@ -113,8 +108,16 @@ class FlowDistribution(dist.TransformedDistribution):
         return self._push(self.base_dist.sample(_size(sample_shape)))[0]
 
     def _push(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        pieces = [self.transforms[0].forward_at(part) for part in self._pieces(z)]
-        x, log_det, at = pieces[0] if len(pieces) == 1 else _joined(pieces)
+        transform = self.transforms[0]
+        # Only path_log_prob reads where a draw came from, and in grad mode alone.
+        if self._owner is not None and torch.is_grad_enabled():
+            x, log_det, at = transform.forward_at(z)
+        else:
+            pieces = [transform.forward_and_log_det(part) for part in self._pieces(z)]
+            x, log_det = pieces[0]
+            if len(pieces) > 1:
+                x, log_det = (torch.cat(found) for found in zip(*pieces, strict=True))
+            at = None
         log_prob = self._base_log_prob(z) - log_det
         if self._owner is None:
             return x, log_prob
@@ -367,7 +370,8 @@ def _detached(module: nn.Module) -> Any:
     view.__dict__.update(module.__dict__)
     if isinstance(module, FlowTransform):
         view.__dict__.update(_inv=None, _memo=Memo(size=1))
-    for derived in ("_cached", "_members"):
+    # What a compiler put in a method's place is bound to the module, with its parameters.
+    for derived in ("_cached", "_members", *DIRECTIONS):
         view.__dict__.pop(derived, None)
     parameters = module._parameters.items()
     view._parameters = {k: None if p is None else p.detach() for k, p in parameters}

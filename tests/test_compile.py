@@ -1,5 +1,6 @@
 """``torch.compile``: no break in the graph, the same numbers, and training under it."""
 
+import copy
 import shutil
 
 import pyro
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import pyroflows as pf
-from pyroflows.compiling import prepare_compiler
+from pyroflows.compiling import compiled_transforms, prepare_compiler
 from pyroflows.testing import randomize
 
 needs_compiler = pytest.mark.skipif(
@@ -125,6 +126,50 @@ def test_fit_guide_compiles():
     pf.fit_guide(model, guide, max_steps=300, compile=True, progress=False)
     assert guide.median()["z"].mean().item() == pytest.approx(3.0, abs=0.3)
     assert "forward_and_log_det" not in guide.flow.transform.__dict__
+
+
+@pytest.fixture
+def compiled_calls(monkeypatch):
+    """The names of the methods called through what ``torch.compile`` gave."""
+    calls = []
+
+    def compile(function=None, **options):
+        def run(*args, **kwargs):
+            calls.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return calls
+
+
+@needs_compiler
+def test_fit_guide_draws_through_what_was_compiled(compiled_calls):
+    def model():
+        with pyro.plate("sites", 2):
+            pyro.sample("z", dist.Normal(3.0, 0.5))
+
+    guide = pf.AutoFlow(model, layers=1, hidden=(8,))
+    pf.fit_guide(model, guide, max_steps=5, compile=True, progress=False)
+    assert compiled_calls.count("forward_at") >= 5
+
+
+def test_all_ways_through_a_flow_are_compiled_and_none_of_a_detached_view(compiled_calls):
+    flow = pf.iaf(3, layers=1, hidden=(8,))
+    randomize(flow)
+    with compiled_transforms([flow]):
+        x = flow.rsample((4,))
+        flow.sample((4,))
+        flow.log_prob(x.detach().clone())
+        assert compiled_calls == ["forward_at", "forward_and_log_det", "inverse_and_log_det"]
+        foreign = torch.randn(4, 3, requires_grad=True)
+        flow().path_log_prob(foreign).sum().backward()
+        copy.deepcopy(flow).log_prob(foreign)
+        assert len(compiled_calls) == 3
+    assert foreign.grad is not None
+    assert all(p.grad is None for p in flow.parameters())
+    assert "forward_at" not in flow.transform.__dict__
 
 
 @needs_compiler

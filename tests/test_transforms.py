@@ -650,6 +650,16 @@ def test_memory_sees_writes_behind_autograds_back():
         assert torch.equal(d.log_prob(x), d.log_prob(x.clone()))
 
 
+def test_a_draw_without_a_graph_keeps_nothing_but_its_score():
+    flow = pf.nsf(3, 2, scheme="autoregressive", fast="sample", layers=2, hidden=(8,))
+    q = flow(torch.zeros(50, 2))
+    with torch.no_grad():
+        x, log_q = q.rsample_and_log_prob()
+        assert q._memo.get(x, flow, *q._given()) == (log_q, None)
+    x = q.rsample()
+    assert q._memo.get(x, flow, *q._given())[1] is not None
+
+
 def test_memory_is_not_kept_for_plain_functions():
     w = torch.ones(())
     layer = pf.transforms.Coupling(
@@ -683,3 +693,18 @@ def test_flow_made_in_inference_mode_works_outside():
 
 def test_number_of_draws_may_be_an_integer():
     assert pf.maf(2).sample(5).shape == (5, 2)
+
+
+def test_a_flow_over_scalars_scores_each_draw():
+    class Shift(pf.FlowTransform):
+        domain = codomain = constraints.real
+
+        def forward_and_log_det(self, x, context=None):
+            return x + 1, torch.zeros_like(x)
+
+        def inverse_and_log_det(self, y, context=None):
+            return y - 1, torch.zeros_like(y)
+
+    x = torch.randn(5)
+    expected = torch.distributions.Normal(1.0, 1.0).log_prob(x)
+    torch.testing.assert_close(pf.Flow(Shift(), shape=()).log_prob(x), expected)

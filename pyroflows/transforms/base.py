@@ -16,6 +16,8 @@ from torch.distributions import constraints
 
 from pyroflows.memo import Memo
 
+# What a transform is run by, and a compiler may put a version of in its place for a while.
+DIRECTIONS = ("forward_and_log_det", "inverse_and_log_det", "forward_at", "inverse_at")
 _OPPOSITE = {"sample": "log_prob", "log_prob": "sample", "both": "both", "neither": "neither"}
 
 
@@ -143,7 +145,8 @@ class FlowTransform(TransformModule):
         return output
 
     def __getstate__(self) -> dict:
-        state = {k: v for k, v in self.__dict__.items() if k != "_members"}
+        derived = ("_members", *DIRECTIONS)
+        state = {k: v for k, v in self.__dict__.items() if k not in derived}
         return {**state, "_inv": None, "_memo": Memo(size=1)}
 
     def __repr__(self) -> str:
