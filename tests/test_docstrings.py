@@ -87,8 +87,11 @@ def text_of(name: str) -> str:
     return inspect.getdoc(PUBLIC[name]) or ""
 
 
+CHECKS = {"check_whole", "check_positive", "check_not_negative", "check_share"}
+
+
 def raises_value_error(thing: object) -> bool:
-    """Whether the body itself, not a function within it, raises a ``ValueError``."""
+    """Whether the body, not a function within it, raises a ``ValueError`` or checks arguments."""
     thing = getattr(thing, "fget", None) or getattr(thing, "__func__", None) or thing
     thing = inspect.unwrap(thing)
     if not inspect.isfunction(thing):
@@ -102,6 +105,8 @@ def raises_value_error(thing: object) -> bool:
         node = todo.pop()
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda):
             continue
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) in CHECKS:
+            return True
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             if getattr(node.exc.func, "id", "") == "ValueError":
                 return True
