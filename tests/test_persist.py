@@ -327,9 +327,10 @@ class StandIn(types.ModuleType):
     def __init__(self, root):
         super().__init__("huggingface_hub")
         self.root = Path(root)
+        self.HfApi = self.signed_in
         self.tokens = []
 
-    def HfApi(self, token):  # noqa: N802
+    def signed_in(self, token):
         self.tokens.append(token)
         return self
 

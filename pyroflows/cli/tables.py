@@ -132,10 +132,9 @@ def _is_header(first: list[str], second: list[str]) -> bool:
 
     A word in it may also be a value, of a column of words: then the second line has one there too.
     """
-    values = [number(cell) for cell in first]
-    if None not in values or all(value is None or math.isnan(value) for value in values):
+    values, below = ([number(cell) for cell in cells] for cells in (first, second))
+    if not below or all(value is None or math.isnan(value) for value in values):
         return None in values
-    below = [number(cell) for cell in second] or [0.0]
     return any(a is None and b is not None for a, b in zip(values, below, strict=False))
 
 
