@@ -38,8 +38,14 @@ class Table(Protocol):
 
 
 def is_table(x: Any) -> bool:
-    """Whether these are rows in a file."""
-    return isinstance(x, (str, Path, np.memmap))
+    """Whether these are rows in a file, and the very rows that the file holds.
+
+    A copy of a memory-mapped array has no file, and what is done to one that was opened with
+    ``mmap_mode="c"`` (copy on write) never reaches it: both are arrays in memory.
+    """
+    if isinstance(x, np.memmap):
+        return x.filename is not None and x.mode != "c"
+    return isinstance(x, (str, Path))
 
 
 def open_table(x: str | Path | np.memmap, name: str = "x") -> Table:
