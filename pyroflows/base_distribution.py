@@ -10,6 +10,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+_MATRICES = {"covariance_matrix", "precision_matrix", "scale_tril"}
 
 
 class StandardNormal(dist.Independent):
@@ -34,6 +35,31 @@ class Logistic(dist.Logistic):
         u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
         u = u.clamp(min=torch.finfo(u.dtype).eps / 4)  # half of the least positive number drawn
         return self.loc + self.scale * (u.log() - (-u).log1p())
+
+
+def arguments_of(distribution: Distribution) -> dict[str, Tensor]:
+    """The tensors that make a distribution, by the names of its arguments; the same after any use.
+
+    Args:
+        distribution: of torch or Pyro, without ``Independent`` around it.
+
+    Returns:
+        None of them where they are not kept under these names.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> normal = dist.MultivariateNormal(torch.zeros(2), covariance_matrix=4 * torch.eye(2))
+        >>> arguments_of(normal)["scale_tril"]
+        tensor([[2., 0.],
+                [0., 2.]])
+    """
+    names = [n for n in distribution.arg_constraints if n in distribution.__dict__]
+    if isinstance(distribution, torch.distributions.Beta):  # it keeps a Dirichlet instead
+        names = ["concentration1", "concentration0"]
+    # Of three ways to say it, torch keeps the one given and each that was asked for since.
+    if _MATRICES.intersection(names):
+        names = [*(n for n in names if n not in _MATRICES), "scale_tril"]
+    return {name: getattr(distribution, name).detach() for name in names}
 
 
 class Base(nn.Module):
@@ -69,14 +95,15 @@ class Base(nn.Module):
             self.wraps += distribution.reinterpreted_batch_ndims
             distribution = distribution.base_dist
         self.kind = Logistic if type(distribution) is dist.Logistic else type(distribution)
-        self.names = [n for n in distribution.arg_constraints if n in distribution.__dict__]
+        arguments = arguments_of(distribution)
+        self.names = list(arguments)
         if not self.names:
             raise ValueError(
                 f"base: cannot find the tensors of a {self.kind.__name__}; pass a torch.nn.Module "
                 "whose call returns the distribution"
             )
-        for name in self.names:
-            self.register_buffer(name, getattr(distribution, name).detach().clone())
+        for name, value in arguments.items():
+            self.register_buffer(name, value.clone())
 
     def forward(self) -> Distribution:
         """The distribution from the buffers as they are now."""

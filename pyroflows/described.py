@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
+from pyroflows.base_distribution import arguments_of
 from pyroflows.transforms import elementwise
 from pyroflows.transforms.support import JoinedSupport
 
@@ -140,8 +141,7 @@ def _encode_base(value: Distribution, name: str) -> dict[str, Any]:
     home = type(value).__module__.partition(".")[0]
     if kind not in BASES or home not in ("torch", "pyro"):
         raise _refused(value, name)
-    given = [n for n in value.arg_constraints if n in value.__dict__]
-    arguments = {n: encode(getattr(value, n), name) for n in given}
+    arguments = {n: encode(v, name) for n, v in arguments_of(value).items()}
     return {"distribution": kind, "arguments": arguments, "event_dims": 0}
 
 

@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 import pyroflows as pf
 from pyroflows import flows, stored
-from pyroflows.described import decode, encode
+from pyroflows.described import BASES, decode, encode
 from pyroflows.flows import builder
 from pyroflows.testing import randomize
 
@@ -76,20 +76,55 @@ def test_students_quantised_flows_and_pixelcnn(tmp_path):
     assert torch.equal(same(label).log_prob(x), pixels(label).log_prob(x))
 
 
+def used(distribution):
+    """One that was asked for all its matrices, which torch then keeps."""
+    _ = distribution.covariance_matrix, distribution.precision_matrix, distribution.scale_tril
+    return distribution
+
+
+SPREAD = torch.tensor([[1.0, 0.5], [0.5, 4.25]])
+
+
 @pytest.mark.parametrize(
     "base",
     [
         dist.StudentT(torch.tensor([3.0, 4.0]), 0.5, 2.0).to_event(1),
         dist.MultivariateNormal(torch.zeros(2), scale_tril=torch.tensor([[1.0, 0.0], [0.5, 2.0]])),
         torch.distributions.Independent(torch.distributions.Laplace(torch.ones(2), 2.0), 1),
+        dist.Beta(torch.tensor([2.0, 3.0]), 2.0).to_event(1),
+        used(dist.MultivariateNormal(torch.zeros(2), covariance_matrix=SPREAD)),
+        used(dist.MultivariateNormal(torch.zeros(2), precision_matrix=SPREAD.inverse())),
     ],
-    ids=["student", "multivariate", "laplace"],
+    ids=["student", "multivariate", "laplace", "beta", "covariance", "precision"],
 )
 def test_base_distributions(base, tmp_path):
     flow = pf.nice(2, layers=2, hidden=(8,), base=base)
     same = pf.load(pf.save(flow, tmp_path))
-    x = torch.randn(5, 2)
+    x = 0.4 + 0.05 * torch.rand(5, 2)
+    torch.testing.assert_close(flow.base().log_prob(x), base.log_prob(x))
     assert torch.equal(scores(same, x, None), scores(flow, x, None))
+
+
+def test_a_base_used_after_the_flow_was_made_is_written_all_the_same(tmp_path):
+    base = dist.MultivariateNormal(torch.zeros(2), covariance_matrix=SPREAD)
+    flow = pf.nice(2, layers=2, hidden=(8,), base=base)
+    used(base)
+    same, x = pf.load(pf.save(flow, tmp_path)), torch.randn(5, 2)
+    assert torch.equal(scores(same, x, None), scores(flow, x, None))
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_every_base_in_the_table_can_be_written(kind):
+    given = {
+        "StudentT": (3.0, 0.0, 2.0),
+        "Exponential": (2.0,),
+        "Dirichlet": (torch.tensor([1.0, 2.0]),),
+        "MultivariateNormal": (torch.zeros(2), SPREAD),
+    }
+    made = getattr(dist, kind)(*given.get(kind, (1.0, 2.0)))
+    same = decode(encode(made, "base"), "base")
+    x = made.sample((4,))
+    assert torch.equal(same.log_prob(x), made.log_prob(x))
 
 
 @pytest.mark.parametrize(
