@@ -263,6 +263,7 @@ def test_check_holds_a_module_to_the_contract(tmp_path, monkeypatch):
         "def bad():\n    return pf.Flow(Wrong(2), shape=2)\n"
         "def none():\n    return 3\n"
         "def raises():\n    raise RuntimeError('no luck')\n"
+        "made = pf.realnvp(2, layers=1, hidden=(8,))\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -271,6 +272,9 @@ def test_check_holds_a_module_to_the_contract(tmp_path, monkeypatch):
     assert done.exit_code == 1
     assert "log_det" in said["broken"]
     assert "repr" in said["held"]
+    assert json.loads(ok("check", "flows_here:made", "--json").stdout)["broken"] == {}
+    flow = sys.modules["flows_here"].made
+    assert {p.dtype for p in flow.parameters()} == {torch.float32}
     assert "expected a Flow from it, got int" in fails("check", "flows_here:none")
     assert "no luck" in fails("check", "flows_here:raises")
     assert "cannot find 'flows_here:absent'" in fails("check", "flows_here:absent")

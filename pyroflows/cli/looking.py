@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -165,7 +166,7 @@ def _maker(name: str, features: int) -> Callable[[], Flow]:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot find {name!r}: {error}") from None
     if isinstance(found, Flow):
-        return lambda: found
+        return functools.partial(copy.deepcopy, found)
     if not callable(found):
         raise ValueError(f"{name}: expected a function that returns a Flow, got {found!r}")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,9 +59,14 @@ def randomize(
         parameter.add_(gain * scale * noise)
 
 
+def made(make: MakeFlow, dtype: torch.dtype) -> Flow:
+    """A flow of one's own: what makes it may return the same one each time."""
+    return copy.deepcopy(make()).to(dtype).eval()
+
+
 def prepared(make: MakeFlow, dtype: torch.dtype, gain: float = USUAL) -> Flow:
     """A flow with random weights whose data-dependent layers are set from data."""
-    flow = make().to(dtype).eval()
+    flow = made(make, dtype)
     randomize(flow, gain)
     context = contexts(flow.context_shape, (256,), dtype)
     # Off the origin and not of unit size, so that standardisation is no identity.
@@ -68,6 +74,11 @@ def prepared(make: MakeFlow, dtype: torch.dtype, gain: float = USUAL) -> Flow:
     x = u if is_unbounded(flow.support) else biject_to(flow.support)(u)
     flow.transform.initialize(x, context)
     return flow
+
+
+def trained(flow: Flow) -> dict[str, nn.Parameter]:
+    """The parameters that are not frozen, by name; there may be none."""
+    return {name: p for name, p in flow.named_parameters() if p.requires_grad}
 
 
 def as_shape(size: int | Sequence[int]) -> Size:

@@ -20,6 +20,7 @@ from pyroflows.laws.cases import (
     require_finite,
     require_shape,
     seeded,
+    trained,
 )
 
 
@@ -50,11 +51,13 @@ def check_large_weights(make: MakeFlow, dtype: torch.dtype = torch.float32) -> N
             require_finite(draw, "draws")
         else:
             require_finite(flow.sample(shape, given), "draws")
-    names, parameters = zip(*flow.named_parameters(), strict=True)
+    parameters = trained(flow)
     for what, value in losses.items():
         require_finite(value, what)
-        gradients = torch.autograd.grad(value.mean(), parameters, allow_unused=True)
-        for name, gradient in zip(names, gradients, strict=True):
+        if not parameters:
+            continue
+        gradients = torch.autograd.grad(value.mean(), list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 require_finite(gradient, f"gradient of {name!r} from {what}")
 
