@@ -362,12 +362,18 @@ class StandIn(types.ModuleType):
     def __init__(self, root):
         super().__init__("huggingface_hub")
         self.root = Path(root)
-        self.HfApi = lambda: self
+        self.accounts = []
+
+    def HfApi(self, token=None):  # noqa: N802
+        self.token = token
+        return self
 
     def create_repo(self, repo_id, exist_ok):
+        self.accounts.append(self.token)
         (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
 
     def upload_folder(self, *, repo_id, folder_path, commit_message, allow_patterns):
+        self.accounts.append(self.token)
         for name in allow_patterns:
             shutil.copy(Path(folder_path) / name, self.root / repo_id)
 
@@ -379,9 +385,11 @@ def test_hub(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'pyroflows\[hub\]'"):
         pf.from_hub("me/flow")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", StandIn(tmp_path))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub := StandIn(tmp_path))
     flow = pf.iaf(2, layers=1, hidden=(8,))
     pf.push_to_hub(flow, "me/flow")
     x = torch.randn(3, 2)
     for same in (pf.from_hub("me/flow"), pf.load("hf://me/flow")):
         assert torch.equal(scores(same, x, None), scores(flow, x, None))
+    pf.push_to_hub(flow, "me/flow", token="mine")
+    assert hub.accounts == [None, None, "mine", "mine"]
