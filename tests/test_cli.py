@@ -377,6 +377,72 @@ def test_tables_of_every_kind_are_the_same(tmp_path):
     assert gzip.open(tmp_path / "a.csv.gz", "rt", encoding="utf-8").readline().startswith("Ein")
 
 
+IRIS = "5.1,3.5,setosa\n4.9,3.0,setosa\n7.0,3.2,versicolor\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "rows"),
+    [
+        (IRIS, None, 3),  # words, but all the way
+        ("x,y,kind\n" + IRIS, ["x", "y", "kind"], 3),
+        ("x,2,kind\n" + IRIS, ["x", "2", "kind"], 3),
+        (",a\n0,1\n1,2\n", ["column_1", "a"], 2),
+        ("a,b\n,2\nNA,3\n", ["a", "b"], 2),
+        ("#,%\n1,2\n", ["#", "%"], 1),
+        ("1,-,3\n4,5,6\n", None, 2),  # a mark is no name
+        ("1_000,2\n3,4\n", None, 2),
+        ("1,?,3\n4,5,6\n", None, 2),
+        ("5.1,3.5,setosa\n", None, 1),
+        ("a\n1\n2\n", ["a"], 2),
+    ],
+)
+def test_the_first_line_has_names_where_words_stand_above_numbers(content, names, rows, tmp_path):
+    (tmp_path / "t.csv").write_text(content)
+    table = read_table(tmp_path / "t.csv")
+    assert table.header is (names is not None)
+    assert table.names == (names or [f"column_{i + 1}" for i in range(len(table.names))])
+    assert len(table.values) == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "first"),
+    [
+        ("1,5;2,5;3,5\n4,5;5,5;6,5\n", None, [np.nan] * 3),
+        ("\na;b\n1;2\n3;4\n", ["a", "b"], [1, 2]),
+        ("a;b\n1,5;2\n3,5;4\n", ["a", "b"], [np.nan, 2]),
+        ('a,"b; c"\n1,2\n', ["a", "b; c"], [1, 2]),
+        ('"a;b;c",d\n"1\n",2\n', ["a;b;c", "d"], [1, 2]),
+        ("a\tb, in m\n1\t2\n", ["a", "b, in m"], [1, 2]),
+        ("n,text\n1," + "x" * 150_000 + "\n", None, "not a CSV"),
+        (",".join(["1"] * 100_000) + "\n", None, [1] * 100_000),
+    ],
+)
+def test_the_separator_cuts_all_lines_alike(content, names, first, tmp_path):
+    (tmp_path / "t.csv").write_text(content)
+    if isinstance(first, str):
+        with pytest.raises(ValueError, match=first):
+            read_table(tmp_path / "t.csv")
+        return
+    table = read_table(tmp_path / "t.csv")
+    assert table.names == (names or [f"column_{i + 1}" for i in range(len(first))])
+    assert np.array_equal(table.values[0], first, equal_nan=True)
+
+
+def test_fit_says_what_it_took_the_first_line_for(tmp_path):
+    rows = [[*row, "here"] for row in rows_of(60).tolist()]
+    small = ["--flow", "nice", "--layers", "2", *SMALL[2:]]
+    bare = ok("fit", write_csv(tmp_path / "b.csv", None, rows), "--out", tmp_path / "b", *small)
+    assert "60 rows, 60 of them usable" in bare.output
+    assert "no names in the first line: 'column_1', 'column_2' and 2 more" in bare.output
+    data = write_csv(tmp_path / "n.csv", [*NAMES, "place"], rows)
+    named = ok("fit", data, "--out", tmp_path / "n", *small)
+    assert "names in the first line: 'Einkommen (€)', " in named.output
+    assert "first line" not in ok("fit", data, "--header", "--out", tmp_path / "h", *small).output
+    (tmp_path / "c.csv").write_text("a;b\n" + "1,5;2,5\n" * 30)
+    line = fails("fit", tmp_path / "c.csv", "--out", tmp_path / "c")
+    assert "no column of numbers, '1,5' in line 2 is none; decimals have a point" in line
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

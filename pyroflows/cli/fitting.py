@@ -15,7 +15,7 @@ import typer
 from pyroflows.cli import columns as cols
 from pyroflows.cli.output import Json, command, note, result
 from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
-from pyroflows.cli.tables import read_table
+from pyroflows.cli.tables import BINARY, kind_of, read_table
 from pyroflows.distill import distill as distill_flow
 from pyroflows.distill import student_of
 from pyroflows.distribution import Flow
@@ -94,6 +94,8 @@ def fit(
     options = _sizes(make, layers, hidden)
     check_out(out, overwrite)
     table = read_table(data, header)
+    if header is None and kind_of(data) not in BINARY:
+        note(cols.seen(table))
     names, left_out = cols.choose(table, columns or [])
     values = cols.values_of(table, names)
     usable, counts = cols.usable(values, names)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import gzip
+import math
 import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +20,7 @@ import numpy as np
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 BINARY = (".npy", ".parquet")
 KINDS = (".csv", ".tsv", ".txt", *BINARY)
+LOOKED_AT = 20  # lines that show the separator, and whether the first has names
 
 
 @dataclass
@@ -55,8 +58,8 @@ def read_table(path: Path, header: bool | None = None) -> Table:
 
     Args:
         path: of the file.
-        header: whether the first line of a CSV names the columns; None to see: it does where one of
-            its cells is no number.
+        header: whether the first line of a CSV names the columns; None to see: it does where none
+            of its cells is a number, or where a word stands above numbers.
 
     Raises:
         ValueError: no file, an unknown kind, no rows, lines of different lengths, not UTF-8.
@@ -80,11 +83,10 @@ def read_table(path: Path, header: bool | None = None) -> Table:
 
 @contextmanager
 def csv_lines(path: Path) -> Iterator[Iterator[list[str]]]:
-    """The lines of a CSV as cells; its separator is the commonest of comma, semicolon and tab."""
+    """The lines of a CSV as cells, cut at its separator: comma, semicolon or tab."""
     try:
         with _open_text(path) as file:
-            first = file.readline()
-            separator = max(",;\t", key=first.count)
+            separator = _separator(file)
             file.seek(0)
             yield csv.reader(file, delimiter=separator)
     except UnicodeError:
@@ -93,6 +95,25 @@ def csv_lines(path: Path) -> Iterator[Iterator[list[str]]]:
         raise ValueError(f"{path}: is not a CSV ({error})") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: is not a gzip file, or cut short ({error})") from None
+
+
+def _separator(file: IO[str]) -> str:
+    """The first of tab, semicolon and comma to cut the first lines into equally many cells.
+
+    In that order, since a comma may also be what a number has before its decimals.
+    """
+    for separator in "\t;,":
+        file.seek(0)
+        try:
+            lines = filter(None, csv.reader(file, delimiter=separator))
+            widths = {len(cells) for cells in islice(lines, LOOKED_AT)}
+        except csv.Error:  # such as a cell that is too long, as it is no cell
+            continue
+        if len(widths) == 1 and widths != {1}:
+            return separator
+    file.seek(0)
+    first = next((line for line in file if line.strip()), "")
+    return max(",;\t", key=first.count)
 
 
 def _open_text(path: Path) -> IO[str]:
@@ -112,19 +133,37 @@ def number(cell: str) -> float | None:
         return None
 
 
-def _is_header(cells: list[str]) -> bool:
-    return any(number(cell) is None for cell in cells)
+def _is_header(cells: list[str], below: list[list[str]]) -> bool:
+    """Whether no cell is a number, or a word stands above numbers alone.
+
+    In a row without names a cell of words has words below it too. A mark without a letter, such as
+    a dash, is no name beside numbers; nor are digits with marks, such as 1,5, above more of them.
+    """
+    kinds = [number(cell) for cell in cells]
+    words = [
+        (any(map(str.isalpha, cell)), any(map(str.isdigit, cell)), _above_numbers(i, below))
+        for i, (cell, kind) in enumerate(zip(cells, kinds, strict=True))
+        if kind is None
+    ]
+    if any(kind is not None and not math.isnan(kind) for kind in kinds):
+        return any(letters and above for letters, _, above in words)
+    return any(letters or above or not digits for letters, digits, above in words)
+
+
+def _above_numbers(place: int, below: list[list[str]]) -> bool:
+    kinds = [number(cells[place]) for cells in below if place < len(cells)]
+    return None not in kinds and not all(math.isnan(kind) for kind in kinds)
 
 
 def _read_csv(path: Path, header: bool | None) -> Table:
     numbers, names, words = array("d"), [], {}
     with csv_lines(path) as lines:
-        for cells in lines:
-            if not cells:
-                continue
-            line = lines.line_num
+        numbered = ((lines.line_num, cells) for cells in lines if cells)
+        first = list(islice(numbered, LOOKED_AT))
+        if header is None and first:
+            header = _is_header(first[0][1], [cells for _, cells in first[1:]])
+        for line, cells in chain(first, numbered):
             if not names:
-                header = _is_header(cells) if header is None else header
                 names = [f"column_{i + 1}" for i in range(len(cells))]
                 if header:
                     stripped = (" ".join(cell.split()) for cell in cells)
