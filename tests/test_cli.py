@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import re
 import subprocess
 import sys
@@ -354,6 +355,36 @@ def test_a_broken_run_folder_says_so(fitted, tmp_path):
         shutil.copytree(out, broken)
         (broken / name).write_text(text)
         assert "error: " in fails("sample", broken)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_a_run_half_written_over_another_is_refused(number, tmp_path, monkeypatch):
+    def made(names, seed):
+        torch.manual_seed(seed)
+        flow = pf.nice(2, layers=2, hidden=(8,))
+        pf.testing.randomize(flow, 1.0, seed)
+        rows = rows_of(20)[:, :2]
+        return runs.Run(tmp_path, flow, {"columns": names, "header": True}, rows, rows)
+
+    made(["height", "weight"], 1).write()
+    calls, replace = [], os.replace
+
+    def stop(source, target):
+        calls.append(target)
+        if len(calls) == number:
+            raise SystemExit
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", stop)
+        with pytest.raises(SystemExit):
+            made(["weight", "age"], 2).write()
+    if number < 3:  # the second gives the new flow's config its name
+        assert runs.read_run(tmp_path).columns == ["height", "weight"]
+    else:
+        assert "is of another flow" in fails("sample", tmp_path)
+    made(["weight", "age"], 2).write()
+    assert runs.read_run(tmp_path).columns == ["weight", "age"]
 
 
 def test_tables_of_every_kind_are_the_same(tmp_path):

@@ -18,7 +18,7 @@ from pyroflows.cli.columns import check_names, values_of
 from pyroflows.cli.tables import Table
 from pyroflows.distribution import Flow
 from pyroflows.persist import load, save
-from pyroflows.stored import write_atomically
+from pyroflows.stored import CONFIG, write_atomically
 
 FACTS, ROWS = "table.json", "rows.npz"
 TRAIN_ROWS, HELD_ROWS = 10_000, 2_000
@@ -49,8 +49,13 @@ class Run:
         return self.facts["columns"]
 
     def write(self) -> None:
-        """Keep it; each file is replaced as a whole."""
+        """Keep it; each file is replaced as a whole.
+
+        The facts come last and name the tensors they are of: a run that a killed process left half
+        written over another is known by that.
+        """
         save(self.flow, self.folder)
+        self.facts["tensors"] = _tensors(self.folder)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, train=self.train, held=self.held)
         write_atomically(self.folder / ROWS, buffer.getvalue())
@@ -101,11 +106,18 @@ def read_run(folder: Path) -> Run:
         fits = len(facts["columns"]) == flow.event_shape[0] == train.shape[1] == held.shape[1]
         if not (fits and isinstance(facts["header"], bool) and len(train) and len(held)):
             raise ValueError("its parts do not fit together")
+        if facts["tensors"] != _tensors(folder):
+            raise ValueError(f"{FACTS} is of another flow; was a process stopped while it wrote?")
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{folder}: expected a folder that pyroflows fit wrote ({error}); fit again"
         ) from None
     return Run(folder, flow, facts, train, held)
+
+
+def _tensors(folder: Path) -> str:
+    """The digest of the flow's tensors."""
+    return json.loads((folder / CONFIG).read_bytes())["sha256"]
 
 
 def check_out(folder: Path, overwrite: bool) -> None:
