@@ -222,6 +222,32 @@ def test_report_is_one_page_with_its_pictures(fitted, tmp_path):
     assert "calibration" in done.output
 
 
+def test_report_leaves_out_draws_that_are_not_finite_and_takes_a_constant_column(
+    fitted, tmp_path, monkeypatch
+):
+    true_sample = pf.Flow.sample
+
+    def some_infinite(self, *args):
+        rows = true_sample(self, *args)
+        rows[: min(1, len(rows) - 1), 0] = torch.inf
+        return rows
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pf.Flow, "sample", some_infinite)
+        page = tmp_path / "page.html"
+        done = ok("report", fitted[1], "--out", page, "--samples", 300, "--json")
+        assert len(np.concatenate(list(runs.read_run(fitted[1]).draws(30)))) == 30
+        patched.setattr(pf.Flow, "sample", lambda *args: true_sample(*args) * torch.nan)
+        assert "samples are not finite" in fails("sample", fitted[1], "-n", 10)
+    said = json.loads(done.stdout)
+    assert np.isfinite([said["nats"], said["gaussian"], said["ks"]]).all()
+    made = runs.read_run(fitted[1])
+    made.train[:, 1] = 100.0
+    from pyroflows.cli.page import judged
+
+    assert np.isfinite(judged(made, 200)["gaussian"])
+
+
 def test_calibration_sees_right_and_wrong_densities(fitted):
     from pyroflows.cli.page import judged
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,22 @@ class Run:
         scores[far.numpy()] = -np.inf
         found[kept] = np.where(np.isnan(scores), -np.inf, scores)
         return found
+
+    def draws(self, n: int) -> Iterator[np.ndarray]:
+        """New rows, batch by batch, ``(rows, columns)`` in the flow's dtype; all of them finite.
+
+        Raises:
+            ValueError: less than one in a hundred is finite.
+        """
+        done = drawn = 0
+        while done < n:
+            rows = self.flow.sample((min(AT_ONCE, n - done),))
+            drawn += len(rows)
+            rows = rows[torch.isfinite(rows).all(dim=1)]
+            done += len(rows)
+            if drawn > 100 * (done + 1):
+                raise ValueError(f"{self.folder}: the flow's samples are not finite; fit again")
+            yield rows.numpy()
 
     def tensor(self, values: np.ndarray) -> Tensor:
         """In the flow's dtype."""

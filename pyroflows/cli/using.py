@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ import torch
 import typer
 
 from pyroflows.cli.output import Json, command, note, result
-from pyroflows.cli.runs import AT_ONCE, Run, matched, read_run
+from pyroflows.cli.runs import matched, read_run
 from pyroflows.cli.tables import (
     BINARY,
     Table,
@@ -51,22 +50,10 @@ def sample(
         torch.seed()
     else:
         torch.manual_seed(seed)
-    write_table(out, made.columns, _draws(made, n), made.facts["header"])
+    write_table(out, made.columns, made.draws(n), made.facts["header"])
     if out is not None:
         said = {"rows": n, "columns": made.columns, "out": str(out)}
         result(said, [f"{n:,} rows written to {out}"], json)
-
-
-def _draws(run: Run, n: int) -> Iterator[np.ndarray]:
-    done = 0
-    while done < n:
-        rows = run.flow.sample((min(AT_ONCE, n - done),))
-        good = torch.isfinite(rows).all(dim=1)
-        if not good.any():
-            raise ValueError(f"{run.folder}: the flow's samples are not finite; fit again")
-        rows = rows[good]
-        done += len(rows)
-        yield rows.numpy()
 
 
 @command
