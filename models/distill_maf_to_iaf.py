@@ -11,33 +11,34 @@ Data: a checkerboard of eight squares (its teacher has spline layers), 8x8 handw
 scikit-learn, and from files (``pf.datasets``) the reduced MINIBOONE and 8x8 patches of BSDS300.
 Sets whose file is not there are left out; ``--smoke`` takes noise.
 
-One run of each with seed 0, one thread of a busy machine (seconds of wall-clock)::
+One run of each with seed 0, one thread (seconds of wall-clock)::
 
                                   checkerboard         digits      MINIBOONE         BSDS300
     features                                 2             64             43              63
     Gaussian, held-out nats              -4.50          49.58         -37.72           96.75
-    teacher                              -3.56          70.97         -14.62          149.46
-    student                              -3.56          70.85         -14.79          149.24
-    teacher - student            .002 +- .003    .11 +- .24    .169 +- .016    .226 +- .011
-    in % of teacher - Gaussian             .24            .53            .73             .43
-    same IAF fitted to the data          -3.59          63.83         -16.35          149.38
-    KL(student || teacher)       .017 +- .002   .211 +- .005           (*)      .80 +- .27
-    KL(teacher || student)       .014 +- .001   .200 +- .006    .21 +- .03      .72 +- .13
-    k-hat of the weights                   .48            .32            .41             .51
-    classifier's AUC                      .512           .497           .504            .508
-    samples / s: student, batch 1          350            750            400             410
-      batches of 1,000; 10,000    148k; 75k      39k; 43k       26k; 32k        19k; 19k
-    teacher, fast, batch 1                 150            190             80             110
-      batches of 1,000; 10,000    58k; 121k      14k; 54k       14k; 36k       9.7k; 21k
-    teacher, plain loop, batch 1            29             10              8               6
-      batches of 1,000                     35k           1.6k           1.2k             .60k
-    seconds: teacher, student          91, 142        33, 156        44, 229        198, 375
+    teacher                              -3.56          71.10         -14.63          149.45
+    student                              -3.55          71.01         -14.85          149.22
+    teacher - student           -.010 +- .004    .09 +- .26    .217 +- .017    .232 +- .012
+    in % of teacher - Gaussian           -1.10            .41            .94             .44
+    same IAF fitted to the data          -3.62          59.66         -17.05          149.49
+    KL(student || teacher)       .023 +- .002   .191 +- .005            (*)       3.5 +- 3.0
+    KL(teacher || student)       .020 +- .001   .200 +- .005     4.5 +- 4.1       5.5 +- 3.9
+    k-hat of the weights                   .49            .32            .52             .55
+    classifier's AUC                      .514           .504           .498            .505
+    samples / s: student, batch 1          340            660            220             360
+      batches of 1,000; 10,000    137k; 189k      97k; 87k       41k; 44k        22k; 28k
+    teacher, fast, batch 1                 190            120             90              80
+      batches of 1,000; 10,000    115k; 262k      34k; 80k       15k; 38k         11k; 28k
+    teacher, plain loop, batch 1           180             20             11               7
+      batches of 1,000                     86k           2.8k           1.4k             .91k
+    seconds: teacher, student           34, 53         31, 76         87, 67         67, 161
 
 In equal time the student is better than the IAF fitted to the data on all but BSDS300, where many
-rows serve that IAF as well as a teacher of twelve epochs does. (*) Near 0.2 but for one of 20,000
-draws, in the far tail, which the teacher scores so low that the mean is 1500 +- 1500: there
-the errors of five layers compound. The students' nets are half as wide again as the teachers', for
-digits twice: at the teacher's width MINIBOONE's comes to .9 % after 1,000 steps and draws faster.
+rows serve that IAF as well as a teacher of twelve epochs does. (*) 91 +- 89. In 43 and 63
+dimensions the KLs' means rest on a few of 20,000 draws, far in the tails, where the errors of five
+layers compound: looks of fewer draws while training gave 0.15 and 0.6. The students' nets are half
+as wide again as the teachers', for digits twice: at the teacher's width MINIBOONE's comes to .9 %
+after 1,000 steps and draws faster.
 """
 
 from __future__ import annotations

@@ -153,7 +153,6 @@ def main(args: argparse.Namespace) -> list[tuple[str, str]]:
             (f"held-out nats a row: {label}", f"{nats:.3f} +- {error:.3f}"),
             (f"held-out rows called right: {label}", f"{100 * right:.1f} %"),
             (f"ELBO, nats: {label}", f"{history.score:.2f}"),
-            # How far the guide can be trusted, beyond its ELBO, would be printed here.
             (f"seconds to fit: {label}", f"{history.seconds:.0f}"),
         ]
     largest = betas["AutoFlow"].median(0).values.abs().argsort(descending=True)[:6]

@@ -132,7 +132,6 @@ def main(args: argparse.Namespace) -> list[tuple[str, str]]:
     ]
     rows += [
         ("ELBO, nats", f"{history.score:.2f}"),
-        # How far the guide can be trusted, beyond its ELBO, would be printed here.
         ("true volatilities inside the 90 % bands", f"{100 * inside:.0f} %"),
         ("mean distance of median from truth", f"{distance:.3f}"),
         ("the same of a constant volatility", f"{(returns.std() - truth).abs().mean():.3f}"),

@@ -161,7 +161,6 @@ def fit_all(name: str, target: Target, smoke: bool) -> tuple[list[tuple[str, str
         history = pf.fit_guide(target.model, guide, max_steps=20 if smoke else 2000)
         draws[label] = draws_of(guide, target.moments, n)
         value, error = elbo(target.model, guide, n)
-        # How far the guide can be trusted, beyond its ELBO, would be printed here.
         rows.append(
             (f"{name}: ELBO, {label} ({history.seconds:.0f} s)", f"{value:.2f} +- {error:.2f}")
         )

@@ -14,8 +14,21 @@ def is_number(value: Any) -> bool:
     return not isinstance(value, Integral) or abs(value) < 2**63
 
 
+def plain(value: Any) -> Any:
+    """A number as Python's own, such as a checkpoint can hold; anything else as it is.
+
+    Example:
+        >>> import numpy as np
+        >>> plain(np.int64(3)), plain(np.float32(0.5)), plain(True), plain(None)
+        (3, 0.5, True, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def check_whole(least: int, **values: Any) -> None:
-    """See that these are integers from ``least`` on.
+    """See that these are integers from ``least`` on, below ``2**63``.
 
     Args:
         least: the smallest that will do.
@@ -25,8 +38,10 @@ def check_whole(least: int, **values: Any) -> None:
         ValueError: one is not.
     """
     for name, value in values.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        if not isinstance(value, Integral) or not is_number(value) or value < least:
+            raise ValueError(
+                f"{name}: expected a whole number of at least {least}, in 64 bits, got {value!r}"
+            )
 
 
 def check_positive(**values: Any) -> None:
@@ -41,6 +56,20 @@ def check_positive(**values: Any) -> None:
     for name, value in values.items():
         if not is_number(value) or value <= 0:
             raise ValueError(f"{name}: expected a positive number, got {value!r}")
+
+
+def check_not_negative(**values: Any) -> None:
+    """See that these are finite numbers from zero on.
+
+    Args:
+        **values: by the argument's name.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in values.items():
+        if not is_number(value) or value < 0:
+            raise ValueError(f"{name}: expected a number from 0 on, got {value!r}")
 
 
 def check_share(**values: Any) -> None:

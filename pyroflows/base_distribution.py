@@ -10,7 +10,6 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-_MATRICES = {"covariance_matrix", "precision_matrix", "scale_tril"}
 
 
 class StandardNormal(dist.Independent):
@@ -38,28 +37,18 @@ class Logistic(dist.Logistic):
 
 
 def arguments_of(distribution: Distribution) -> dict[str, Tensor]:
-    """The tensors that make a distribution, by the names of its arguments; the same after any use.
+    """The tensors that make a distribution again, by name; empty where they cannot be told.
 
-    Args:
-        distribution: of torch or Pyro, without ``Independent`` around it.
-
-    Returns:
-        None of them where they are not kept under these names.
-
-    Example:
-        >>> import torch, pyro.distributions as dist
-        >>> normal = dist.MultivariateNormal(torch.zeros(2), covariance_matrix=4 * torch.eye(2))
-        >>> arguments_of(normal)["scale_tril"]
-        tensor([[2., 0.],
-                [0., 2.]])
+    Of several parametrisations one: what was asked for once is kept beside what was given (torch's
+    ``lazy_property``), and a distribution takes only one.
     """
-    names = [n for n in distribution.arg_constraints if n in distribution.__dict__]
-    if isinstance(distribution, torch.distributions.Beta):  # it keeps a Dirichlet instead
+    if isinstance(distribution, torch.distributions.Beta):  # keeps a Dirichlet
         names = ["concentration1", "concentration0"]
-    # Of three ways to say it, torch keeps the one given and each that was asked for since.
-    if _MATRICES.intersection(names):
-        names = [*(n for n in names if n not in _MATRICES), "scale_tril"]
-    return {name: getattr(distribution, name).detach() for name in names}
+    elif isinstance(distribution, torch.distributions.MultivariateNormal):
+        names = ["loc", "scale_tril"]
+    else:
+        names = [n for n in distribution.arg_constraints if n in distribution.__dict__]
+    return {name: getattr(distribution, name) for name in names}
 
 
 class Base(nn.Module):
@@ -103,7 +92,7 @@ class Base(nn.Module):
                 "whose call returns the distribution"
             )
         for name, value in arguments.items():
-            self.register_buffer(name, value.clone())
+            self.register_buffer(name, value.detach().clone())
 
     def forward(self) -> Distribution:
         """The distribution from the buffers as they are now."""

@@ -15,13 +15,13 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pyroflows.arguments import check_positive
 from pyroflows.processes import gathered, random_state, set_random_state
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class Checkpoints:
         identity: dict[str, Any],
         fabric: Fabric,
     ) -> None:
-        if not isinstance(every, Real) or not every > 0:
-            raise ValueError(f"every: expected a positive number, got {every!r}")
+        check_positive(every=every)
         if not isinstance(folder, (str, os.PathLike)):
             raise ValueError(f"checkpoint: expected a folder, got a {type(folder).__name__}")
         self.folder = Path(folder)

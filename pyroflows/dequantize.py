@@ -144,8 +144,3 @@ def fixed_noise(seed: int | None, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def like(flow: Flow) -> Tensor:
-    """A tensor of the flow's own, for its dtype and device."""
-    return next(t for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point())

@@ -10,9 +10,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyroflows.infer.diagnostics import importance_weights, psis
+from pyroflows.arguments import check_whole
+from pyroflows.infer.diagnostics import importance_weights, khat_threshold, psis
 from pyroflows.infer.model_runs import ModelRuns
-from pyroflows.infer.neutra import NeuTra
+from pyroflows.infer.neutra import NeuTra, diverged
 
 _PROPOSALS = 10  # per draw kept, when draws are resampled by weight
 
@@ -35,7 +36,7 @@ def to_arviz(
     - ``posterior``: the latent sites and the model's ``pyro.deterministic`` ones.
     - ``sample_stats``: ``lp``, the model's log joint density in nats; of a guide also ``log_q``,
       its own, and ``log_weight = lp - log_q``, with the attribute ``pareto_k`` (Pareto-smoothed
-      importance sampling, Vehtari et al. 2024, arXiv:1507.02646: below 0.7 the guide can be
+      importance sampling, Vehtari et al. 2024, arXiv:1507.02646: up to 0.7 the guide can be
       corrected by its weights); of NUTS ``diverging``.
     - ``log_likelihood`` of each observed site, one a row: not summed, and free of ``scale``.
     - ``posterior_predictive``, ``prior``, ``prior_predictive``, ``observed_data``.
@@ -75,8 +76,7 @@ def to_arviz(
         >>> data["log_likelihood"]["y"].dims
         ('chain', 'draw', 'rows')
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    check_whole(1, num_samples=num_samples)
     with torch.no_grad(), poutine.block():
         draws, stats, attributes = _draws_of(model, posterior, num_samples, resample, args, kwargs)
         runs = ModelRuns(model, draws, args, kwargs)
@@ -121,9 +121,7 @@ def _draws_of(
     if hasattr(posterior, "get_samples"):
         draws = posterior.get_samples(group_by_chain=True)
         chains, size = next(iter(draws.values())).shape[:2]
-        diverging = torch.zeros(chains, size, dtype=torch.bool)
-        for chain, steps in enumerate(posterior.diagnostics().get("divergences", {}).values()):
-            diverging[chain, steps] = True
+        diverging = torch.stack([diverged(posterior, chain, size) for chain in range(chains)])
         return draws, {"diverging": diverging.flatten()}, {}
     if not callable(posterior):
         raise ValueError(
@@ -135,10 +133,11 @@ def _draws_of(
     smoothed, khat = psis(weighted.log_weight)
     kept = torch.arange(num_samples, device=smoothed.device)
     if resample:
-        if khat > 0.7:
+        most = khat_threshold(size)
+        if not khat <= most:
             warnings.warn(
-                f"the guide's importance weights have k = {khat:.2f} > 0.7: resampling by them "
-                "does not correct it. Train it longer, or run pf.NeuTra",
+                f"the guide's importance weights have k = {khat:.2f} > {most:.2f}: resampling by "
+                "them does not correct it. Train it longer, or run pf.NeuTra",
                 stacklevel=3,
             )
         kept = torch.multinomial(smoothed.exp(), num_samples, replacement=True)

@@ -10,14 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyroflows.arguments import check_positive, check_share, check_whole, is_number
+from pyroflows.arguments import (
+    check_not_negative,
+    check_positive,
+    check_share,
+    check_whole,
+    plain,
+)
 from pyroflows.checkpoint import open_checkpoints, shapes_of
 from pyroflows.dequantize import fixed_noise
 from pyroflows.distribution import Flow
 from pyroflows.history import History
-from pyroflows.nets import MADE, MLP, ConvNet, ConvResNet
 from pyroflows.nets.causal import CausalBlock
-from pyroflows.nets.pixel_net import GatedLayer
+from pyroflows.nets.dropping import Dropping
 from pyroflows.processes import gathered, open_fabric
 from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.rows import checked_rows, reference
@@ -32,7 +37,6 @@ from pyroflows.sources import (
 from pyroflows.training import Settings, optimise
 
 INITIAL_ROWS, INITIAL_IMAGES = 20_000, 2_000  # an image tells of its channels at every pixel
-DROPPING = (MLP, MADE, ConvNet, ConvResNet, CausalBlock, GatedLayer)  # nets with dropout
 
 
 class _Loss(nn.Module):
@@ -113,16 +117,18 @@ def fit(
             ``DataLoader`` of rows or of pairs (row, context), a memory-mapped array, or a path to a
             ``.npy`` or ``.parquet`` file of any size, with the context in the columns after the
             features. Files are read block by block: at most 128 MiB of rows are in
-            memory (``pyroflows.tables`` says which).
+            memory (``pyroflows.tables`` says which). With several processes a ``Dataset`` is
+            sharded; your own ``DataLoader`` you shard yourself.
         context: ``(rows, *flow.context_shape)`` for a conditional flow.
         bins: for integers 0 to ``bins - 1`` under a flow: short for ``pf.quantized(flow, bins)``,
             which trains the flow with new uniform noise each step.
         val: what to stop on: a share of the rows (of those in a file 65,536 at most), rows, a pair
             (rows, context), a ``DataLoader``, a file, or None to train all epochs and keep the best
-            training score. With several processes a ``Dataset`` is sharded; your own ``DataLoader``
-            you shard yourself.
+            training score. With several processes a ``DataLoader`` gives all of them the same
+            batches, each row once and unshuffled: each process scores its part of these.
         max_epochs: the schedule's length; by default about 8,000 steps, within 20 to 300 epochs.
-        batch_size: rows a step, over all devices; by default 64 to 1,024 by the number of rows.
+        batch_size: rows a step, over all devices; by default 64 to 1,024 by the number of rows, or
+            256 of an ``IterableDataset``. A ``DataLoader`` brings its own.
         lr: first step size.
         weight_decay: of AdamW, for weight matrices; by default 100 features / rows, at most 1. An
             image counts by its channels and a signal as one feature, where convolutions see every
@@ -161,8 +167,9 @@ def fit(
 
     Raises:
         ValueError: data that do not fit the flow (integers, or floats where it is a model of
-            integers, NaN, another shape, outside its support, no rows), an argument out of range, a
-            checkpoint of another training, or no compiler to compile with; nothing is trained then.
+            integers, NaN, another shape, outside its support or on its border, no rows), an
+            argument out of range, a checkpoint of another training, or no compiler to compile with;
+            nothing is trained then.
         DivergedError: the loss was not finite again after three rollbacks; the flow holds the best
             weights found.
         OSError: a checkpoint could not be written; the flow holds the best weights so far, and the
@@ -183,8 +190,9 @@ def fit(
     check_whole(1, **{name: value for name, value in given.items() if value is not None})
     if average is not None:
         check_share(average=average)
-    if weight_decay is not None and not (is_number(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay: expected a number from 0 on, got {weight_decay!r}")
+    if weight_decay is not None:
+        check_not_negative(weight_decay=weight_decay)
+    seed, batch_size = plain(seed), plain(batch_size)
     fabric = open_fabric(
         reference(flow),
         accelerator=accelerator,
@@ -274,7 +282,7 @@ def _checked_dropout(flow: Flow, share: float) -> float:
 def _set_dropout(flow: Flow, share: float) -> None:
     """Our networks carry their dropout as a plain number, used while training."""
     for module in flow.modules():
-        if isinstance(module, DROPPING):
+        if isinstance(module, Dropping):
             module.dropout = share
 
 
@@ -313,4 +321,9 @@ def _score(flow: Flow, held: Source, fabric: Any, seed: int) -> float:
                 total[0] += log_prob.double().sum()
                 total[1] += len(x)
     total = fabric.all_reduce(total, reduce_op="sum")
+    if not total[1]:
+        raise ValueError(
+            "val: the data loader gave no rows; give one that can be gone through again after "
+            "each epoch"
+        )
     return (total[0] / total[1]).item()

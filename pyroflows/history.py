@@ -17,7 +17,9 @@ class History:
         unit: what ``train`` and ``val`` are measured in: nats (per row, or of the ELBO), or
             ``"bits/dim"``.
         per_nat: one nat in that unit; negative where lower is better, as for bits per dimension.
-        steps: epochs, or optimiser steps for a guide, at which a line was recorded.
+        counted: what ``steps`` counts: ``"epoch"``, ``"look"`` (each after 50 steps) for a
+            distillation, ``"step"`` of the optimiser for a guide.
+        steps: at which a line was recorded.
         train: mean training score at each.
         val: mean validation score at each; empty where nothing was held out.
         lr: step size at each.
@@ -39,6 +41,7 @@ class History:
 
     unit: str = "nats"
     per_nat: float = 1.0
+    counted: str = "epoch"
     steps: list[int] = field(default_factory=list)
     train: list[float] = field(default_factory=list)
     val: list[float] = field(default_factory=list)
@@ -87,7 +90,7 @@ class History:
         if len(worst_first) > 4:  # the first lines would flatten all others
             low, high = sorted((worst_first[len(worst_first) // 20], worst_first[-1]))
             ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-        ax.set(xlabel="step" if "ELBO" in self.unit else "epoch", ylabel=self.unit)
+        ax.set(xlabel=self.counted, ylabel=self.unit)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
         return ax

@@ -25,14 +25,12 @@ def _library() -> Any:
 def upload(write: Callable[[Path], Any], name: str, **options: Any) -> Any:
     """Make the repository if there is none, and upload what ``write`` puts into a folder.
 
-    With ``token=`` both are done in that account's name.
-
     Args:
         write: fills the folder that it is given.
         name: ``"owner/name"``.
         **options: of ``HfApi.upload_folder``.
     """
-    api = _library().HfApi(token=options.pop("token", None))
+    api = _library().HfApi(token=options.pop("token", None))  # for the repository too
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))  # first: what cannot be saved makes no repository
         api.create_repo(name, exist_ok=True)

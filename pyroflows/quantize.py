@@ -28,11 +28,11 @@ from torch.distributions import constraints
 from pyroflows.dequantize import (
     fixed_noise,
     leaves_the_unit_interval,
-    like,
     noise,
     noise_flow,
 )
 from pyroflows.distribution import Flow, FlowDistribution
+from pyroflows.rows import reference
 
 
 def bits_per_dim(
@@ -134,7 +134,7 @@ class Quantized(nn.Module):
         self._squash = False
         if self.dequantizer is not None:
             self._squash = leaves_the_unit_interval(self.dequantizer)
-            self.dequantizer.to(like(flow).device, like(flow).dtype)
+            self.dequantizer.to(reference(flow).device, reference(flow).dtype)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class Quantized(nn.Module):
 
     def _noisy(self, x: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """The same for ``draws`` draws of the noise, ``(draws, *batch, *shape)``."""
-        x = x.to(like(self.flow).dtype)
+        x = x.to(reference(self.flow).dtype)
         event_dim = len(self.event_shape)
         u, rest, log_q = noise(self.dequantizer, self._squash, x, self.bins, event_dim, draws)
         # 1 - y from its own parts: near the last level the difference would lose its digits.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,8 +32,8 @@ def checked_rows(
 
     Raises:
         ValueError: integers (or no integers, where the support is discrete), no rows, another
-            shape, NaN or infinite rows, rows outside the flow's support, a context that is missing,
-            unwanted, or does not fit.
+            shape, NaN or infinite rows, rows outside the flow's support or on its border, a context
+            that is missing, unwanted, or does not fit.
     """
     shape = tuple(flow.event_shape)
     discrete = flow.support.is_discrete
@@ -54,7 +55,16 @@ def checked_rows(
         "move them inside, or build the flow with another "
         f"{'number of levels' if discrete else 'support='}",
     )
-    return x, _checked_context(flow, context, len(x), context_name)
+    if not discrete:
+        _refuse(
+            name,
+            f"on the border of the flow's support {_described(flow.support)}, which no density "
+            "reaches",
+            _on_the_border(flow.support, x),
+            "move them inside, by clamp() or by noise, leave them out, or build the flow with a "
+            "wider support=",
+        )
+    return x, checked_context(flow, context, len(x), context_name)
 
 
 def as_pair(value: Any) -> tuple[Any, Any]:
@@ -67,7 +77,20 @@ def as_pair(value: Any) -> tuple[Any, Any]:
     return value, None
 
 
-def _checked_context(flow: Flow, context: Any, rows: int, name: str) -> Tensor | None:
+def checked_context(
+    flow: Flow, context: Any, rows: int | None = None, name: str = "context"
+) -> Tensor | None:
+    """The context as ``(rows, *flow.context_shape)`` in the flow's dtype, or an error.
+
+    Args:
+        flow: decides the shape and the dtype.
+        context: a tensor, or what numpy can make an array of; None for an unconditional flow.
+        rows: how many there have to be; by default any number.
+        name: what to call it in errors.
+
+    Raises:
+        ValueError: it is missing, unwanted, of another shape, of integers, or not finite.
+    """
     wanted = tuple(flow.context_shape)
     if not wanted:
         if context is not None:
@@ -82,8 +105,10 @@ def _checked_context(flow: Flow, context: Any, rows: int, name: str) -> Tensor |
     if hasattr(flow, "one_hot"):
         context = flow.one_hot(as_tensor(context, name))  # of labels, where the model has classes
     context = _floats(flow, context, name)
-    if tuple(context.shape) != (rows, *wanted):
-        raise ValueError(f"{name}: expected shape {(rows, *wanted)}, got {tuple(context.shape)}")
+    shape = tuple(context.shape)
+    if shape[1:] != wanted or not shape[0] or shape[0] != (rows or shape[0]):
+        what = ", ".join(map(str, (rows or "rows", *wanted)))
+        raise ValueError(f"{name}: expected shape ({what}), got {shape}")
     bad = ~torch.isfinite(context).flatten(1).all(dim=1)
     _refuse(name, "NaN or infinite", bad, "drop or impute them")
     return context
@@ -117,7 +142,9 @@ def as_tensor(value: Any, name: str) -> Tensor:
     if np.ma.is_masked(value):
         raise ValueError(f"{name}: expected whole rows, got masked values; drop or impute them")
     kind = np.dtype("f8") if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
-    return torch.as_tensor(np.ascontiguousarray(array, dtype=kind))
+    array = np.ascontiguousarray(array, dtype=kind)
+    # torch has no tensors that are only to be read.
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def _integers(flow: Flow, value: Any, name: str) -> Tensor:
@@ -141,6 +168,20 @@ def _described(support: constraints.Constraint) -> str:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return str(support)
+
+
+def _on_the_border(support: constraints.Constraint, x: Tensor) -> Tensor:
+    """Which rows ``(rows, *event)`` are no farther inside than by a rounding step.
+
+    The map from the support to R^n sends them to infinity, or clamps them to where they are spikes.
+    """
+    border = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if _described(support) == str(constraints.real):
+        return border
+    for way in (-math.inf, math.inf):
+        beyond = x.nextafter(x.new_tensor(way))
+        border |= ~support.check(beyond).reshape(len(x), -1).all(dim=1)
+    return border
 
 
 def _range(value: Tensor) -> str:
@@ -245,11 +286,8 @@ class Batches:
             yield x[index], None if context is None else context[index]
 
     def __len__(self) -> int:
-        return -(-len(self._shard()) // self.size)
-
-    def _shard(self) -> range:
-        count = len(self.rows[0])
-        return range((count + self.processes - 1) // self.processes)
+        own = -(-len(self.rows[0]) // self.processes)
+        return -(-own // self.size)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the generator of the order stands."""

@@ -5,15 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, random_split
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    random_split,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 from pyroflows.distribution import Flow
 from pyroflows.rows import Batch, Batches, as_pair, checked_rows, held_count, split_rows
 from pyroflows.tables import TableBatches, hold_out, is_table, open_table
+
+_STREAMED = 256  # rows in a batch, where nobody knows how many there are
 
 
 class Loader:
@@ -90,9 +100,9 @@ def sources(
     train = checked_rows(flow, x, context)
     if val is None:
         return train, None
-    if isinstance(val, (int, float)):
+    if isinstance(val, Real):
         return split_rows(train, float(val), seed)
-    return train, _held_out(flow, val)
+    return train, _held_out(flow, val, shard)
 
 
 def _in_file(
@@ -106,18 +116,24 @@ def _in_file(
     """The same for a file, which is read in part only."""
     table = open_table(x)
     index = None
-    if isinstance(val, (int, float)):
+    if isinstance(val, Real):
         index, held = hold_out(flow, table, float(val), seed)
     else:
-        held = None if val is None else _held_out(flow, val)
+        held = None if val is None else _held_out(flow, val, shard)
     size = batch_size or default_size(table.shape[0])
     return TableBatches(flow, table, size, seed, *shard, held=index), held
 
 
-def _held_out(flow: Flow, val: Any) -> Source:
+def _held_out(flow: Flow, val: Any, shard: tuple[int, int]) -> Source:
     if is_table(val):
         return TableBatches(flow, open_table(val, "val"), 4096, seed=0)
     if isinstance(val, DataLoader):
+        if shard[1] > 1 and isinstance(val.sampler, (DistributedSampler, RandomSampler)):
+            raise ValueError(
+                "val: expected a DataLoader that gives the same batches in all processes, as each "
+                f"scores its part of them, got one with a {type(val.sampler).__name__}; build it "
+                "without shuffle= and sampler=, or give the Dataset"
+            )
         return Loader(flow, val)
     if isinstance(val, Dataset):
         return Loader(flow, DataLoader(val, batch_size=1024))
@@ -135,12 +151,20 @@ def _streams(
 ) -> tuple[Source, Source | None]:
     """The same for a data set, or for a loader, which cannot be split."""
     if isinstance(x, TensorDataset):
-        rows, context = as_pair(x.tensors[:2])
+        if len(x.tensors) > 2:
+            raise ValueError(
+                "x: expected a TensorDataset of rows, or of rows and their context, got one of "
+                f"{len(x.tensors)} tensors; leave the others out"
+            )
+        rows, context = as_pair(x.tensors)
         return sources(flow, rows, context, val, batch_size, seed, shard)
+    if isinstance(x, DataLoader) and batch_size is not None:
+        raise ValueError(
+            f"batch_size: a DataLoader brings its own ({x.batch_size}), got {batch_size}; build "
+            "the loader with another, or give the Dataset"
+        )
     held = None
-    rank, processes = shard
-    size = max(1, (batch_size or 256) // processes)
-    if isinstance(val, (int, float)):
+    if isinstance(val, Real):
         if isinstance(x, (DataLoader, IterableDataset)):
             what = "a DataLoader" if isinstance(x, DataLoader) else "an IterableDataset"
             raise ValueError(
@@ -151,10 +175,15 @@ def _streams(
         generator = torch.Generator().manual_seed(seed)
         x, val = random_split(x, [count - part, part], generator=generator)
     if val is not None:
-        held = _held_out(flow, val)
+        held = _held_out(flow, val, shard)
+    if isinstance(x, DataLoader):
+        return Loader(flow, x), held
+    rank, processes = shard
+    usual = _STREAMED if isinstance(x, IterableDataset) else default_size(len(x))
+    size = max(1, (batch_size or usual) // processes)
     if isinstance(x, IterableDataset):
         x = DataLoader(x if processes == 1 else EachNth(x, rank, processes), batch_size=size)
-    elif isinstance(x, Dataset):
+    else:
         sampler = DistributedSampler(x, processes, rank, shuffle=True, seed=seed)
         x = DataLoader(x, batch_size=size, sampler=sampler)
     return Loader(flow, x), held

@@ -38,14 +38,10 @@ class Table(Protocol):
 
 
 def is_table(x: Any) -> bool:
-    """Whether these are rows in a file, and the very rows that the file holds.
-
-    A copy of a memory-mapped array has no file, and what is done to one that was opened with
-    ``mmap_mode="c"`` (copy on write) never reaches it: both are arrays in memory.
-    """
-    if isinstance(x, np.memmap):
-        return x.filename is not None and x.mode != "c"
-    return isinstance(x, (str, Path))
+    """Whether these are rows in a file."""
+    # A copy of a mapped array has no file, and what was written under mode "c" never reaches one.
+    mapped = isinstance(x, np.memmap) and x.filename is not None and x.mode != "c"
+    return mapped or isinstance(x, (str, Path))
 
 
 def open_table(x: str | Path | np.memmap, name: str = "x") -> Table:

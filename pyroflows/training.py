@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from pyroflows.arguments import plain
 from pyroflows.checkpoint import Checkpoints, Passes
 from pyroflows.compiling import prepare_compiler
 from pyroflows.history import History
@@ -78,6 +79,11 @@ class Settings:
     shown: Callable[[], dict[str, str]] | None = None
     epsilon: float = 1e-5
 
+    def __post_init__(self) -> None:
+        """Numbers of numpy's become Python's: a history of them could not be saved."""
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, plain(value))
+
 
 def optimise(
     model: nn.Module,
@@ -111,7 +117,7 @@ def optimise(
     epochs = settings.max_epochs
     progress = Progress(settings.label, "epoch", epochs, run.epoch, settings.progress)
     try:
-        while not run.is_over():
+        while not run.end():
             run.do_epoch()
             run.history.seconds = time.perf_counter() - start
             run.save()
@@ -120,6 +126,7 @@ def optimise(
             progress.update()
         if not run.history.steps:
             run.give_up()
+        run.history.stopped = run.end()
     except KeyboardInterrupt:
         run.history.stopped = "interrupted"
         progress.say(f"{settings.label}: interrupted, with the best weights of {run.history}")
@@ -168,14 +175,12 @@ class _Run:
         if keep is not None and keep.found is not None:
             self._load(keep.found["shared"], keep.own)
 
-    def is_over(self) -> bool:
-        """Whether to stop, and why, said in the history."""
-        epochs, patience = self.settings.max_epochs, self.settings.patience
-        self.history.stopped = f"all {epochs} epochs done"
-        if self.evaluate is not None and self.since_best >= patience:
-            self.history.stopped = f"no better score for {patience} epochs"
-            return True
-        return self.epoch >= epochs
+    def end(self) -> str:
+        """Why training is over, in words; none while it is not."""
+        counted, most = self.history.counted, self.settings.max_epochs
+        if self.evaluate is not None and self.since_best >= self.settings.patience:
+            return f"no better score for {self.settings.patience} {counted}s"
+        return f"all {most} {counted}s done" if self.epoch >= most else ""
 
     def do_epoch(self) -> None:
         """Steps over all batches, a look at the weights, and a line of the history."""
@@ -264,7 +269,7 @@ class _Run:
 
     def save(self) -> None:
         """Write a checkpoint after an epoch, where it is time or training is over."""
-        if self.keep is not None and self.is_over():
+        if self.keep is not None and self.end():
             self._save(self.epoch)
         elif self.keep is not None:
             self._save_if_due(self.epoch)

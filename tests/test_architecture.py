@@ -32,7 +32,7 @@ ROWS = [
     ["distribution"],
     ["registry"],
     ["flows"],
-    ["plots", "dequantize", "quantize", "pixelcnn", "latents"],
+    ["plots", "rows", "dequantize", "quantize", "pixelcnn", "latents"],
     [
         "compiling",
         "processes",
@@ -41,7 +41,6 @@ ROWS = [
         "checkpoint",
         "training",
         "history",
-        "rows",
         "tables",
         "sources",
     ],

@@ -40,7 +40,9 @@ def train(flow, data=None, *, seed=3, **settings):
     np.random.seed(seed)  # noqa: NPY002
     random.seed(seed)
     data = rows() if data is None else data
-    base = {"max_epochs": EPOCHS, "dropout": 0.1, "batch_size": 32, "progress": False, "lr": 1e-2}
+    base = {"max_epochs": EPOCHS, "dropout": 0.1, "progress": False, "lr": 1e-2}
+    if not isinstance(data, DataLoader):
+        base["batch_size"] = 32
     return pf.fit(flow, data, **{**base, **settings})
 
 
@@ -109,6 +111,7 @@ def test_a_run_ended_within_an_epoch_loses_only_steps_since_the_last(monkeypatch
     newest = max(tmp_path.iterdir())
     state = unpack(newest.read_bytes(), "it")
     assert state["shared"]["epoch"] == 1
+    assert state["shared"]["history"]["stopped"] == ""  # it is not over
     assert state["own"][0]["passes"]["position"] == 4
 
 

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import pyroflows as pf
-from pyroflows.cli import app, fitting, runs
+from pyroflows.cli import app, fitting, page, runs, using
 from pyroflows.cli import columns as cols
 from pyroflows.cli.tables import Table, read_table, write_table
 
@@ -222,32 +221,6 @@ def test_report_is_one_page_with_its_pictures(fitted, tmp_path):
     assert "calibration" in done.output
 
 
-def test_report_leaves_out_draws_that_are_not_finite_and_takes_a_constant_column(
-    fitted, tmp_path, monkeypatch
-):
-    true_sample = pf.Flow.sample
-
-    def some_infinite(self, *args):
-        rows = true_sample(self, *args)
-        rows[: min(1, len(rows) - 1), 0] = torch.inf
-        return rows
-
-    with monkeypatch.context() as patched:
-        patched.setattr(pf.Flow, "sample", some_infinite)
-        page = tmp_path / "page.html"
-        done = ok("report", fitted[1], "--out", page, "--samples", 300, "--json")
-        assert len(np.concatenate(list(runs.read_run(fitted[1]).draws(30)))) == 30
-        patched.setattr(pf.Flow, "sample", lambda *args: true_sample(*args) * torch.nan)
-        assert "samples are not finite" in fails("sample", fitted[1], "-n", 10)
-    said = json.loads(done.stdout)
-    assert np.isfinite([said["nats"], said["gaussian"], said["ks"]]).all()
-    made = runs.read_run(fitted[1])
-    made.train[:, 1] = 100.0
-    from pyroflows.cli.page import judged
-
-    assert np.isfinite(judged(made, 200)["gaussian"])
-
-
 def test_calibration_sees_right_and_wrong_densities(fitted):
     from pyroflows.cli.page import judged
 
@@ -290,7 +263,6 @@ def test_check_holds_a_module_to_the_contract(tmp_path, monkeypatch):
         "def bad():\n    return pf.Flow(Wrong(2), shape=2)\n"
         "def none():\n    return 3\n"
         "def raises():\n    raise RuntimeError('no luck')\n"
-        "made = pf.realnvp(2, layers=1, hidden=(8,))\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -299,9 +271,6 @@ def test_check_holds_a_module_to_the_contract(tmp_path, monkeypatch):
     assert done.exit_code == 1
     assert "log_det" in said["broken"]
     assert "repr" in said["held"]
-    assert json.loads(ok("check", "flows_here:made", "--json").stdout)["broken"] == {}
-    flow = sys.modules["flows_here"].made
-    assert {p.dtype for p in flow.parameters()} == {torch.float32}
     assert "expected a Flow from it, got int" in fails("check", "flows_here:none")
     assert "no luck" in fails("check", "flows_here:raises")
     assert "cannot find 'flows_here:absent'" in fails("check", "flows_here:absent")
@@ -381,36 +350,6 @@ def test_a_broken_run_folder_says_so(fitted, tmp_path):
         shutil.copytree(out, broken)
         (broken / name).write_text(text)
         assert "error: " in fails("sample", broken)
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
-def test_a_run_half_written_over_another_is_refused(number, tmp_path, monkeypatch):
-    def made(names, seed):
-        torch.manual_seed(seed)
-        flow = pf.nice(2, layers=2, hidden=(8,))
-        pf.testing.randomize(flow, 1.0, seed)
-        rows = rows_of(20)[:, :2]
-        return runs.Run(tmp_path, flow, {"columns": names, "header": True}, rows, rows)
-
-    made(["height", "weight"], 1).write()
-    calls, replace = [], os.replace
-
-    def stop(source, target):
-        calls.append(target)
-        if len(calls) == number:
-            raise SystemExit
-        replace(source, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", stop)
-        with pytest.raises(SystemExit):
-            made(["weight", "age"], 2).write()
-    if number < 3:  # the second gives the new flow's config its name
-        assert runs.read_run(tmp_path).columns == ["height", "weight"]
-    else:
-        assert "is of another flow" in fails("sample", tmp_path)
-    made(["weight", "age"], 2).write()
-    assert runs.read_run(tmp_path).columns == ["weight", "age"]
 
 
 def test_tables_of_every_kind_are_the_same(tmp_path):
@@ -609,3 +548,71 @@ def test_python_m_runs_it():
     )
     assert done.returncode == 0
     assert "distill" in done.stdout
+
+
+@pytest.mark.parametrize(("below", "known", "rows"), [(0, 10, 500), (2, 2000, 10_000), (3, 60, 30)])
+def test_chance_explains_outliers_99_times_in_a_hundred(below, known, rows):
+    rng = np.random.default_rng(0)
+    share = rng.beta(below + 1, known - below, 200_000)
+    allowed = using._by_chance(rows, below, known)
+    counts = rng.binomial(rows, share)
+    assert (counts > allowed).mean() < 0.012
+    assert (counts > allowed - 1).mean() > 0.008
+
+
+def test_check_takes_a_flow_and_leaves_it_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "made_flows.py").write_text(
+        "import pyroflows as pf\n"
+        "mine = pf.realnvp(2, layers=1, hidden=(8,))\n"
+        "bare = pf.Flow(pf.transforms.Permute([1, 0]), shape=(2,))\n"
+        "frozen = pf.maf(2, layers=1, hidden=(8,))\n"
+        "next(frozen.parameters()).requires_grad_(False)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import made_flows
+
+    before = {k: v.clone() for k, v in made_flows.mine.state_dict().items()}
+    for name in ("mine", "bare", "frozen"):
+        said = json.loads(run("check", f"made_flows:{name}", "--json").stdout)
+        # A permutation alone does copy features.
+        assert list(said["broken"]) == (["every_feature_moves"] if name == "bare" else [])
+        assert {"state", "gradients", "large_weights", "memory_of_draws"} <= set(said["held"])
+    for key, value in made_flows.mine.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_a_killed_overwrite_is_no_run(fitted, tmp_path, monkeypatch):
+    made = runs.read_run(fitted[1])
+    made.folder = tmp_path
+    made.write()
+    monkeypatch.setattr(runs, "write_atomically", None)
+    with pytest.raises(TypeError):
+        made.write()
+    with pytest.raises(ValueError, match="expected a folder that pyroflows fit wrote"):
+        runs.read_run(tmp_path)
+
+
+def test_a_report_leaves_out_draws_that_are_not_finite(fitted, tmp_path, monkeypatch):
+    made = runs.read_run(fitted[1])
+    made.train[:, 1] = made.train[0, 1]
+    sample = made.flow.sample
+    calls = []
+
+    def broken(shape):
+        rows = sample(shape)
+        if not calls:
+            rows[0] = torch.inf
+        calls.append(shape)
+        return rows
+
+    monkeypatch.setattr(made.flow, "sample", broken)
+    assert len(np.concatenate(list(made.draws(1)))) == 1  # the first draw was infinite
+    calls.clear()
+    facts = page.judged(made, 100)
+    assert facts["draws"].shape == (100, 3)
+    assert np.isfinite(facts["draws"]).all()
+    assert np.isfinite(facts["gaussian"])
+    monkeypatch.setattr(made.flow, "sample", lambda shape: sample(shape) * torch.nan)
+    with pytest.raises(ValueError, match="samples are not finite"):
+        list(made.draws(10))

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import constraints
@@ -182,20 +183,84 @@ def test_baseline_needs_data(teacher):
         pf.distill(teacher, pf.student_of(teacher), baseline=True, progress=False)
 
 
+def test_baseline_needs_enough_data_and_says_so_before_any_step(teacher):
+    student = pf.student_of(teacher)
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    few = {"data": torch.randn(4, 2), "test": torch.randn(20, 2)}
+    with pytest.raises(ValueError, match=r"baseline: expected enough data=.*got 4 rows"):
+        pf.distill(teacher, student, **few, baseline=True, max_steps=50, **BRIEF, progress=False)
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+
+
+def test_a_classifier_needs_some_draws(teacher):
+    few = {**BRIEF, "max_steps": 50, "draws": 10, "progress": False}
+    for name, value in (("classifier_draws", 9), ("draws", 9)):
+        with pytest.raises(ValueError, match=rf"^{name}: expected .*at least 10.*got 9"):
+            pf.distill(teacher, pf.student_of(teacher), **{**few, name: value})
+    report = pf.distill(teacher, pf.student_of(teacher), **{**few, "classifier_draws": 10})
+    assert 0 <= report.auc <= 1
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        (
+            torch.zeros(50, 1).index_fill(0, torch.tensor([7]), math.nan),
+            r"1 of 50 rows.*\(rows 7\)",
+        ),
+        (torch.arange(5)[:, None], "expected floating-point values, got torch.int64"),
+        (torch.zeros(0, 1), r"expected shape \(rows, 1\), got \(0, 1\)"),
+    ],
+    ids=["nan", "integers", "empty"],
+)
+def test_contexts_are_checked_as_rows_are(context, message):
+    flow = pf.maf(2, 1, layers=1, hidden=(8,))
+    brief = {**BRIEF, "max_steps": 50, "draws": 100, "progress": False}
+    with pytest.raises(ValueError, match=f"context: {message}"):
+        pf.distill(flow, pf.student_of(flow), context=context, **brief)
+
+
+def test_student_of_needs_contexts_that_are_vectors():
+    class Moved(pf.FlowTransform):
+        event_dim = 1
+
+        def forward_and_log_det(self, x, context=None):
+            return x + context.sum(dim=(-2, -1))[..., None], x.new_zeros(x.shape[:-1])
+
+    with pytest.raises(ValueError, match=r"teacher: expected contexts that are vectors.*\(2, 3\)"):
+        pf.student_of(pf.Flow(Moved(), shape=2, context=(2, 3)))
+
+
+def test_numbers_of_numpy_are_numbers(teacher, tmp_path):
+    few = {"max_steps": np.int64(50), "batch_size": np.int64(32), "draws": np.int64(100)}
+    pf.distill(
+        teacher,
+        pf.student_of(teacher),
+        **few,
+        lr=np.float32(1e-3),
+        average=np.float32(0.9),
+        classifier_draws=np.int64(10),
+        speed_batches=(np.int64(1),),
+        checkpoint=tmp_path,
+        progress=False,
+    )
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+
+
 def test_unconditional_teacher_takes_no_context(teacher):
-    with pytest.raises(ValueError, match="context: this teacher takes none"):
+    with pytest.raises(ValueError, match="context: this flow takes no context"):
         pf.distill(teacher, pf.student_of(teacher), context=torch.zeros(5, 1), progress=False)
 
 
 def test_contexts_of_another_width_are_refused():
     flow = pf.maf(2, 1, layers=1, hidden=(8,))
-    with pytest.raises(ValueError, match="context: expected rows of shape"):
+    with pytest.raises(ValueError, match=r"context: expected shape \(rows, 1\), got \(5, 3\)"):
         pf.distill(flow, pf.student_of(flow), context=torch.zeros(5, 3), progress=False)
 
 
 def test_conditional_teacher_needs_contexts():
     flow = pf.maf(2, 1, layers=1, hidden=(8,))
-    with pytest.raises(ValueError, match="context: a conditional teacher needs"):
+    with pytest.raises(ValueError, match="context: this flow needs one of shape"):
         pf.distill(flow, pf.student_of(flow), progress=False)
 
 

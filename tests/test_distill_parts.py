@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 
 import matplotlib as mpl
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch.distributions import Normal, constraints, kl_divergence
 
 import pyroflows as pf
-from pyroflows.distill import train
+from pyroflows.distill import baseline, measures, train
 from pyroflows.distill.baseline import untrained
 from pyroflows.distill.measures import (
     Contexts,
@@ -397,8 +398,11 @@ def test_stops_early(monkeypatch):
     report = quick(
         teacher, pf.student_of(teacher), max_steps=5000, patience=2, batch_size=8, **plain
     )
-    assert "no better score" in report.history.stopped
+    assert report.history.stopped == "no better score for 2 looks"
     assert len(report.course) == 3
+    ax = report.history.plot()
+    assert ax.get_xlabel() == "look"
+    mpl.pyplot.close(ax.figure)
 
 
 def test_auc_tells_samples_apart():
@@ -420,6 +424,31 @@ def test_plain_inverse_is_the_inverse(name):
 def test_plain_loop_is_for_flows_with_a_slow_direction():
     assert math.isnan(plain_loop_speed(pf.realnvp(2, layers=2, hidden=(8,)), Contexts(None), 10))
     assert plain_loop_speed(pf.maf(2, layers=2, hidden=(8,)), Contexts(None), 10) > 0
+
+
+def test_the_plain_loop_is_timed_once_for_a_number_of_rows(monkeypatch):
+    teacher, timed = random_teacher("lu").float(), []
+    clock = measures.plain_loop_speed
+
+    def counted(flow, contexts, n):
+        timed.append(n)
+        return clock(flow, contexts, n)
+
+    monkeypatch.setattr(measures, "plain_loop_speed", counted)
+    report = quick(teacher, pf.student_of(teacher), max_steps=50, speed_batches=(1, 1000, 2000))
+    assert timed == [1, 1000]
+    loop = report.speeds["plain loop"]
+    assert list(loop) == [1, 1000, 2000]
+    assert loop[1000] == loop[2000]
+
+
+def test_a_baseline_has_its_whole_schedule(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        baseline, "fit", lambda *rows, **how: given.append(how) or time.sleep(0.001)
+    )
+    baseline.fit_for(1.0, pf.iaf(2), (gaussian_rows(20), None))
+    assert given[1]["patience"] == given[1]["max_epochs"] > 30
 
 
 def test_scored_does_not_answer_from_memory():
@@ -479,6 +508,7 @@ def test_report_is_complete(full_report):
     assert report.baseline_gap[0] == pytest.approx(difference, abs=1e-4)
     for word in ("reverse KL", "k-hat", "AUC", "plain loop", "in equal time", "layers' KL"):
         assert word in str(report)
+    assert "IAF" not in str(report)  # the student may be any flow
 
 
 def test_report_says_who_is_better(full_report):
@@ -486,7 +516,7 @@ def test_report_says_who_is_better(full_report):
 
     for gap, words in (
         ((0.5, 0.1), "the student is better"),
-        ((-0.5, 0.1), "the IAF trained directly is better"),
+        ((-0.5, 0.1), "the flow trained directly is better"),
         ((0.1, 0.1), "no clear difference"),
         (None, "baseline=True"),
     ):

@@ -157,6 +157,18 @@ def test_resampling_by_bad_weights_warns():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_resampling_by_weights_without_a_khat_warns():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("far", torch.where(z > 2.6, z, 0.0 * z))
+
+    def guide():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.warns(UserWarning, match="k = inf"):
+        pf.to_arviz(model, guide, num_samples=100, resample=True)
+
+
 def test_arviz_computes_on_it():
     import matplotlib
 
@@ -264,6 +276,23 @@ def test_model_that_does_not_broadcast_runs_one_by_one():
     expected = dist.Normal(w.sum(-1, keepdim=True), 1.0).log_prob(y)
     assert np.allclose(data.log_likelihood["y"].values, expected, atol=1e-5)
     assert data.posterior_predictive["y"].shape == (1, 4, 3)
+
+
+def test_a_sum_over_draws_is_noticed_next_to_many_rows():
+    y = torch.randn(100_000)
+
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("prior", -0.5 * ((z - 3.0) ** 2).sum())
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    z = torch.randn(1, 3)
+    with pytest.warns(UserWarning, match="site 'prior' .* one by one"):
+        data = pf.to_arviz(model, {"z": z}, y, predictive=False)
+    one = dist.Normal(0.0, 1.0)
+    expected = one.log_prob(z) - 0.5 * (z - 3.0) ** 2 + one.log_prob(y).sum()
+    assert np.allclose(data.sample_stats["lp"], expected, rtol=1e-6)
 
 
 def test_deterministic_site_that_mixes_draws_up_is_noticed():

@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 from torch.distributions import MultivariateNormal, constraints
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 import pyroflows as pf
 from pyroflows.fit import _set_dropout
+from pyroflows.nets.dropping import Dropping
 from pyroflows.rows import Batches
+from pyroflows.sources import sources
 
 QUICK = {"max_epochs": 3, "progress": False}
 
@@ -288,6 +291,32 @@ BAD = {
         lambda: (small(support=constraints.positive), rows(50) - 100),
         "x: 50 of 50 rows are outside the flow's support",
     ),
+    "on_the_border": (
+        lambda: (
+            small(support=constraints.interval(-1.0, 2.0)),
+            torch.rand(50, 2)
+            .index_fill(0, torch.tensor([3]), -1.0)
+            .index_fill(0, torch.tensor([7, 9]), 2.0),
+        ),
+        r"x: 3 of 50 rows are on the border of the flow's support .*\(rows 3, 7, 9\); move them",
+    ),
+    "on_the_border_of_the_simplex": (
+        lambda: (small(3, support=constraints.simplex), torch.eye(3)),
+        "x: 3 of 3 rows are on the border",
+    ),
+    "on_the_border_of_one_part": (
+        lambda: (
+            small(
+                support=constraints.cat([constraints.real, constraints.nonnegative], lengths=[1, 1])
+            ),
+            torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
+        ),
+        r"x: 1 of 2 rows are on the border .*\(rows 1\)",
+    ),
+    "three_tensors": (
+        lambda: (small(2, 1), TensorDataset(rows(50), rows(50, 1), rows(50, 1))),
+        "x: expected a TensorDataset of rows.*3 tensors",
+    ),
     "context_missing": (lambda: (small(2, 3), rows(50)), r"context: .*needs one.*got None"),
     "context_unwanted": (lambda: (small(), rows(50), torch.zeros(50, 1)), "context: .*takes no"),
     "context_width": (
@@ -328,6 +357,89 @@ def test_refuses(case):
 def test_refuses_argument(name, value):
     with pytest.raises(ValueError, match=name):
         pf.fit(small(), rows(), **{**QUICK, name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 2**70), ("weight_decay", -1.0)])
+def test_refuses_what_no_generator_takes(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected a (whole )?number"):
+        pf.fit(small(), rows(), **QUICK, **{name: value})
+
+
+def test_a_batch_size_beside_a_loader_is_refused():
+    loader = DataLoader(TensorDataset(rows()), batch_size=100)
+    with pytest.raises(
+        ValueError, match=r"batch_size: a DataLoader brings its own \(100\), got 10"
+    ):
+        pf.fit(small(), loader, val=None, batch_size=10, **QUICK)
+
+
+class Once(IterableDataset):
+    """A stream that can be gone through once."""
+
+    def __init__(self, x):
+        self.left = iter(x)
+
+    def __iter__(self):
+        return self.left
+
+
+@pytest.mark.parametrize("val", [TensorDataset(rows(0)), Once(rows(50))], ids=["empty", "once"])
+def test_a_validation_loader_without_rows_is_named(val):
+    flow = small()
+    before = {k: v.clone() for k, v in flow.state_dict().items()}
+    with pytest.raises(ValueError, match="val: the data loader gave no rows; give one"):
+        pf.fit(flow, rows(), val=DataLoader(val), **QUICK)
+    assert all(torch.equal(before[k], v) for k, v in flow.state_dict().items())
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_validation_batches_are_the_same_in_all_processes(shuffle):
+    val = DataLoader(TensorDataset(rows(8)), batch_size=2, shuffle=shuffle)
+    if not shuffle:
+        assert sources(small(), rows(), None, val, None, 0, (0, 2))[1].loader is val
+        sampler = DistributedSampler(val.dataset, 2, 0)
+        val = DataLoader(val.dataset, batch_size=2, sampler=sampler)
+    with pytest.raises(ValueError, match="val: .*the same batches in all processes"):
+        sources(small(), rows(), None, val, None, 0, (0, 2))
+    assert sources(small(), rows(), None, val, None, 0, (0, 1))[1].loader is val
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    numbers = {
+        "val": np.float32(0.1),
+        "lr": np.float32(1e-3),
+        "clip": np.float32(5),
+        "weight_decay": np.float32(0.1),
+        "average": np.float32(0.9),
+        "dropout": np.float32(0.1),
+        "seed": np.int64(3),
+        "batch_size": np.int64(32),
+        "max_epochs": np.int64(2),
+        "patience": np.int64(2),
+        "every": np.float32(1),
+    }
+    folders = [tmp_path / name for name in ("numpy", "python")]
+    courses = []
+    for folder, given in zip(
+        folders, (numbers, {k: v.item() for k, v in numbers.items()}), strict=True
+    ):
+        torch.manual_seed(0)
+        courses.append(pf.fit(small(), rows(), checkpoint=folder, progress=False, **given))
+    assert courses[0].train == courses[1].train
+    assert type(courses[0].lr[0]) is float
+
+
+def test_arrays_that_are_only_to_be_read_are_left_alone():
+    x = rows().numpy()
+    before = x.copy()
+    x.flags.writeable = False
+    pf.fit(small(), x, **QUICK)
+    assert np.array_equal(x, before)
+
+
+def test_a_data_set_gets_batches_by_its_number_of_rows():
+    train, _ = sources(small(), Pairs(rows(4000)), None, None, None, 0, (0, 1))
+    assert train.loader.batch_size == 128  # as of a tensor of as many
 
 
 def test_refuses_dropout_out_of_range():
@@ -426,6 +538,25 @@ def test_mixed_precision_trains_large_nets():
 def test_refuses_to_change_the_flows_dtype():
     with pytest.raises(ValueError, match="precision: "):
         pf.fit(small(), rows(), precision="bf16-true", **QUICK)
+
+
+def test_dropout_reaches_a_net_of_ones_own():
+    class Net(Dropping):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(1, 2)
+            self.seen = set()
+
+        def forward(self, x, context=None):
+            self.seen.add(self.dropout)
+            return self.linear(self.drop(x))
+
+    layer = pf.transforms.Coupling(Net(), pf.transforms.Affine(), torch.tensor([True, False]))
+    flow = pf.Flow(pf.Chain([layer]), shape=2)
+    pf.fit(flow, rows(), dropout=0.2, **QUICK)
+    net = flow.transform.parts[0].net
+    assert 0.2 in net.seen
+    assert net.dropout == 0.0
 
 
 def test_leaves_other_modules_dropout_alone():

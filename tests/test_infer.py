@@ -11,11 +11,12 @@ import pytest
 import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceTailAdaptive_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule
 from torch.distributions import biject_to, constraints
 
 import pyroflows as pf
 from pyroflows.infer import ForwardKL, ImportanceELBO, PathELBO
-from pyroflows.infer.particles import LogJoint
+from pyroflows.infer.particles import LogJoint, can_run_together
 from pyroflows.testing import randomize
 
 FLOAT64 = torch.float64
@@ -483,6 +484,136 @@ def test_weights_of_plates_and_of_models_one_by_one():
         expected = dist.Normal(0.0, 1.0).log_prob(found.draws["z"]).sum(1)
         expected = expected + dist.Normal(found.draws["z"], 1.0).log_prob(y).sum(1)
         torch.testing.assert_close(found.log_p, expected)
+
+
+def sums_its_draws(y):
+    """A posterior N(1.5, 1 / 2) by a factor that adds up all draws of a run."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.factor("prior", -0.5 * ((z - 3.0) ** 2).sum())
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def test_a_sum_over_draws_is_noticed_next_to_many_rows():
+    y = torch.randn(100_000)
+    guide = pf.AutoFlow(sums_its_draws, layers=1, hidden=(8,)).setup(y)
+    assert guide.whiten.loc.item() == pytest.approx(1.5, abs=0.01)
+    with pytest.warns(UserWarning, match="site 'prior' .* one by one"):
+        assert not can_run_together(sums_its_draws, guide, (y,), {}, 4, 1)
+    log_joint = LogJoint(guide, (y,), {})
+    log_joint.settle(torch.zeros(1))
+    assert not log_joint.together
+
+
+def test_rounding_next_to_many_rows_is_no_other_density():
+    y = 100.0 + torch.randn(100_000)
+
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 100.0))
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(z, scale), obs=y)
+
+    guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup(y)
+    assert can_run_together(model, guide, (y,), {}, 4, 1)
+
+
+@pytest.mark.filterwarnings("ignore:the model cannot run")
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_weights_one_by_one_are_of_the_model_outside_any_plate(vectorize):
+    y = torch.randn(5)
+
+    def model(y):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(z[0].sum(), 1.0), obs=y)  # the first component
+
+    def guide(y):
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    found = pf.importance_weights(model, guide, y, num_samples=3, vectorize=vectorize)
+    z = found.draws["z"]
+    log_q = dist.Normal(0.0, 1.0).log_prob(z).sum(1)
+    expected = log_q + dist.Normal(z[:, :1], 1.0).log_prob(y).sum(1)
+    torch.testing.assert_close(found.log_p, expected)
+    torch.testing.assert_close(found.log_q, log_q)
+
+    flow_guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup(y)
+    log_joint = LogJoint(flow_guide, (y,), {})
+    log_joint.together = False
+    torch.testing.assert_close(log_joint(z), expected)
+
+
+def test_weights_that_tie_at_the_top_are_not_exact():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("half", torch.where(z > 0, 0.0, -5.0))
+
+    def guide():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    found = pf.report(model, guide, num_samples=1000)
+    assert math.isfinite(found.khat)
+    assert found.khat < 0
+    assert found.verdict.startswith("Use the weighted draws only")
+
+
+def test_weights_without_a_tail_that_fits_have_no_good_khat():
+    assert pf.khat(torch.cat([torch.zeros(990), torch.linspace(1, 3, 10)])) == math.inf
+    smoothed, shape = pf.psis(torch.full((100,), -math.inf))
+    assert shape == math.inf
+    torch.testing.assert_close(smoothed.exp(), torch.full((100,), 0.01, dtype=FLOAT64))
+
+
+@pytest.mark.parametrize("wrong", [10.5, "a", 0, True])
+def test_number_of_draws_is_checked(wrong):
+    with pytest.raises(ValueError, match="num_samples: expected a whole number"):
+        pf.importance_weights(gaussian, gaussian, num_samples=wrong)
+
+
+def test_a_setup_that_failed_can_be_repeated():
+    def model(broken=False):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        inside = dist.Uniform(0.0, 1.0, validate_args=False)
+        pyro.sample("y", inside, obs=torch.tensor(2.0 if broken else 0.5))
+
+    builders = [pf.realnvp, pf.iaf]  # the first needs two features
+    guide = pf.AutoFlow(model, builder=lambda n: builders.pop(0)(n))
+    with pytest.raises(ValueError, match="features"):
+        guide.setup()
+    assert guide.setup()().keys() == {"z"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        guide = pf.AutoFlow(model, layers=1, hidden=(8,))
+        with pytest.raises(ValueError, match="site 'y'"):
+            guide.setup(broken=True)
+    assert guide.setup()._pyro_name == "AutoFlow(z)"
+
+
+def test_a_resumed_training_has_the_models_buffers(tmp_path):
+    class Decoder(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.BatchNorm1d(1)
+
+        def forward(self, y):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("rows", len(y)):
+                pyro.sample("y", dist.Normal(z + self.net(y[:, None])[:, 0], 1.0), obs=y)
+
+    def train(steps, resume):
+        pyro.clear_param_store()
+        model = Decoder()
+        guide = pf.AutoFlow(model, layers=1, hidden=(4,), init="init")
+        settings = {"particles": 1, "progress": False, "checkpoint": tmp_path}
+        pf.fit_guide(model, guide, y, max_steps=steps, resume=resume, **settings)
+        return {name: value.clone() for name, value in model.net.named_buffers()}
+
+    y = torch.randn(20) + 5
+    first, again = train(100, False), train(100, True)
+    assert first["num_batches_tracked"] > 50
+    for name, value in first.items():
+        torch.testing.assert_close(again[name], value)
 
 
 def test_report_on_an_exact_guide():

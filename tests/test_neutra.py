@@ -11,6 +11,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 import pyroflows as pf
+from pyroflows.infer.neutra import _potential
 
 MEAN = torch.tensor([1.0, -2.0])
 COVARIANCE = torch.tensor([[1.0, 0.95 * 3.0], [0.95 * 3.0, 9.0]])
@@ -75,7 +76,7 @@ def test_density_is_that_of_the_pulled_back_model():
             pyro.sample("y", dist.Exponential(rate), obs=y)
 
     neutra = pf.NeuTra(double, quick(double, y, steps=0))
-    neutra._set_up((y,), {})
+    log_joint = neutra._set_up((y,), {})
     latent = torch.tensor([0.3], dtype=torch.float64)
     rate = latent.exp()
     expected = (
@@ -83,15 +84,14 @@ def test_density_is_that_of_the_pulled_back_model():
         + dist.Exponential(rate).log_prob(y).sum()
         + 0.3  # log d exp(u) / du
     )
-    assert torch.allclose(neutra._log_density(latent, (y,), {}), expected.squeeze())
+    assert torch.allclose(log_joint(latent), expected.squeeze())
     draws = neutra.run(y, num_samples=5, warmup_steps=5, progress=False)
     assert draws["rate"].dtype == torch.float64
 
 
 def test_potential_has_the_jacobian_of_a_bent_flow():
     guide = quick(correlated, steps=0)
-    neutra = pf.NeuTra(correlated, guide)
-    neutra._set_up((), {})
+    log_joint = pf.NeuTra(correlated, guide)._set_up((), {})
     with torch.no_grad():
         for parameter in guide.flow.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
@@ -99,7 +99,7 @@ def test_potential_has_the_jacobian_of_a_bent_flow():
     for z in torch.randn(3, 2):
         jacobian = torch.autograd.functional.jacobian(flow.transform, z)
         expected = posterior.log_prob(flow.transform(z)) + torch.linalg.slogdet(jacobian)[1]
-        got = -neutra._potential(flow, z, (), {})
+        got = -_potential(flow, log_joint, z)
         assert torch.allclose(got, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -173,9 +173,22 @@ def test_subsampling_is_an_error():
         pf.NeuTra(part, quick(part, torch.ones(4), steps=0)).run(torch.ones(4), progress=False)
 
 
-@pytest.mark.parametrize("wrong", [{"num_samples": 0}, {"num_chains": 0}, {"warmup_steps": -1}])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_few_draws_are_draws(draws):
+    neutra = pf.NeuTra(correlated, quick(correlated, steps=0))
+    found = neutra.run(num_samples=draws, warmup_steps=2, progress=False)
+    assert found["x"].shape == (1, draws, 2)
+    assert neutra.diverging.shape == (1, draws)
+    data = pf.to_arviz(correlated, neutra)
+    assert data.posterior.sizes["draw"] == draws
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"num_samples": 0}, {"num_samples": 10.5}, {"num_chains": 0}, {"warmup_steps": -1}],
+)
 def test_numbers_out_of_range_are_errors(wrong):
-    with pytest.raises(ValueError, match="num_samples, num_chains, warmup_steps"):
+    with pytest.raises(ValueError, match="expected a whole number"):
         pf.NeuTra(correlated, pf.AutoFlow(correlated)).run(**wrong)
 
 

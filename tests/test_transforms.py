@@ -306,6 +306,20 @@ def test_lu_linear_is_its_matrix():
     torch.testing.assert_close(layer.forward_and_log_det(x)[1], log_det.expand(7))
 
 
+def test_lu_linear_solves_many_rows_as_few():
+    layer = LULinear(3).to(FLOAT64)
+    randomize(layer)
+    y = torch.randn(20, 3, dtype=FLOAT64, requires_grad=True)
+    together, apart = layer.inv(y), torch.stack([layer.inv(row) for row in y])
+    torch.testing.assert_close(together, apart)
+    of = [y, *layer.parameters()]
+    gradients = zip(
+        *(torch.autograd.grad(x.sin().sum(), of) for x in (together, apart)), strict=True
+    )
+    for got, expected in gradients:
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_standardize_and_actnorm_set_themselves_from_data(inverse):
     data = 100 + 5 * torch.randn(500, 3, dtype=FLOAT64) * torch.tensor([1.0, 2.0, 3.0])
@@ -391,6 +405,53 @@ def test_to_support_of_several_pieces():
         ),
         3,
     )
+
+
+FAR = {
+    "real": (constraints.real, [-500.0, 500.0, 3.0]),
+    "real_vector": (constraints.real_vector, [-500.0, 500.0, 3.0]),
+    "positive": (constraints.positive, [500.0, 1e-30, 3.0]),
+    "softplus_positive": (dist.constraints.softplus_positive, [500.0, 1e-30, 3.0]),
+    "greater_than": (constraints.greater_than(-500.0), [-499.5, 500.0, 3.0]),
+    "interval": (constraints.interval(-500.0, 500.0), [-499.5, 499.5, 3.0]),
+    "ordered_vector": (dist.constraints.ordered_vector, [-500.0, 3.0, 500.0]),
+    "independent": (constraints.independent(constraints.real, 1), [-500.0, 500.0, 3.0]),
+    "stack": (
+        constraints.stack([constraints.real, constraints.positive, constraints.real], -1),
+        [-500.0, 500.0, 500.0],
+    ),
+    "cat": (
+        constraints.cat([constraints.positive, constraints.real_vector], -1, [1, 2]),
+        [1e-30, 500.0, -500.0],
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT64])
+@pytest.mark.parametrize("name", FAR)
+def test_to_support_goes_as_far_as_the_data(name, dtype):
+    support, y = FAR[name]
+    layer, y = ToSupport(support, 3), torch.tensor(y, dtype=dtype)
+    x, log_det = layer.inverse_and_log_det(y)
+    again, back = layer.forward_and_log_det(x)
+    torch.testing.assert_close(again, y, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(back, -log_det, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["positive", "softplus_positive", "interval", "ordered_vector"])
+def test_to_support_stays_inside_for_any_input(name):
+    x = torch.tensor([1e4, -1e4, 1e4])
+    support = dist.constraints.simplex if name == "interval" else FAR[name][0]
+    y, log_det = ToSupport(support, 3 + (name == "interval")).forward_and_log_det(x)
+    assert y.isfinite().all()
+    assert log_det.isfinite()
+
+
+def test_a_flow_over_all_vectors_reaches_data_far_out():
+    x = 20 * torch.randn(500, 2) + torch.tensor([170.0, 70.0])
+    flow = pf.maf(2, layers=1, hidden=(8,), support=constraints.real_vector)
+    pf.initialize(flow, x)
+    assert (flow.sample((2000,)).mean(dim=0) - x.mean(dim=0)).abs().max() < 5
 
 
 def test_flow_with_several_supports_is_a_density():

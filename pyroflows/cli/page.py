@@ -38,8 +38,8 @@ def judged(run: Run, samples: int) -> dict[str, Any]:
     ``pit`` of a held-out row is the share of the flow's own draws that are less dense than the row;
     where the densities are right it is uniform. ``ks`` is its largest distance from that.
     """
-    draws = np.concatenate(list(run.draws(samples)))
-    held, own = run.scores(run.held), np.sort(log_prob(run.flow, run.tensor(draws)))
+    draws = run.tensor(np.concatenate(list(run.draws(samples))))
+    held, own = run.scores(run.held), np.sort(log_prob(run.flow, draws))
     pit = np.sort(np.searchsorted(own, held) / samples)
     n = len(pit)
     steps = np.arange(n + 1) / n
@@ -53,14 +53,14 @@ def judged(run: Run, samples: int) -> dict[str, Any]:
         "ks_limit": float(limit),
         "calibrated": bool(ks <= limit),
         "pit": pit,
-        "draws": draws.astype(np.float64),
+        "draws": draws.numpy().astype(np.float64),
     }
 
 
 def _gaussian(run: Run) -> float:
     """What a Gaussian with the training rows' mean and covariance scores on the held-out rows."""
     mean, scale = run.train.mean(0), run.train.std(0)
-    scale = np.where(scale > 0, scale, 1)  # a column that hardly changes may not in the rows kept
+    scale = np.where(scale > 0, scale, 1)  # the rows kept may be constant where others are not
     train, held = (run.train - mean) / scale, (run.held - mean) / scale
     covariance = train.T @ train / len(train) + 1e-9 * np.eye(len(mean))
     inverse, (_, log_det) = np.linalg.inv(covariance), np.linalg.slogdet(covariance)

@@ -18,7 +18,7 @@ from pyroflows.cli.columns import check_names, values_of
 from pyroflows.cli.tables import Table
 from pyroflows.distribution import Flow
 from pyroflows.persist import load, save
-from pyroflows.stored import CONFIG, write_atomically
+from pyroflows.stored import write_atomically
 
 FACTS, ROWS = "table.json", "rows.npz"
 TRAIN_ROWS, HELD_ROWS = 10_000, 2_000
@@ -51,11 +51,10 @@ class Run:
     def write(self) -> None:
         """Keep it; each file is replaced as a whole.
 
-        The facts come last and name the tensors they are of: a run that a killed process left half
-        written over another is known by that.
+        What makes it a run comes last, so that one killed here is none, not half another's.
         """
+        (self.folder / FACTS).unlink(missing_ok=True)
         save(self.flow, self.folder)
-        self.facts["tensors"] = _tensors(self.folder)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, train=self.train, held=self.held)
         write_atomically(self.folder / ROWS, buffer.getvalue())
@@ -77,10 +76,10 @@ class Run:
         return found
 
     def draws(self, n: int) -> Iterator[np.ndarray]:
-        """New rows, batch by batch, ``(rows, columns)`` in the flow's dtype; all of them finite.
+        """``n`` rows of the flow in batches, those that are not finite drawn anew.
 
         Raises:
-            ValueError: less than one in a hundred is finite.
+            ValueError: hardly one in a hundred is finite.
         """
         done = drawn = 0
         while done < n:
@@ -88,6 +87,7 @@ class Run:
             drawn += len(rows)
             rows = rows[torch.isfinite(rows).all(dim=1)]
             done += len(rows)
+            # Not of a batch alone: the last may be a single row.
             if drawn > 100 * (done + 1):
                 raise ValueError(f"{self.folder}: the flow's samples are not finite; fit again")
             yield rows.numpy()
@@ -122,18 +122,11 @@ def read_run(folder: Path) -> Run:
         fits = len(facts["columns"]) == flow.event_shape[0] == train.shape[1] == held.shape[1]
         if not (fits and isinstance(facts["header"], bool) and len(train) and len(held)):
             raise ValueError("its parts do not fit together")
-        if facts["tensors"] != _tensors(folder):
-            raise ValueError(f"{FACTS} is of another flow; was a process stopped while it wrote?")
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{folder}: expected a folder that pyroflows fit wrote ({error}); fit again"
         ) from None
     return Run(folder, flow, facts, train, held)
-
-
-def _tensors(folder: Path) -> str:
-    """The digest of the flow's tensors."""
-    return json.loads((folder / CONFIG).read_bytes())["sha256"]
 
 
 def check_out(folder: Path, overwrite: bool) -> None:

@@ -81,10 +81,10 @@ def score(
     """Log-density of each row, in nats, and which rows are outliers.
 
     An outlier scores below a quantile of the rows that the flow was trained on: of rows like those,
-    about that share is below it. One that is further below all of those than they are apart is far
-    out. Rows with missing cells get no score and are counted. The exit code is 1 if there are more
-    outliers than [bold]--max-outliers[/]; without it if one is far out, or if their share is above
-    the quantile by more than 2.3 standard errors, which chance alone does one time in a hundred.
+    about that share is below it. One that is further below all rows that the run keeps than these
+    are apart is far out. Rows with missing cells get no score and are counted. The exit code is 1
+    if there are more outliers than [bold]--max-outliers[/]; without it if one is far out, or if
+    there are more than the run's held-out rows let expect 99 times in a hundred.
 
     Example: pyroflows score run/ data.csv --out scored.csv
     """
@@ -101,7 +101,9 @@ def score(
     threshold = float(np.quantile(trained, quantile, method="lower"))
     scored = ~np.isnan(scores)
     outliers = scores < threshold  # a NaN is not
-    far = scores < 2 * trained.min() - trained.max()
+    held = made.scores(made.held)
+    known = np.concatenate([trained, held])
+    far = scores < 2 * known.min() - known.max()
     if out is not None:
         _write_scored(data, out, table, scores)
     finite = scores[np.isfinite(scores)]
@@ -125,15 +127,31 @@ def score(
     if out is not None:
         lines.append(f"written to {out}")
     result(said, lines, json)
-    allowed = _by_chance(said["scored"], quantile) if max_outliers is None else max_outliers
+    allowed = max_outliers
+    if allowed is None:
+        allowed = _by_chance(said["scored"], int((held < threshold).sum()), len(held))
     if said["outliers"] > allowed or (max_outliers is None and said["far_out"]):
         raise typer.Exit(1)
 
 
-def _by_chance(rows: int, quantile: float) -> float:
-    """The most outliers among rows like the training rows, 99 times in a hundred."""
-    expected = rows * quantile
-    return expected + 2.33 * math.sqrt(expected * (1 - quantile))
+def _by_chance(rows: int, below: int, known: int) -> int:
+    """How many of new rows are outliers at most, 99 times in a hundred.
+
+    Rows like ``known`` others, ``below`` of which were outliers: their number is at most
+    beta-binomial, of ``rows`` trials with Beta(below + 1, known - below).
+    """
+    a, b = below + 1.0, max(known - below, 1.0)
+    count = torch.arange(rows + 1.0, dtype=torch.float64)
+    log_probability = (
+        math.lgamma(rows + 1)
+        - torch.lgamma(count + 1)
+        - torch.lgamma(rows - count + 1)
+        + torch.lgamma(count + a)
+        + torch.lgamma(rows - count + b)
+        - math.lgamma(rows + a + b)
+        - (math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))
+    )
+    return int((log_probability.exp().cumsum(0) < 0.99).sum())
 
 
 def _write_scored(data: Path, out: Path, table: Table, scores: np.ndarray) -> None:

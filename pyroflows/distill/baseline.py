@@ -23,6 +23,9 @@ def untrained(student: Flow) -> Flow:
 def fit_for(seconds: float, flow: Flow, rows: Batch, **devices: Any) -> None:
     """Maximum likelihood for about so many seconds; the schedule is cut to the time there is.
 
+    It takes the whole of it, without a stop before. The first epoch, by which the others are
+    counted, has the set-up in it; so it takes less time rather than more.
+
     Args:
         seconds: of wall-clock.
         flow: what to train, in place.
@@ -33,4 +36,4 @@ def fit_for(seconds: float, flow: Flow, rows: Batch, **devices: Any) -> None:
     fit(copy.deepcopy(flow), *rows, max_epochs=1, progress=False, **devices)
     an_epoch = time.perf_counter() - begin
     epochs = max(1, round(seconds / an_epoch))
-    fit(flow, *rows, max_epochs=epochs, progress=False, **devices)
+    fit(flow, *rows, max_epochs=epochs, patience=epochs, progress=False, **devices)

@@ -12,10 +12,18 @@ from pyroflows.distill.measures import Contexts, drawn, scored
 from pyroflows.distill.schedule import CHOICES
 from pyroflows.distill.student import matched
 from pyroflows.distribution import Flow
-from pyroflows.rows import Batch, as_pair, as_tensor, checked_rows, reference, split_rows
+from pyroflows.rows import (
+    Batch,
+    as_pair,
+    checked_context,
+    checked_rows,
+    reference,
+    split_rows,
+)
 
 _PROBES = 256
 _HELD = 0.1
+_JUDGED = 10  # draws of each flow that a classifier can be trained and judged on, at least
 
 
 def check_pair(teacher: Flow, student: Flow) -> None:
@@ -81,6 +89,28 @@ def check_sizes(sizes: Any) -> None:
     check_whole(1, **{f"speed_batches[{i}]": size for i, size in enumerate(sizes)})
 
 
+def check_draws(draws: int, classifier_draws: int) -> None:
+    """Raise a ``ValueError`` where there are too few to compare two flows by."""
+    check_whole(_JUDGED, draws=draws)
+    check_whole(0, classifier_draws=classifier_draws)
+    if 0 < classifier_draws < _JUDGED:
+        raise ValueError(
+            f"classifier_draws: expected 0 for no classifier, or at least {_JUDGED}, got "
+            f"{classifier_draws}"
+        )
+
+
+def check_baseline(rows: Batch | None) -> None:
+    """Raise a ``ValueError`` where no flow can be trained on the data directly."""
+    if rows is None:
+        raise ValueError("baseline: expected data= to train a flow on directly, got none")
+    if not round(_HELD * len(rows[0])):
+        raise ValueError(
+            f"baseline: expected enough data= to hold a tenth of them out, got {len(rows[0])} rows "
+            "to train on; give more, or baseline=False"
+        )
+
+
 def checked_data(
     teacher: Flow, data: Any, test: Any, context: Any
 ) -> tuple[Batch | None, Batch | None, Tensor | None]:
@@ -96,22 +126,10 @@ def checked_data(
         held = checked_rows(teacher, *as_pair(test), name="test")
     elif rows is not None and round(_HELD * len(rows[0])) > 0:
         rows, held = split_rows(rows, _HELD, seed=0)
-    contexts = None
-    if teacher.context_shape:
-        if context is None and rows is None and held is None:
-            raise ValueError("context: a conditional teacher needs contexts to be distilled under")
-        known = next((r[1] for r in (rows, held) if r is not None), None)
-        if context is not None:
-            known = as_tensor(context, "context").detach().to(reference(teacher))
-        contexts = known
-        if contexts.shape[1:] != teacher.context_shape or not len(contexts):
-            raise ValueError(
-                f"context: expected rows of shape {tuple(teacher.context_shape)}, got "
-                f"{tuple(contexts.shape)}"
-            )
-    elif context is not None:
-        raise ValueError("context: this teacher takes none, got one")
-    return rows, held, contexts
+    known = next((r[1] for r in (rows, held) if r is not None), None)
+    if context is not None or known is None:
+        known = checked_context(teacher, context)
+    return rows, held, None if known is None else known.to(reference(teacher).device)
 
 
 def check_scores(teacher: Flow, contexts: Contexts) -> None:

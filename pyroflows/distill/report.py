@@ -40,7 +40,7 @@ class Distillation:
         classifier_draws: draws of each that it saw, half of them held out.
         speeds: samples a second: ``"student"``, ``"teacher"`` (fast inversion) and ``"plain loop"``
             (a pass a feature; no more than 1,000 rows of it), each by size of the batch.
-        baseline_nats: held-out score of the same IAF trained directly on the data, or None.
+        baseline_nats: held-out score of the same flow trained directly on the data, or None.
         baseline_gap: mean of ``log s - log baseline`` over the held-out rows and its paired
             standard error: positive where the student is better.
         history: the course of training; its score is minus the sum of both divergences.
@@ -83,11 +83,6 @@ class Distillation:
         return self.speeds["student"][max(self.speeds["student"])]
 
     @property
-    def teacher_speed(self) -> float:
-        """The same of the teacher, by its fast inversion."""
-        return self.speeds["teacher"][max(self.speeds["teacher"])]
-
-    @property
     def skipped(self) -> int:
         """How many steps were not applied because they were not finite."""
         return self.history.skipped
@@ -111,8 +106,8 @@ class Distillation:
             ]
         if self.baseline_gap is not None:
             lines += [
-                ("same IAF, trained on the data", f"{self.baseline_nats:10.3f} nats"),
-                ("student - that IAF", f"{_plus_minus(self.baseline_gap)}: {self.verdict}"),
+                ("same flow, trained on the data", f"{self.baseline_nats:10.3f} nats"),
+                ("student - that flow", f"{_plus_minus(self.baseline_gap)}: {self.verdict}"),
             ]
         for name, by_batch in self.speeds.items():
             if not by_batch or not all(map(math.isfinite, by_batch.values())):
@@ -125,15 +120,15 @@ class Distillation:
 
     @property
     def verdict(self) -> str:
-        """Whether the student or the IAF trained on the data is better, in words."""
+        """Whether the student or the same flow trained on the data is better, in words."""
         if self.baseline_gap is None:
-            return "no IAF was trained on the data to compare with (baseline=True)"
+            return "no flow was trained on the data to compare with (baseline=True)"
         mean, error = self.baseline_gap
         if abs(mean) < 2 * error:
             return "no clear difference in equal time"
         if mean > 0:
             return "the student is better in equal time"
-        return "the IAF trained directly is better in equal time"
+        return "the flow trained directly is better in equal time"
 
     def _weights(self) -> str:
         threshold = khat_threshold(self.draws)

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyroflows.arguments import check_positive, check_share, check_whole
+from pyroflows.arguments import check_positive, check_share, check_whole, plain
 from pyroflows.checkpoint import digest_of, open_checkpoints, shapes_of
 from pyroflows.distill.baseline import fit_for, untrained
 from pyroflows.distill.checks import (
+    check_baseline,
+    check_draws,
     check_objective,
     check_pair,
     check_scores,
@@ -33,6 +35,7 @@ from pyroflows.distill.report import Distillation
 from pyroflows.distill.schedule import EPOCH, Lessons, plan
 from pyroflows.distill.student import matched, parts_of
 from pyroflows.distribution import Flow
+from pyroflows.history import History
 from pyroflows.processes import mean_over, open_fabric
 from pyroflows.rows import reference
 from pyroflows.training import Settings, optimise
@@ -100,19 +103,20 @@ def distill(
             first left the student, by another objective if you like.
         path: take the reverse KL's gradient along the paths of the draws alone; False for the plain
             one, which needs no inversion.
-        max_steps: length of the schedule.
+        max_steps: length of the schedule, rounded up to whole fifties: there is a look after each.
         batch_size: draws a step, over all devices.
         lr: first step size; falls to zero as half a cosine.
         clip: largest gradient norm. Steps that are not finite are skipped and counted.
         average: decay of the weights' exponential average.
         patience: looks without a better student before stopping, counted once the last phase of the
             schedule has begun.
-        draws: of each flow for the report.
-        classifier_draws: of each flow for the classifier two-sample test, at most ``draws``; 0 for
-            none.
+        draws: of each flow for the report, at least 10.
+        classifier_draws: of each flow for the classifier two-sample test, at least 10 and at most
+            ``draws``; 0 for none.
         speed_batches: sizes of the batches that both draw by the clock for the report.
-        baseline: also train a fresh flow like the student on ``data`` by maximum likelihood, in the
-            time that the distillation took, and compare the two on ``test``.
+        baseline: also train a fresh flow like the student on ``data`` by maximum likelihood, for
+            about the time that the distillation took (as many epochs as fit in it by the clock of
+            a first one), and compare the two on ``test``.
         checkpoint: a folder to keep checkpoints in, as in ``pf.fit``; the report is made anew.
         every: looks (of 50 steps) from one checkpoint to the next.
         resume: go on from the last checkpoint there, if there is one.
@@ -143,16 +147,15 @@ def distill(
         True
     """
     check_whole(1, max_steps=max_steps, batch_size=batch_size, patience=patience)
-    check_whole(2, draws=draws)
-    check_whole(0, classifier_draws=classifier_draws)
+    check_draws(draws, classifier_draws)
     check_positive(lr=lr, clip=clip)
     check_share(average=average)
     check_sizes(speed_batches)
     check_pair(teacher, student)
     check_objective(objective, teacher, student)
     rows, held, given = checked_data(teacher, data, test, context)
-    if baseline and rows is None:
-        raise ValueError("baseline: expected data= to train a flow on directly, got none")
+    if baseline:
+        check_baseline(rows)
     check_scores(teacher, Contexts(given))
     fabric = open_fabric(
         reference(student),
@@ -162,6 +165,7 @@ def distill(
         precision=precision,
         num_nodes=num_nodes,
     )
+    max_steps, batch_size, draws = plain(max_steps), plain(batch_size), plain(draws)
     frozen = teacher.detached()
     if reference(teacher).device != fabric.device:
         frozen = copy.deepcopy(frozen).to(fabric.device)
@@ -193,7 +197,8 @@ def distill(
     identity = {"distill": objective, "teacher": digest_of(frozen), **shapes_of(student)}
     keep = open_checkpoints(checkpoint, every, resume, identity, fabric)
     with _held_still(student if pairs else None):
-        history = optimise(student, loss, lessons, judge, settings, fabric, keep)
+        course = History(counted="look")
+        history = optimise(student, loss, lessons, judge, settings, fabric, keep, course)
     student.eval()
     if direct is not None:
         fit_for(

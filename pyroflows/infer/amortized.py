@@ -19,7 +19,7 @@ from torch.distributions import biject_to
 
 from pyroflows.distribution import Flow
 from pyroflows.flows import builder, iaf
-from pyroflows.infer.guides import AutoFlow
+from pyroflows.infer.guides import AutoFlow, bracketed
 from pyroflows.infer.plates import (
     Plate,
     check_rows,
@@ -137,23 +137,27 @@ class AutoAmortizedFlow(AutoGuide):
         self._full_size = (
             int(asked.size) if asked.takes_a_part and len(rows) == asked.items else None
         )
+        name = self._pyro_name
         self._build(start, rows)
         if self._global_values:
             others = prior_of(self.model, self._global_values)
             how = {"init": "init", "init_loc_fn": self.init_loc_fn, "init_scale": self.init_scale}
             guide = AutoFlow(others, self.builder, **how, **self.builder_args)
             self.add_module("global_guide", guide)
-            guide.setup(*args, **kwargs)
+            try:
+                guide.setup(*args, **kwargs)
+            except Exception:
+                self._pyro_name = name  # not set up: the next call names it again
+                raise
         self.prototype_trace = trace
 
     def _build(self, start: Tensor, rows: Tensor) -> None:
         """The local sites' flow, around ``start`` (their stacked size), for contexts like rows."""
         features, context = len(start), rows.shape[1]
-        # The sites are part of the name under which Pyro's store keeps the weights.
-        sites = [*self._global_values, *self._shapes]
-        self._pyro_name += f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
         inner = self.builder(features, context=context, **self.builder_args)
-        self.flow = self.around(inner, features, rows)
+        flow = self.around(inner, features, rows)
+        self._pyro_name += bracketed([*self._global_values, *self._shapes])
+        self.flow = flow
         with torch.no_grad():
             self.flow.transform.parts[-1].linear.bias[:features].copy_(start)
 

@@ -48,9 +48,9 @@ class Ascent:
         self.parameters, self.buffers, self.clip = parameters, buffers, clip
         self.max_steps, self.fabric, self.keep = max_steps, fabric, keep
         self.optimiser = torch.optim.Adam(parameters, lr=lr)
-        self.mean = Average(parameters, average)
+        self.average = Average(parameters, average)
         self.best = _Best(parameters)
-        self.history = History(unit="nats of the ELBO")
+        self.history = History(unit="nats of the ELBO", counted="step")
         self.step = 0
         self.before: tuple[float, float] | None = None
         self.drops = 0
@@ -82,7 +82,7 @@ class Ascent:
             self.optimiser.zero_grad()
             self.history.seconds = time.perf_counter() - start
         if self.history.steps:
-            self.mean.put()
+            self.average.put()
         self.history.best = max(len(self.history.steps) - 1, 0)
 
     def _window(
@@ -99,7 +99,7 @@ class Ascent:
             self.step += 1
             progress.update()
             if elbo is not None:
-                self.mean.update()
+                self.average.update()
                 window.append(elbo)
                 continue
             self.history.skipped += 1
@@ -127,7 +127,7 @@ class Ascent:
         self.history.rollbacks += 1
         lr = 0.3 * self.optimiser.param_groups[0]["lr"]
         self.optimiser = torch.optim.Adam(self.parameters, lr=lr)
-        self.mean.restart()
+        self.average.restart()
         self.before = None
 
     def _look(self, window: list[float], progress: Progress) -> None:
@@ -155,7 +155,7 @@ class Ascent:
         shared = {
             "parameters": self.parameters,
             "buffers": self.buffers,
-            "average": self.mean.state_dict(),
+            "average": self.average.state_dict(),
             "best": self.best.state_dict(),
             "optimiser": self.optimiser.state_dict()["state"],
             "lr": self.optimiser.param_groups[0]["lr"],
@@ -176,7 +176,7 @@ class Ascent:
         saved = [*shared["parameters"], *shared["buffers"]]
         for tensor, value in zip([*self.parameters, *self.buffers], saved, strict=True):
             tensor.copy_(value)
-        self.mean.load_state_dict(shared["average"])
+        self.average.load_state_dict(shared["average"])
         self.best.load_state_dict(shared["best"])
         state = self.optimiser.state_dict()
         self.optimiser.load_state_dict({**state, "state": shared["optimiser"]})

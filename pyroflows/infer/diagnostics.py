@@ -15,15 +15,18 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyroflows.arguments import check_whole
 from pyroflows.infer.particles import (
     can_run_together,
     per_particle,
     plate_nesting,
+    run_alone,
     run_together,
 )
 
 _CHUNK = 10_000
 _LEAST_TAIL = 5
+_TIED = -1.0  # k-hat of a tail of equal weights: it ends, as a uniform one does
 
 
 class WeightedDraws(NamedTuple):
@@ -77,7 +80,7 @@ def importance_weights(
         **kwargs: their keyword arguments.
 
     Raises:
-        ValueError: ``num_samples`` is not positive.
+        ValueError: ``num_samples`` is no whole number from 1 on.
 
     Example:
         >>> import pyro, pyro.distributions as dist, pyroflows as pf
@@ -89,8 +92,7 @@ def importance_weights(
         >>> found.draws["z"].shape, found.log_weight.shape
         (torch.Size([500]), torch.Size([500]))
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    check_whole(1, num_samples=num_samples)
     if hasattr(guide, "setup"):
         guide.setup(*args, **kwargs)
     with poutine.block():
@@ -101,8 +103,12 @@ def importance_weights(
         parts = []
         for start in range(0, num_samples, most):
             count = min(most, num_samples - start)
-            ran, drawn = run_together(model, guide, args, kwargs, count, depth)
-            log_p, log_q = (per_particle(t, count, depth) for t in (ran, drawn))
+            if together:
+                ran, drawn = run_together(model, guide, args, kwargs, count, depth)
+                log_p, log_q = (per_particle(t, count, depth) for t in (ran, drawn))
+            else:  # outside of any plate, where the model sees its own dimensions alone
+                ran, drawn = run_alone(model, guide, args, kwargs)
+                log_p, log_q = (t.log_prob_sum().reshape(1) for t in (ran, drawn))
             parts.append((_values(ran, drawn, alone, count), log_p, log_q))
     draws = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
     return WeightedDraws(draws, *(torch.cat([part[i] for part in parts]) for i in (1, 2)))
@@ -140,7 +146,9 @@ def psis(log_weight: Tensor) -> tuple[Tensor, float]:
 
     Returns:
         Log-weights whose exponentials sum to one, and k-hat: minus infinity where all weights are
-        equal, infinity where fewer than five make the tail or one is not finite.
+        equal, -1 where only those of the tail are, infinity where the tail cannot be fitted (fewer
+        than five make it, for one), where a weight is NaN or infinite, and where all are zero,
+        which leaves equal ones.
 
     Example:
         >>> import torch
@@ -152,6 +160,8 @@ def psis(log_weight: Tensor) -> tuple[Tensor, float]:
     count = len(log_weight)
     if torch.isnan(log_weight).any() or (log_weight == math.inf).any():
         return log_weight - log_weight.logsumexp(0), math.inf
+    if log_weight.max() == -math.inf:
+        return torch.full_like(log_weight, -math.log(count)), math.inf
     shifted = log_weight - log_weight.max()
     if -shifted.min() < 1e-8:
         return torch.full_like(shifted, -math.log(count)), -math.inf
@@ -163,12 +173,13 @@ def psis(log_weight: Tensor) -> tuple[Tensor, float]:
     index = order[-tail:]
     excess = shifted[index].exp() - math.exp(cutoff)
     if excess[-1] - excess[0] <= 1e-12 * math.exp(cutoff):
-        return shifted - shifted.logsumexp(0), -math.inf
+        return shifted - shifted.logsumexp(0), _TIED
     shape, scale = _fit_pareto(excess)
-    if math.isfinite(shape):
-        levels = (torch.arange(tail, dtype=torch.float64, device=excess.device) + 0.5) / tail
-        quantiles = scale * torch.expm1(-shape * torch.log1p(-levels)) / shape
-        shifted[index] = (quantiles + math.exp(cutoff)).log().clamp(max=0.0)
+    if not math.isfinite(shape):
+        return shifted - shifted.logsumexp(0), math.inf
+    levels = (torch.arange(tail, dtype=torch.float64, device=excess.device) + 0.5) / tail
+    quantiles = scale * torch.expm1(-shape * torch.log1p(-levels)) / shape
+    shifted[index] = (quantiles + math.exp(cutoff)).log().clamp(max=0.0)
     return shifted - shifted.logsumexp(0), shape
 
 

@@ -76,7 +76,8 @@ def fit_guide(
         batches: the arguments of each step instead of ``args``, gone through again and again: an
             iterable of tuples, for example a ``DataLoader``. Each process goes through them by
             itself, with random numbers of its own.
-        checkpoint: a folder to keep checkpoints in, as in ``pf.fit``.
+        checkpoint: a folder to keep checkpoints in, as in ``pf.fit``. They hold the buffers (a
+            running mean, say) of model and guide as far as these are modules themselves.
         every: windows (of 100 steps) from one checkpoint to the next.
         resume: go on from the last checkpoint there, if there is one.
         progress: show the ELBO and its standard error, as in ``pf.fit``.
@@ -125,11 +126,11 @@ def fit_guide(
         precision=precision,
         num_nodes=num_nodes,
     )
+    modules = [m for m in (model, guide) if isinstance(m, torch.nn.Module)]
     if accelerator is not None or fabric.world_size > 1:
         args, kwargs = fabric.to_device((args, kwargs))
-        for module in (model, guide):
-            if isinstance(module, torch.nn.Module):
-                module.to(fabric.device)
+        for module in modules:
+            module.to(fabric.device)
     draw_apart(fabric)
     passes = Passes(itertools.repeat(args) if batches is None else batches, fabric.device)
     steps = _again(passes)
@@ -152,15 +153,15 @@ def fit_guide(
     parameters = _parameters(model, guide, first, kwargs)
     if not parameters:
         raise ValueError("guide: neither it nor the model has parameters to train")
-    buffers = list(guide.buffers()) if isinstance(guide, torch.nn.Module) else []
-    make_same(fabric, [*parameters, *buffers])
-    shapes = {str(i): f"{tuple(p.shape)} {p.dtype}" for i, p in enumerate(parameters)}
+    buffers = list(dict.fromkeys(b for module in modules for b in module.buffers()))
+    tensors = [*parameters, *buffers]
+    make_same(fabric, tensors)
+    shapes = {str(i): f"{tuple(t.shape)} {t.dtype}" for i, t in enumerate(tensors)}
     keep = open_checkpoints(checkpoint, every, resume, {"fit_guide": "ELBO", **shapes}, fabric)
     stack = contextlib.ExitStack()
     if compile:
         prepare_compiler(next(iter(parameters)).device)
-        flows = [m for m in (model, guide) if isinstance(m, torch.nn.Module)]
-        stack.enter_context(compiled_transforms(flows))
+        stack.enter_context(compiled_transforms(modules))
     ascent = Ascent(
         backward, passes, parameters, buffers, guide, lr, clip, average, max_steps, fabric, keep
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.distributions import biject_to
 from pyroflows.arguments import check_positive
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.flows import iaf
-from pyroflows.infer.particles import ERRORS, ChangedModelError, LogJoint, nesting
+from pyroflows.infer.particles import ERRORS, ChangedModelError, LogJoint, is_subsampled, nesting
 from pyroflows.infer.start import best_gaussian, first_points
 from pyroflows.transforms import ActNorm, Chain, Whiten
 
@@ -33,6 +33,18 @@ def _middle(site: dict) -> Tensor:
     except NotImplementedError:
         to_support = biject_to(fn.support)
         return to_support(torch.zeros(to_support.inverse_shape(fn.shape())))
+
+
+def bracketed(sites: Iterable[str]) -> str:
+    """The sites as a part of the name under which Pyro's store keeps a guide's weights.
+
+    So the guide of another model in the same process does not meet them.
+
+    Args:
+        sites: the names of the guide's latent sites.
+    """
+    sites = list(sites)
+    return f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
 
 
 _WHITENED = 400  # up to so many dimensions a full covariance is worth its second derivatives
@@ -131,28 +143,18 @@ class AutoFlow(AutoContinuous):
             super()._setup_prototype(*args, **kwargs)
             self._check_sites()
             self._look_at(*args, **kwargs)
-        except RuntimeError as error:
-            self.prototype_trace = None
-            if "no latent variables" not in str(error):
-                raise
-            raise ValueError(
-                "model: expected continuous latent sites, found none; a guide has nothing to do"
-            ) from error
-        except (NotImplementedError, ValueError):
-            self.prototype_trace = None
-            raise
-        # The sites are part of the name under which Pyro's store keeps the weights: the guide of
-        # another model in the same process does not meet them.
-        sites = list(self._unconstrained_shapes)
-        self._pyro_name += f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
-        inner = self._build()
-        start = self._init_loc().to(self.dtype)
-        flow = self.around(inner, start)
-        try:
+            inner = self._build()
+            start = self._init_loc().to(self.dtype)
+            flow = self.around(inner, start)
             flow.transform[-1].set(*self._start(start, args, kwargs))
-        except ValueError:
-            self.prototype_trace = None
+        except Exception as error:
+            self.prototype_trace = None  # not set up: the next call tries again
+            if isinstance(error, RuntimeError) and "no latent variables" in str(error):
+                raise ValueError(
+                    "model: expected continuous latent sites, found none; a guide has nothing to do"
+                ) from error
             raise
+        self._pyro_name += bracketed(self._unconstrained_shapes)
         self.flow = flow
 
     def around(self, inner: Flow, like: Tensor) -> Flow:
@@ -186,7 +188,7 @@ class AutoFlow(AutoContinuous):
                     f"model: latent site {name!r} is discrete; sum it out, or name it in hide="
                 )
             for frame in site["cond_indep_stack"]:
-                if frame.full_size is not None and frame.full_size != frame.size:
+                if is_subsampled(frame):
                     raise ValueError(
                         f"model: latent site {name!r} is inside the plate {frame.name!r}, of which "
                         f"{frame.size} of {frame.full_size} rows are seen at a time; use "
@@ -256,7 +258,7 @@ class AutoFlow(AutoContinuous):
         """What to tell of a model whose log-density is nowhere finite."""
         try:
             with torch.no_grad():
-                trace, _ = log_p.trace(start[None])
+                trace, _ = log_p.trace(start)
                 trace.compute_log_prob()
         except ERRORS as error:
             return f"model: it raises {type(error).__name__} near its start: {error}"

@@ -14,6 +14,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Size, Tensor
 
+from pyroflows.infer.particles import ERRORS, is_subsampled, mixed_up
+
 _ELEMENTS = 2**24  # at most, over all sites, in one run of the model
 
 
@@ -69,7 +71,7 @@ class ModelRuns:
         for name, site in self.sites.items():
             frames = site["cond_indep_stack"]
             for frame in frames:
-                if frame.full_size and frame.size < frame.full_size:
+                if is_subsampled(frame):
                     raise ValueError(
                         f"model: plate {frame.name!r} takes {frame.size} of {frame.full_size} "
                         "rows; ArviZ needs all. Pass all rows and no subsample_size"
@@ -118,18 +120,20 @@ class ModelRuns:
         )
 
     def _run_part(self, draws: dict[str, Tensor], size: int, anew: bool) -> Run:
+        return self._collect(self._traced(draws, size, anew), size, anew)
+
+    def _traced(self, draws: dict[str, Tensor], size: int, anew: bool) -> dict[str, dict]:
+        """The sites of one run: with all draws, or outside of any plate with the one there is."""
         model = _Anew(self.observed)(self.model) if anew else self.model
         if not self.vectorized:
             values = {name: value[0] for name, value in draws.items()}
-            sites = self._trace(poutine.condition(model, data=values))
-        else:
-            values = {}
-            for name, value in draws.items():
-                gap = self.nesting - len(self.sites[name]["fn"].batch_shape)
-                values[name] = value.reshape(size, *[1] * gap, *value.shape[1:])
-            with pyro.plate("_draws", size, dim=-1 - self.nesting):
-                sites = self._trace(poutine.condition(model, data=values))
-        return self._collect(sites, size, anew)
+            return self._trace(poutine.condition(model, data=values))
+        values = {}
+        for name, value in draws.items():
+            gap = self.nesting - len(self.sites[name]["fn"].batch_shape)
+            values[name] = value.reshape(size, *[1] * gap, *value.shape[1:])
+        with pyro.plate("_draws", size, dim=-1 - self.nesting):
+            return self._trace(poutine.condition(model, data=values))
 
     def _collect(self, sites: dict[str, dict], size: int, anew: bool) -> Run:
         values = {
@@ -151,23 +155,32 @@ class ModelRuns:
         """Try two draws at once and each alone; warn where that differs."""
         both = {name: value[[0, -1]] for name, value in draws.items()}
         self.vectorized = False
-        alone = self.run(both, 2)
+        alone = [self._traced({k: v[i:] for k, v in both.items()}, 1, False) for i in range(2)]
         self.vectorized = True
         try:
-            together = self._run_part(both, 2, False)
-        except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
-            problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        else:
-            apart = _differences(together, alone)
-            if not apart:
-                return True
-            problem = f"{apart[0]} of a draw is another alone than among others"
+            together = self._traced(both, 2, False)
+            problem = mixed_up(together, alone, self.nesting) or self._changed(together, alone)
+        except ERRORS as error:
+            problem = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+        if problem is None:
+            return True
         warnings.warn(
             f"the model cannot run many draws at once ({problem}); they run one by one, which is "
             "slower. Index from the right and sum over event dimensions only",
             stacklevel=4,
         )
         return False
+
+    def _changed(self, together: dict[str, dict], alone: list[dict[str, dict]]) -> str | None:
+        """Which values of two draws are others in one run than in runs by themselves."""
+        both = self._collect(together, 2, False)
+        runs = [self._collect(sites, 1, False) for sites in alone]
+        for kind in ("log_likelihood", "values"):
+            for name, value in getattr(both, kind).items():
+                apart = torch.cat([getattr(run, kind)[name] for run in runs])
+                if not torch.allclose(value, apart, rtol=1e-3, atol=1e-3, equal_nan=True):
+                    return f"{name} of a draw is another alone than among others"
+        return None
 
     def dims(self) -> dict[str, list[str]]:
         """Names of every site's dimensions: its plates', else ArviZ's default."""
@@ -192,16 +205,3 @@ def _rows(name: str, value: Tensor, size: int, shape: Size) -> Tensor:
             f"site {name!r} has shape {tuple(value.shape)} in {size} runs, {tuple(shape)} in one"
         )
     return value.reshape(size, *shape)
-
-
-def _differences(one: Run, other: Run) -> list[str]:
-    """Which densities and values of two runs, at the same draws, are not equal."""
-    mine, theirs = (
-        {"the log-density": run.log_joint, **run.log_likelihood, **run.values}
-        for run in (one, other)
-    )
-    return [
-        name
-        for name, value in mine.items()
-        if not torch.allclose(value, theirs[name], rtol=1e-3, atol=1e-3, equal_nan=True)
-    ]

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import split_gelman_rubin
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
 
+from pyroflows.arguments import check_whole
 from pyroflows.distribution import Flow
 from pyroflows.infer.guides import AutoFlow
+from pyroflows.infer.particles import LogJoint, is_subsampled
 
 _STARTS = 100
 
@@ -95,19 +96,16 @@ class NeuTra:
                 not draw (a discrete one, say), or subsamples its data; or its density is not
                 finite where the guide draws.
         """
-        if num_samples < 1 or num_chains < 1 or warmup_steps < 0:
-            raise ValueError(
-                "num_samples, num_chains, warmup_steps: expected at least 1, 1 and 0, got "
-                f"{num_samples}, {num_chains}, {warmup_steps}"
-            )
-        self._set_up(args, kwargs)
+        check_whole(1, num_samples=num_samples, num_chains=num_chains)
+        check_whole(0, warmup_steps=warmup_steps)
+        log_joint = self._set_up(args, kwargs)
         flow = self.guide.flow.detached()
 
         def potential(z: dict[str, Tensor]) -> Tensor:
-            return self._potential(flow, z["z"], args, kwargs)
+            return _potential(flow, log_joint, z["z"])
 
-        chains, diverging = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
-        for chain in range(num_chains):
+        chains, diverging = [], []
+        for _ in range(num_chains):
             mcmc = MCMC(
                 NUTS(potential_fn=potential),
                 num_samples=num_samples,
@@ -117,7 +115,7 @@ class NeuTra:
             )
             mcmc.run()
             chains.append(mcmc.get_samples()["z"])
-            diverging[chain, mcmc.diagnostics()["divergences"]["chain 0"]] = True
+            diverging.append(diverged(mcmc, 0, num_samples))
         with torch.no_grad():
             latent = flow.transform.forward_and_log_det(torch.cat(chains))[0]
             draws = self.guide._constrained(latent)
@@ -125,7 +123,7 @@ class NeuTra:
             name: value.reshape(num_chains, num_samples, *value.shape[1:])
             for name, value in draws.items()
         }
-        self.diverging = diverging
+        self.diverging = torch.stack(diverging)
         return self.draws
 
     def r_hat(self) -> dict[str, Tensor]:
@@ -140,45 +138,49 @@ class NeuTra:
             raise ValueError("draws: R-hat needs at least 4 draws a chain; call run first")
         return {name: split_gelman_rubin(value, 0, 1) for name, value in self.draws.items()}
 
-    def _set_up(self, args: tuple, kwargs: dict) -> None:
-        """Build the guide if need be, and see that it covers the model."""
+    def _set_up(self, args: tuple, kwargs: dict) -> LogJoint:
+        """Build the guide if need be, see that it covers the model, and give the log-density."""
         self.guide.setup(*args, **kwargs)
         self.guide.get_transform()  # brings the flow in step with Pyro's parameter store
+        log_joint = LogJoint(self.guide, args, kwargs, self.model)
         with torch.no_grad():
-            trace = self._trace(dict(self.guide()), args, kwargs)
+            trace, _ = log_joint.trace(self.guide.flow.sample(()))
         for name, site in trace.nodes.items():
             if site["type"] != "sample":
                 continue
-            if any(f.full_size and f.size < f.full_size for f in site["cond_indep_stack"]):
+            if any(is_subsampled(frame) for frame in site["cond_indep_stack"]):
                 raise ValueError(
                     f"model: site {name!r} stands in a plate that draws a subsample, so its "
                     "density changes from call to call; pass all rows and no subsample_size"
                 )
-            if not site["is_observed"] and not poutine.util.site_is_subsample(site):
+            if not site["is_observed"] and not site_is_subsample(site):
                 kind = "a discrete" if site["fn"].support.is_discrete else "a"
                 raise ValueError(
                     f"model: {name!r} is {kind} latent site that the guide does not draw; "
                     "expected continuous sites only, all in the guide. Sum discrete ones out"
                 )
+        return log_joint
 
-    def _potential(self, flow: Flow, z: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """Minus the log-density that the base vector ``(latent_dim,)`` has, in nats."""
-        latent, log_det = flow.transform.forward_and_log_det(z)
-        return -self._log_density(latent, args, kwargs) - log_det
 
-    def _log_density(self, latent: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """Log joint density in nats of one unconstrained vector, with the Jacobian of c."""
-        values, log_det = {}, latent.new_zeros(())
-        for site, piece in self.guide._unpack_latent(latent):
-            onto = biject_to(site["fn"].support)
-            values[site["name"]] = value = onto(piece)
-            log_det = log_det + onto.log_abs_det_jacobian(piece, value).sum()
-        return self._trace(values, args, kwargs).log_prob_sum() + log_det
+def diverged(mcmc: MCMC, chain: int, draws: int) -> Tensor:
+    """Which draws of a chain end a trajectory that diverged, ``(draws,)``.
 
-    def _trace(self, values: dict[str, Tensor], args: tuple, kwargs: dict) -> poutine.Trace:
-        conditioned = poutine.condition(self.model, data=values)
-        with poutine.block():
-            return poutine.trace(conditioned).get_trace(*args, **kwargs)
+    Pyro's ``diagnostics()`` gives that only beside an effective size, which takes four draws.
+
+    Args:
+        mcmc: that has run.
+        chain: number of the chain.
+        draws: how many it has.
+    """
+    found = torch.zeros(draws, dtype=torch.bool)
+    found[mcmc._diagnostics[chain].get("divergences", [])] = True
+    return found
+
+
+def _potential(flow: Flow, log_joint: LogJoint, z: Tensor) -> Tensor:
+    """Minus the log-density that the base vector ``(latent_dim,)`` has, in nats."""
+    latent, log_det = flow.transform.forward_and_log_det(z)
+    return -log_joint(latent) - log_det
 
 
 @torch.no_grad()

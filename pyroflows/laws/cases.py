@@ -59,14 +59,9 @@ def randomize(
         parameter.add_(gain * scale * noise)
 
 
-def made(make: MakeFlow, dtype: torch.dtype) -> Flow:
-    """A flow of one's own: what makes it may return the same one each time."""
-    return copy.deepcopy(make()).to(dtype).eval()
-
-
 def prepared(make: MakeFlow, dtype: torch.dtype, gain: float = USUAL) -> Flow:
     """A flow with random weights whose data-dependent layers are set from data."""
-    flow = made(make, dtype)
+    flow = copy.deepcopy(make()).to(dtype).eval()  # it may be the caller's own
     randomize(flow, gain)
     context = contexts(flow.context_shape, (256,), dtype)
     # Off the origin and not of unit size, so that standardisation is no identity.
@@ -77,7 +72,7 @@ def prepared(make: MakeFlow, dtype: torch.dtype, gain: float = USUAL) -> Flow:
 
 
 def trained(flow: Flow) -> dict[str, nn.Parameter]:
-    """The parameters that are not frozen, by name; there may be none."""
+    """The parameters that are not frozen, by name."""
     return {name: p for name, p in flow.named_parameters() if p.requires_grad}
 
 

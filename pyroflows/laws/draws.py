@@ -27,7 +27,9 @@ from pyroflows.laws.cases import (
 
 def _step_with(optimizer: Callable[..., torch.optim.Optimizer]) -> Callable[[Flow], None]:
     def step(flow: Flow) -> None:
-        parameters = list(flow.parameters())
+        parameters = list(trained(flow).values())
+        if not parameters:
+            return
         for index, parameter in enumerate(parameters):
             parameter.grad = randn(parameter.shape, parameter.dtype, 50 + index)
         optimizer(parameters).step()
@@ -54,8 +56,7 @@ def _load(flow: Flow) -> None:
 def _replace(flow: Flow) -> None:
     for module in flow.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            new = nn.Parameter(parameter.detach() + 0.1, requires_grad=parameter.requires_grad)
-            setattr(module, name, new)
+            setattr(module, name, nn.Parameter(parameter.detach() + 0.1))
 
 
 CHANGES: dict[str, Callable[[Flow], None]] = {
@@ -84,7 +85,7 @@ def _require_memory_tells_the_truth(
         pairs = [
             torch.autograd.grad(
                 value.sum(),
-                list(parameters.values()),
+                [*parameters.values()],
                 retain_graph=True,
                 allow_unused=True,
                 materialize_grads=True,
@@ -123,8 +124,7 @@ def check_memory_of_draws(make: MakeFlow, dtype: torch.dtype = torch.float64) ->
             if how == "rsample" and not flow(context).has_rsample:
                 continue
             _check_unchanged(flow, flow(context), how, shape)
-            has_parameters = next(flow.parameters(), None) is not None
-            for label, change in CHANGES.items() if has_parameters else ():
+            for label, change in CHANGES.items() if trained(flow) else ():
                 for grad in (True, False):
                     flow = prepared(make, dtype)
                     d = flow(context)
@@ -184,10 +184,9 @@ def _check_nothing_is_kept_alive(d: FlowDistribution, shape: torch.Size) -> None
         return
     x = d.rsample(shape)
     log_q = d.log_prob(x)
-    if log_q.grad_fn is None:  # nothing to train, no graph
-        return
     token = _Token()
-    log_q.grad_fn.metadata["token"] = token
+    if log_q.requires_grad:
+        log_q.grad_fn.metadata["token"] = token
     draw, graph = weakref.ref(x), weakref.ref(token)
     del token, log_q
     require(draw() is x, "the draw vanished")

@@ -56,7 +56,7 @@ def check_large_weights(make: MakeFlow, dtype: torch.dtype = torch.float32) -> N
         require_finite(value, what)
         if not parameters:
             continue
-        gradients = torch.autograd.grad(value.mean(), list(parameters.values()), allow_unused=True)
+        gradients = torch.autograd.grad(value.mean(), [*parameters.values()], allow_unused=True)
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 require_finite(gradient, f"gradient of {name!r} from {what}")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.nets.dropping import Dropping
+
 
 def covering_dilations(steps: int, kernel: int) -> tuple[int, ...]:
     """1, 2, 4, ... until the last of ``steps`` steps sees all before it.
@@ -30,7 +32,7 @@ def covering_dilations(steps: int, kernel: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-class CausalBlock(nn.Module):
+class CausalBlock(Dropping):
     """``h_t`` to what is added to it: mix of tanh(a) sigmoid(b), both from ``h_t, h_{t-d}, ...``.
 
     Args:
@@ -46,7 +48,6 @@ class CausalBlock(nn.Module):
         self.gate = nn.Linear(kernel * channels, 2 * channels)
         self.from_context = nn.Linear(context, 2 * channels, bias=False) if context else None
         self.mix = nn.Linear(channels, channels, bias=False)
-        self.dropout = 0.0  # a share of gated numbers, set by whoever trains, for the time it does
 
     def forward(self, h: Tensor, context: Tensor | None, record: list[Tensor] | None) -> Tensor:
         """``(*batch, steps, channels)`` to as many."""
@@ -56,10 +57,7 @@ class CausalBlock(nn.Module):
         if record is not None:
             record.append(u)
         a, b = u.chunk(2, dim=-1)
-        gated = a.tanh() * b.sigmoid()
-        if self.dropout and self.training:
-            gated = F.dropout(gated, self.dropout)
-        return self.mix(gated)
+        return self.mix(self.drop(a.tanh() * b.sigmoid()))
 
     def _delayed(self, h: Tensor, taps: int) -> Tensor:
         """``h`` some taps ago, zero before the start."""

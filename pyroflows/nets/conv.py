@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from pyroflows.nets.dropping import Dropping
 
 
 class FromContext(nn.Module):
@@ -69,11 +70,6 @@ def has_context(context: int | Sequence[int]) -> bool:
     return bool(context) if isinstance(context, int) else len(context) > 0
 
 
-def _dropped(net: nn.Module, h: Tensor) -> Tensor:
-    """Some of a hidden layer's numbers set to zero, while training and where that is asked for."""
-    return F.dropout(h, net.dropout) if net.dropout and net.training else h
-
-
 def _zeroed(last: nn.Conv2d) -> nn.Conv2d:
     """The layer at zero: a flow starts as the identity."""
     nn.init.zeros_(last.weight)
@@ -81,7 +77,7 @@ def _zeroed(last: nn.Conv2d) -> nn.Conv2d:
     return last
 
 
-class ConvNet(nn.Module):
+class ConvNet(Dropping):
     """Glow's coupling net: 3x3, 1x1 and 3x3 convolutions with rectifiers in between.
 
     Kingma & Dhariwal 2018, arXiv:1807.03039, section 5. The last layer starts at zero.
@@ -114,7 +110,6 @@ class ConvNet(nn.Module):
         self.from_context = FromContext(context, channels, size) if has_context(context) else None
         self.middle = nn.Conv2d(channels, channels, 1)
         self.last = _zeroed(nn.Conv2d(channels, outputs, 3, padding=1))
-        self.dropout = 0.0  # a share of hidden numbers, set by whoever trains, for the time it does
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -122,15 +117,15 @@ class ConvNet(nn.Module):
         h = self.first(x)
         if self.from_context is not None:
             h.add_(self.from_context(context))
-        h = self.middle(_dropped(self, h.relu_())).relu_()
-        return self.last(_dropped(self, h))
+        h = self.middle(self.drop(h.relu_())).relu_()
+        return self.last(self.drop(h))
 
     def __repr__(self) -> str:
         widths = (self.first.in_channels, self.first.out_channels, self.last.out_channels)
         return f"ConvNet({' -> '.join(map(str, widths))})"
 
 
-class ConvResNet(nn.Module):
+class ConvResNet(Dropping):
     """RealNVP's coupling net: a 3x3 convolution, residual blocks of two each, and a 1x1.
 
     Dinh et al. 2017, arXiv:1605.08803, section 4.1, without batch normalisation: the scales of a
@@ -169,7 +164,6 @@ class ConvResNet(nn.Module):
             for _ in range(blocks)
         )
         self.last = _zeroed(nn.Conv2d(channels, outputs, 1))
-        self.dropout = 0.0  # a share of hidden numbers, set by whoever trains, for the time it does
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -178,7 +172,7 @@ class ConvResNet(nn.Module):
         if self.from_context is not None:
             h.add_(self.from_context(context))
         for one, other in self.blocks:
-            h = other(_dropped(self, one(h.relu()).relu_())).add_(h)
+            h = other(self.drop(one(h.relu()).relu_())).add_(h)
         return self.last(h.relu())
 
     def __repr__(self) -> str:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from pyroflows.nets import walk
+from pyroflows.nets.dropping import Dropping
 from pyroflows.nets.masked_linear import MaskedLinear
 from pyroflows.nets.mlp import activation_named, check_widths, through_hidden
 
 
-class MADE(nn.Module):
+class MADE(Dropping):
     """Parameters ``(*batch, features, params)``; those of feature i see ``x_<i`` and the context.
 
     Hidden layers of equal width are joined by parameter-free skips (a residual MADE). Units see the
@@ -61,8 +62,6 @@ class MADE(nn.Module):
         self.activation = activation
         self.activate = activation_named(activation)
         self.residual = residual
-        self.dropout = 0.0  # a share of hidden units, set by whoever trains, for the time it does
-
         self.descending = descending
 
         # A unit of degree d sees x_0 .. x_d, one of degree -1 the context alone.

@@ -8,6 +8,8 @@ from numbers import Integral
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.nets.dropping import Dropping
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "elu": F.elu,
@@ -43,7 +45,7 @@ def check_widths(hidden: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(h) for h in widths)
 
 
-def through_hidden(net: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+def through_hidden(net: Dropping, x: Tensor, context: Tensor | None) -> Tensor:
     """What the last hidden layer of an ``MLP`` or a ``MADE`` hands on, ``(*batch, width)``."""
     h = net.layers[0](x)
     if net.from_context is not None:
@@ -55,13 +57,12 @@ def through_hidden(net: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
     return _activated(net, h, reuse=True)
 
 
-def _activated(net: nn.Module, h: Tensor, reuse: bool) -> Tensor:
+def _activated(net: Dropping, h: Tensor, reuse: bool) -> Tensor:
     """The activation and, while training, dropout; ``reuse`` if ``h`` is not needed any more."""
-    a = h.relu_() if reuse and net.activation == "relu" else net.activate(h)
-    return F.dropout(a, net.dropout) if net.dropout and net.training else a
+    return net.drop(h.relu_() if reuse and net.activation == "relu" else net.activate(h))
 
 
-class MLP(nn.Module):
+class MLP(Dropping):
     """``(*batch, inputs)`` and a context ``(*batch, context)`` to ``(*batch, outputs)``.
 
     Hidden layers of equal width are joined by parameter-free skips. The last layer starts at
@@ -99,7 +100,6 @@ class MLP(nn.Module):
         self.activation = activation
         self.activate = activation_named(activation)
         self.residual = residual
-        self.dropout = 0.0  # a share of hidden units, set by whoever trains, for the time it does
         widths = (inputs, *self.hidden)
         self.layers = nn.ModuleList(
             nn.Linear(i, o) for i, o in zip(widths, self.hidden, strict=False)

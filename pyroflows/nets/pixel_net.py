@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.nets.dropping import Dropping
+
 
 def gate(a: Tensor, dim: int = 1) -> Tensor:
     """``tanh(a_1) sigmoid(a_2)`` of the two halves along ``dim``."""
@@ -21,7 +23,7 @@ def gate(a: Tensor, dim: int = 1) -> Tensor:
     return value.tanh() * share.sigmoid()
 
 
-class GatedLayer(nn.Module):
+class GatedLayer(Dropping):
     """One layer of both stacks.
 
     Convolutions are masked by shape: a kernel holds only what it may see, and inputs are padded on
@@ -45,7 +47,6 @@ class GatedLayer(nn.Module):
         self.link = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         self.condition = nn.Linear(context, 2 * channels, bias=False) if context else None
-        self.dropout = 0.0  # set by ``fit`` while training
 
     @property
     def before(self) -> int:
@@ -64,10 +65,7 @@ class GatedLayer(nn.Module):
         left = F.pad(h, (self.before, 0, 0, 0))
         a = self.vertical(above)[..., :height, :] + self._bias(context)
         b = self.horizontal(left)[..., :width] + self.link(a)
-        v_new, h_new = gate(a), gate(b)
-        if self.dropout and self.training:
-            h_new = F.dropout(h_new, self.dropout)
-        h_new = self.out(h_new)
+        v_new, h_new = gate(a), self.out(self.drop(gate(b)))
         return (v_new, h_new) if self.shift else (v + v_new, h + h_new)
 
     def _bias(self, context: Tensor | None) -> Tensor | float:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from pyro.distributions import transforms as of_pyro
 from torch import Size, Tensor
 from torch.distributions import biject_to, constraints, transform_to
-from torch.distributions.transforms import Transform, identity_transform
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    IndependentTransform,
+    SoftplusTransform,
+    StackTransform,
+    Transform,
+)
 
 from pyroflows.transforms.base import FlowTransform
 
@@ -57,6 +65,39 @@ def _moved(
     return moved
 
 
+def _within(transform: Transform, x: Tensor) -> Tensor:
+    """``x`` where ``transform`` stays on its support; clamped only where it has an exponential.
+
+    exp and its kind leave the support beyond some eighty, to infinity or onto its edge. What is
+    linear far out, as a softplus to the right or the first of ordered numbers, goes on for ever.
+    """
+    if isinstance(transform, IndependentTransform):
+        return _within(transform.base_transform, x)
+    if isinstance(transform, StackTransform):
+        pieces = zip(transform.transforms, x.unbind(transform.dim), strict=True)
+        return torch.stack([_within(t, piece) for t, piece in pieces], transform.dim)
+    bent = [t for t in _leaves(transform) if not isinstance(t, (AffineTransform, FlowTransform))]
+    if not bent:
+        return x
+    limit = 0.98 * math.log(torch.finfo(x.dtype).max)
+    if len(bent) == 1 and isinstance(bent[0], (SoftplusTransform, of_pyro.SoftplusTransform)):
+        return x.clamp(min=-limit)
+    if len(bent) == 1 and isinstance(bent[0], of_pyro.OrderedTransform):
+        return torch.cat([x[..., :1], x[..., 1:].clamp(-limit, limit)], dim=-1)
+    return x.clamp(-limit, limit)
+
+
+def _leaves(transform: Transform) -> Iterator[Transform]:
+    """The maps that a transform is composed of."""
+    if isinstance(transform, ComposeTransform):
+        for part in transform.parts:
+            yield from _leaves(part)
+    elif isinstance(transform, IndependentTransform):
+        yield from _leaves(transform.base_transform)
+    else:
+        yield transform
+
+
 def _vector(constraint: constraints.Constraint) -> constraints.Constraint:
     """The constraint on whole vectors."""
     if constraint.event_dim == 0:
@@ -68,7 +109,8 @@ class ToSupport(FlowTransform):
     """The bijection from R^n onto a constrained set of vectors: ``biject_to(support)``.
 
     Each direction costs one elementwise map, on a simplex a cumulative sum besides. The bijections
-    are torch's (Dillon et al. 2017, arXiv:1711.10604, describes their like).
+    are torch's (Dillon et al. 2017, arXiv:1711.10604, describes their like). Inputs of an
+    exponential are clamped to where it is finite and positive; nothing else is.
 
     Args:
         support: a constraint of torch or Pyro: ``positive``, ``interval(a, b)``, ``simplex``, ...,
@@ -139,10 +181,8 @@ class ToSupport(FlowTransform):
         sizes = [n if inverse else i for _, i, n in self._parts]
         outputs, log_det = [], value.new_zeros(value.shape[:-1])
         for (transform, _, _), piece in zip(self._parts, value.split(sizes, dim=-1), strict=True):
-            if not inverse and transform is not identity_transform:
-                # exp and its kind leave the support beyond this, to infinity or onto its edge.
-                limit = 0.98 * math.log(torch.finfo(piece.dtype).max)
-                piece = piece.clamp(-limit, limit)
+            if not inverse:
+                piece = _within(transform, piece)
             image = transform.inv(piece) if inverse else transform(piece)
             x, y = (image, piece) if inverse else (piece, image)
             part = transform.log_abs_det_jacobian(x, y)
