@@ -560,6 +560,21 @@ def test_chance_explains_outliers_99_times_in_a_hundred(below, known, rows):
     assert (counts > allowed - 1).mean() > 0.008
 
 
+@pytest.mark.parametrize("tail", ["gaussian", "cauchy"])
+@pytest.mark.parametrize(("known", "rows"), [(100, 10_000), (300, 300)])
+def test_a_row_is_far_out_by_chance_less_than_once_in_a_hundred_tables(tail, known, rows):
+    rng = np.random.default_rng(0)
+
+    def scores(count):
+        if tail == "gaussian":
+            return -rng.chisquare(5, count) / 2
+        return -np.log1p(rng.standard_cauchy(count) ** 2)
+
+    alarms = [scores(rows).min() < using._least(scores(known), rows) for _ in range(1000)]
+    assert np.mean(alarms) < 0.012
+    assert using._least(scores(known), rows) > -150  # a row that is wrong is still told
+
+
 def test_check_takes_a_flow_and_leaves_it_as_it_was(tmp_path, monkeypatch):
     (tmp_path / "made_flows.py").write_text(
         "import pyroflows as pf\n"
