@@ -98,7 +98,8 @@ def noise(
     batch = x.shape[: x.dim() - event_dim]
     shape = (draws, *x.shape)
     if dequantizer is None:
-        u = torch.rand(shape, dtype=x.dtype, device=x.device)
+        wide = torch.promote_types(x.dtype, torch.float32)  # half precision has few numbers
+        u = torch.rand(shape, dtype=wide, device=x.device)
         return u, 1 - u, x.new_zeros(draws, *batch)
     context = ((2 * x + 1) / bins - 1).reshape(*batch, *dequantizer.context_shape)
     e, log_q = dequantizer(context, validate_args=False).rsample_and_log_prob(draws)

@@ -87,7 +87,9 @@ def quantized(
     Args:
         flow: over :math:`y = (x + u) / \mathrm{bins}`, or over its logit; shared, not copied. With
             a context, so has the result.
-        bins: number of levels.
+        bins: number of levels. The flow's dtype has to tell eight places apart between two of them:
+            up to 2^20 in float32, 128 in float16, 16 in bfloat16 (mixed precision is not affected,
+            as it keeps the parameters in float32).
         dequantizer: ``"uniform"`` noise, ``"variational"`` for noise that is learnt together with
             the flow: given the image, a coupling flow of convolutions for even height and width,
             else a ``pf.iaf``; or such a flow of your own: its draws have as many elements as an
@@ -225,7 +227,8 @@ class Quantized(nn.Module):
             \log q(u \mid x)`, of shape ``batch``: add the log-density to estimate the bound.
 
         Raises:
-            ValueError: data of another shape, or that are not 0, 1, ..., bins - 1.
+            ValueError: data of another shape, or that are not 0, 1, ..., bins - 1; or more levels
+                than the flow's dtype takes.
         """
         self._check("x", x)
         with fixed_noise(seed, x.device):
@@ -240,17 +243,28 @@ class Quantized(nn.Module):
 
     def _noisy(self, x: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """The same for ``draws`` draws of the noise, ``(draws, *batch, *shape)``."""
-        x = x.to(reference(self.flow).dtype)
+        dtype = reference(self.flow).dtype
+        if self.bins * torch.finfo(dtype).eps > 1 / 8:
+            raise ValueError(
+                f"bins: {dtype} has no numbers between {self.bins} levels for noise; turn the flow "
+                f"into {'torch.float32' if dtype.itemsize < 4 else 'torch.float64'}, or take fewer"
+            )
         event_dim = len(self.event_shape)
-        u, rest, log_q = noise(self.dequantizer, self._squash, x, self.bins, event_dim, draws)
+        u, rest, log_q = noise(
+            self.dequantizer, self._squash, x.to(dtype), self.bins, event_dim, draws
+        )
+        wide = torch.promote_types(dtype, torch.float32)
+        x, u, rest, log_q = (t.to(wide) for t in (x, u, rest, log_q))
         # 1 - y from its own parts: near the last level the difference would lose its digits.
         y, far = (x + u) / self.bins, (self.bins - 1 - x + rest) / self.bins
         weight = -self.event_shape.numel() * math.log(self.bins) - log_q
         if self.logit is None:
-            return y, weight
+            return y.to(dtype), weight
         room = 1 - 2 * self.logit
         low, high = (self.logit + room * y).log(), (self.logit + room * far).log()
-        return low - high, weight + (math.log(room) - low - high).flatten(-event_dim).sum(-1)
+        return (low - high).to(dtype), weight + (math.log(room) - low - high).flatten(
+            -event_dim
+        ).sum(-1)
 
     def _check(self, name: str, value: Tensor) -> None:
         """Refuse what is not whole numbers ``(*batch, *shape)`` from 0 to ``bins - 1``."""

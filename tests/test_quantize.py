@@ -165,6 +165,25 @@ def test_quantize_undoes_dequantize(logit, dtype):
     assert wrong == 0 if dtype == torch.float64 else wrong < 1e-3
 
 
+@pytest.mark.parametrize(("dtype", "bins"), [(torch.bfloat16, 16), (torch.float16, 128)])
+@pytest.mark.parametrize("logit", [None, 0.05])
+def test_noise_in_half_precision_fills_the_gaps_or_is_refused(dtype, bins, logit):
+    q = pf.quantized(pf.nice(2, layers=2, hidden=(8,)), bins, logit=logit).to(dtype)
+    x = torch.full((4000, 2), bins - 3)
+    y, weight = q.dequantize(x, seed=0)
+    assert y.dtype == dtype
+    exact = torch.tensor(-2 * math.log(bins))
+    assert logit or torch.allclose(weight, exact)
+    assert len(y.unique()) >= 8
+    if logit is None:
+        assert (q.quantize(y) - x).abs().max() <= 1
+        assert (q.quantize(y) == x).float().mean() > 0.9
+    many = pf.quantized(pf.nice(2, layers=2, hidden=(8,)), 2 * bins, logit=logit).to(dtype)
+    with pytest.raises(ValueError, match=rf"bins: {dtype} has no numbers between {2 * bins}"):
+        many.log_prob(x)
+    many.float().log_prob(x)
+
+
 def test_the_log_weight_is_the_log_det_of_the_map_minus_that_of_the_noise():
     q = pf.quantized(small(3).double(), 8, logit=0.05)
     x = torch.tensor([[0, 3, 7]])
