@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.quantize import Quantized
@@ -78,7 +78,8 @@ def translate(
     """From one set of pictures to another: the data that the second flow has for the same codes.
 
     Two flows, each trained on its own set, share only their base; one conditional flow, given twice
-    with two contexts, shares its weights too. ``translate(b, a, translate(a, b, x))`` is ``x``.
+    with two contexts, shares its weights too. ``translate(b, a, translate(a, b, x))`` is ``x`` up to
+    rounding; of integers, up to what the rounding of the result to levels loses.
 
     Args:
         flow_a: the flow of ``x``.
@@ -103,6 +104,11 @@ def translate(
         raise ValueError(
             "flow_a, flow_b: expected flows from one base, got codes of shape "
             f"{tuple(a[0])} from {a[1]} and {tuple(b[0])} from {b[1]}"
+        )
+    other = _differing(_continuous(flow_a).base, _continuous(flow_b).base)
+    if other:
+        raise ValueError(
+            f"flow_a, flow_b: expected flows from one base, got {a[1]} with another {other!r}"
         )
     return decode(flow_b, encode(flow_a, x, context_a), context_b)
 
@@ -273,6 +279,11 @@ def sample(
                 f"temperature: expected 1, as the base {type(base).__name__} does not tell its "
                 f"mean, got {temperature}"
             ) from None
+        if not mean.isfinite().all():
+            raise ValueError(
+                f"temperature: expected 1, as the base {type(base).__name__} has no finite mean, "
+                f"got {temperature}"
+            )
         z = mean + temperature * (z - mean)
     return decode(flow, z, context)
 
@@ -290,6 +301,18 @@ def _codes(flow: AnyFlow) -> tuple[Size, str]:
     flow = _continuous(flow)
     kind = getattr(flow.base, "kind", type(flow.base)).__name__
     return flow.transform.inverse_shape(flow.event_shape), kind
+
+
+def _differing(a: nn.Module, b: nn.Module) -> str | None:
+    """A parameter or buffer in which two bases are not the same."""
+    ours, theirs = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (a, b))
+    for name in {**ours, **theirs}:
+        pair = [tensors.get(name) for tensors in (ours, theirs)]
+        if any(t is None for t in pair) or not torch.equal(
+            *(t.detach().cpu().double() for t in pair)
+        ):
+            return name
+    return None
 
 
 def _check(name: str, value: Tensor, event: Size) -> None:

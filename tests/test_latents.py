@@ -251,7 +251,26 @@ def logistic_flow():
     return vector_flow(base=base)
 
 
+def based_on(*arguments, kind=dist.Normal):
+    base = kind(*(torch.full((3,), value) for value in arguments)).to_event(1)
+    return pf.Flow(pf.transforms.Permute(torch.arange(3)), base, shape=3)
+
+
+def test_translation_goes_between_precisions_and_equal_bases():
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(latents.translate(based_on(5.0, 3.0), based_on(5.0, 3.0), x), x)
+    assert latents.translate(based_on(5.0, 3.0), based_on(5.0, 3.0).double(), x).shape == (4, 3)
+
+
 BAD = {
+    "other_base": (
+        lambda: latents.translate(based_on(0.0, 1.0), based_on(0.0, 3.0), torch.zeros(3)),
+        "flow_a, flow_b: expected flows from one base, got Normal with another 'scale'",
+    ),
+    "no_mean": (
+        lambda: latents.sample(based_on(0.0, 1.0, kind=dist.Cauchy), 4, 0.7),
+        "temperature: expected 1, as the base Independent has no finite mean, got 0.7",
+    ),
     "x": (lambda: latents.encode(vector_flow(), torch.zeros(2)), r"x: .*\(3,\)\), got \(2,\)"),
     "levels": (
         lambda: latents.encode(pf.quantized(vector_flow(), 8), torch.tensor([0.5, 1.0, 300.0])),
