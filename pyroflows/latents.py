@@ -78,8 +78,8 @@ def translate(
     """From one set of pictures to another: the data that the second flow has for the same codes.
 
     Two flows, each trained on its own set, share only their base; one conditional flow, given twice
-    with two contexts, shares its weights too. ``translate(b, a, translate(a, b, x))`` is ``x`` up to
-    rounding; of integers, up to what the rounding of the result to levels loses.
+    with two contexts, shares its weights too. ``translate(b, a, translate(a, b, x))`` is ``x`` but
+    for rounding; of integers, but for what rounding to levels loses on the way.
 
     Args:
         flow_a: the flow of ``x``.
@@ -307,10 +307,10 @@ def _differing(a: nn.Module, b: nn.Module) -> str | None:
     """A parameter or buffer in which two bases are not the same."""
     ours, theirs = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (a, b))
     for name in {**ours, **theirs}:
-        pair = [tensors.get(name) for tensors in (ours, theirs)]
-        if any(t is None for t in pair) or not torch.equal(
-            *(t.detach().cpu().double() for t in pair)
-        ):
+        if name not in ours or name not in theirs:
+            return name
+        pair = (tensors[name].detach().cpu().double() for tensors in (ours, theirs))
+        if not torch.equal(*pair):
             return name
     return None
 

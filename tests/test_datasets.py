@@ -348,7 +348,12 @@ def test_mnist_from_idx_files(folder: Path) -> None:
 
 
 def test_idx_rejects_other_content(tmp_path: Path) -> None:
-    for content in (b"", b"\x00\x00\x0d\x01\x00\x00\x00\x00", b"\x00\x00\x08\x01\x00\x00\x00\x02a"):
+    for content in (
+        b"",
+        b"\x00\x00\x0d\x01\x00\x00\x00\x00",
+        b"\x00\x00\x08\x01\x00\x00\x00\x02a",
+        b"\x00\x00\x08\x03\x00\x00",
+    ):
         path = tmp_path / "wrong.gz"
         path.write_bytes(gzip.compress(content))
         with pytest.raises(ValueError, match=r"wrong\.gz"):
