@@ -207,7 +207,7 @@ def test_pairs_show_as_many_samples_as_rows(fitted):
 def test_errors_speak_of_the_command_line(tmp_path):
     assert "pyroflows fit" in fails("sample", tmp_path / "nowhere")
     data = write_csv(tmp_path / "one.csv", ["a"], [[x] for x in range(50)])
-    assert "use maf" in fails("fit", data, "--out", tmp_path / "one")
+    assert "pf.maf or pf.iaf takes one" in fails("fit", data, "--out", tmp_path / "one")
 
 
 def test_report_is_one_page_with_its_pictures(fitted, tmp_path):

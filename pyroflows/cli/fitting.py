@@ -26,7 +26,6 @@ from pyroflows.rows import shuffled
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
 Overwrite = Annotated[bool, typer.Option(help="Write into a folder that is not empty.")]
 Seed = Annotated[int, typer.Option(help="Fixes everything random.", min=0)]
-COUPLINGS = ("nice", "nsf", "realnvp")  # they split the columns in two
 
 
 @command
@@ -120,10 +119,6 @@ def fit(
     if len(values) - held < 10:
         raise ValueError(f"--test: {test} of {len(values)} rows leaves less than 10 to train on")
     train, test_rows = values[order[held:]], values[order[:held]]
-    if len(names) == 1 and flow in COUPLINGS:
-        raise ValueError(
-            f"--flow: {flow} takes two columns or more, got {names[0]!r} alone; use maf"
-        )
     made = make(len(names), support=cols.support_of(bounds), **options)
     made = made.to(getattr(torch, dtype))
     rows = torch.tensor(train, dtype=getattr(torch, dtype))
