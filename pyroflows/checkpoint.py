@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pyroflows.arguments import check_positive
 from pyroflows.processes import gathered, random_state, set_random_state
+from pyroflows.whole_files import write_atomically
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -145,17 +146,9 @@ class Checkpoints:
         content = pack(state)
         serial = max(map(_serial, self._files()), default=0) + 1
         path = self.folder / _name(serial, content)
-        draft = self.folder / ".checkpoint.writing"
         try:
-            with open(draft, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-            _flush_folder(self.folder)
+            write_atomically(path, content, self.folder / ".checkpoint.writing")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
             kept = "none is there yet" if self._last is None else f"{self._last.name} is whole"
             raise OSError(
                 error.errno,
@@ -354,14 +347,3 @@ def _name(serial: int, content: bytes) -> str:
 def _serial(path: Path) -> int:
     words = path.name.split("-")
     return int(words[1]) if words[1].isdigit() else 0
-
-
-def _flush_folder(folder: Path) -> None:
-    """See that the names in a folder are on the disk too, where the system can."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

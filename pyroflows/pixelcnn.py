@@ -6,6 +6,7 @@ integers, drawn pixel by pixel, and there is no base space behind them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,11 +107,18 @@ class PixelCNN(Synced):
             ValueError: the context is missing, unwanted, of the wrong width, or no label.
         """
         if context is not None or self.classes:
-            context = self.one_hot(context).to(self.device)
+            # torch's own default, which validate_args= replaces.
+            default = PixelDistribution._validate_args
+            check = default if validate_args is None else validate_args
+            context = self.one_hot(context, check).to(self.device)
         return PixelDistribution(self, context, validate_args=validate_args)
 
-    def one_hot(self, context: Tensor | None) -> Tensor:
+    def one_hot(self, context: Tensor | None, check: bool = True) -> Tensor:
         """A context in the model's dtype: integer labels ``(*batch)`` become ``(*batch, classes)``.
+
+        Args:
+            context: labels, or rows in floating point.
+            check: refuse labels out of range, which waits for the device they are on.
 
         Raises:
             ValueError: it is missing, unwanted, of the wrong width, or out of range.
@@ -118,8 +126,8 @@ class PixelCNN(Synced):
         classes = self.classes
         if not classes:
             raise ValueError(
-                f"context: this model takes none, got a tensor of shape {tuple(context.shape)}; "
-                "build it with classes="
+                "context: this model takes none, got one of shape "
+                f"{tuple(torch.as_tensor(context).shape)}; build it with classes="
             )
         if context is None:
             raise ValueError(
@@ -133,12 +141,13 @@ class PixelCNN(Synced):
                     f"context: integers of shape {tuple(context.shape)} may be labels or one-hot "
                     "rows; give one-hot rows in floating point"
                 )
-            if context.numel() and not (0 <= context.min() and context.max() < classes):
+            if check and ((context < 0) | (context >= classes)).any():
                 raise ValueError(
                     f"context: expected labels 0 to {classes - 1}, got "
                     f"{context.min().item()} to {context.max().item()}"
                 )
-            context = F.one_hot(context.long(), classes)
+            # Not F.one_hot, which looks at the labels again.
+            context = context[..., None] == torch.arange(classes, device=context.device)
         elif context.dim() < 1 or context.shape[-1] != classes:
             raise ValueError(
                 f"context: expected shape (*batch, {classes}), got {tuple(context.shape)}"
@@ -233,9 +242,10 @@ class PixelCNN(Synced):
         weights = self.hidden.weight.new_ones(self.classes)
         if prior is not None:
             weights = torch.as_tensor(prior).to(weights)
-            if weights.shape != (self.classes,) or not (weights >= 0).all() or weights.sum() == 0:
+            right = weights.shape == (self.classes,) and (weights >= 0).all()
+            if not right or not 0 < weights.sum() < math.inf:
                 raise ValueError(
-                    f"prior: expected {self.classes} weights >= 0, not all zero, got {prior}"
+                    f"prior: expected {self.classes} finite weights >= 0, not all zero, got {prior}"
                 )
         eye = torch.eye(self.classes, dtype=weights.dtype, device=self.device)
         batch = x.shape[:-3]

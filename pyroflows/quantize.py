@@ -194,12 +194,21 @@ class Quantized(nn.Module):
             context: ``(n, *context_shape)`` for a conditional flow.
             samples: draws of the noise a score, for a tighter bound than the model's own.
 
+        Raises:
+            ValueError: no rows, rows of another shape, or what ``log_prob`` raises.
+
         Example:
             >>> import torch, pyroflows as pf
             >>> q = pf.quantized(pf.nice(4), bins=16)
             >>> 4 < q.bits_per_dim(torch.zeros(3, 4)) < 8  # 4 is what knowing nothing costs
             True
         """
+        event = tuple(self.event_shape)
+        if x.dim() != 1 + len(event) or tuple(x.shape[1:]) != event or len(x) == 0:
+            raise ValueError(
+                f"x: expected rows of shape (n, {', '.join(map(str, event))}), at least one, got "
+                f"{tuple(x.shape)}"
+            )
         draws = self.samples if samples is None else samples
         noise = self.dequantizer or "uniform"
         tight = Quantized(self.flow, self.bins, noise, self.logit, draws)

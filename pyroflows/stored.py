@@ -8,7 +8,6 @@ tensors under their first name.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,41 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
+from pyroflows.whole_files import sync_folder, write_atomically
+
 FORMAT = 1
 CONFIG, TENSORS = "config.json", "model.safetensors"
 _NEXT = ".model.safetensors.next"
 _LARGEST_CONFIG = 64 * 2**20
 _AGAIN = "get the folder again from where it was saved, or save anew"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file by one with other bytes; at no moment is there a part of either.
-
-    Args:
-        path: of the file.
-        data: all of it.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -75,7 +46,7 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor
     write_atomically(folder / _NEXT, data)
     write_atomically(folder / CONFIG, text.encode())
     os.replace(folder / _NEXT, folder / TENSORS)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _finish_earlier(folder: Path) -> None:

@@ -26,6 +26,8 @@ ROWS = [
         "base_distribution",
         "pixel_laws",
         "pixel_distribution",
+        "whole_files",
+        "text_tables",
     ],
     ["transforms"],
     ["store"],

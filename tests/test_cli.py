@@ -207,7 +207,7 @@ def test_pairs_show_as_many_samples_as_rows(fitted):
 def test_errors_speak_of_the_command_line(tmp_path):
     assert "pyroflows fit" in fails("sample", tmp_path / "nowhere")
     data = write_csv(tmp_path / "one.csv", ["a"], [[x] for x in range(50)])
-    assert "use maf" in fails("fit", data, "--out", tmp_path / "one")
+    assert "pf.maf or pf.iaf takes one" in fails("fit", data, "--out", tmp_path / "one")
 
 
 def test_report_is_one_page_with_its_pictures(fitted, tmp_path):
@@ -373,6 +373,72 @@ def test_tables_of_every_kind_are_the_same(tmp_path):
     assert gzip.open(tmp_path / "a.csv.gz", "rt", encoding="utf-8").readline().startswith("Ein")
 
 
+IRIS = "5.1,3.5,setosa\n4.9,3.0,setosa\n7.0,3.2,versicolor\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "rows"),
+    [
+        (IRIS, None, 3),  # words, but all the way
+        ("x,y,kind\n" + IRIS, ["x", "y", "kind"], 3),
+        ("x,2,kind\n" + IRIS, ["x", "2", "kind"], 3),
+        (",a\n0,1\n1,2\n", ["column_1", "a"], 2),
+        ("a,b\n,2\nNA,3\n", ["a", "b"], 2),
+        ("#,%\n1,2\n", ["#", "%"], 1),
+        ("1,-,3\n4,5,6\n", None, 2),  # a mark is no name
+        ("1_000,2\n3,4\n", None, 2),
+        ("1,?,3\n4,5,6\n", None, 2),
+        ("5.1,3.5,setosa\n", None, 1),
+        ("a\n1\n2\n", ["a"], 2),
+    ],
+)
+def test_the_first_line_has_names_where_words_stand_above_numbers(content, names, rows, tmp_path):
+    (tmp_path / "t.csv").write_text(content)
+    table = read_table(tmp_path / "t.csv")
+    assert table.header is (names is not None)
+    assert table.names == (names or [f"column_{i + 1}" for i in range(len(table.names))])
+    assert len(table.values) == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "first"),
+    [
+        ("1,5;2,5;3,5\n4,5;5,5;6,5\n", None, [np.nan] * 3),
+        ("\na;b\n1;2\n3;4\n", ["a", "b"], [1, 2]),
+        ("a;b\n1,5;2\n3,5;4\n", ["a", "b"], [np.nan, 2]),
+        ('a,"b; c"\n1,2\n', ["a", "b; c"], [1, 2]),
+        ('"a;b;c",d\n"1\n",2\n', ["a;b;c", "d"], [1, 2]),
+        ("a\tb, in m\n1\t2\n", ["a", "b, in m"], [1, 2]),
+        ("n,text\n1," + "x" * 150_000 + "\n", None, "not a CSV"),
+        (",".join(["1"] * 100_000) + "\n", None, [1] * 100_000),
+    ],
+)
+def test_the_separator_cuts_all_lines_alike(content, names, first, tmp_path):
+    (tmp_path / "t.csv").write_text(content)
+    if isinstance(first, str):
+        with pytest.raises(ValueError, match=first):
+            read_table(tmp_path / "t.csv")
+        return
+    table = read_table(tmp_path / "t.csv")
+    assert table.names == (names or [f"column_{i + 1}" for i in range(len(first))])
+    assert np.array_equal(table.values[0], first, equal_nan=True)
+
+
+def test_fit_says_what_it_took_the_first_line_for(tmp_path):
+    rows = [[*row, "here"] for row in rows_of(60).tolist()]
+    small = ["--flow", "nice", "--layers", "2", *SMALL[2:]]
+    bare = ok("fit", write_csv(tmp_path / "b.csv", None, rows), "--out", tmp_path / "b", *small)
+    assert "60 rows, 60 of them usable" in bare.output
+    assert "no names in the first line: 'column_1', 'column_2' and 2 more" in bare.output
+    data = write_csv(tmp_path / "n.csv", [*NAMES, "place"], rows)
+    named = ok("fit", data, "--out", tmp_path / "n", *small)
+    assert "names in the first line: 'Einkommen (€)', " in named.output
+    assert "first line" not in ok("fit", data, "--header", "--out", tmp_path / "h", *small).output
+    (tmp_path / "c.csv").write_text("a;b\n" + "1,5;2,5\n" * 30)
+    line = fails("fit", tmp_path / "c.csv", "--out", tmp_path / "c")
+    assert "no column of numbers, '1,5' in line 2 is none; decimals have a point" in line
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -484,34 +550,6 @@ def test_python_m_runs_it():
     assert "distill" in done.stdout
 
 
-LAYOUTS = {
-    "iris": ("5.1,3.5,setosa\n4.9,3.0,setosa\n", ["column_1", "column_2", "column_3"], 2),
-    "named": ("a,b,kind\n5.1,3.5,setosa\n", ["a", "b", "kind"], 1),
-    "years": ("name,1990,1991\n5,3.5,1\n", ["name", "1990", "1991"], 1),
-    "index": (",a,kind\n0,3.5,setosa\n", ["column_1", "a", "kind"], 1),
-    "words only": ("a,b\nx,y\n", ["a", "b"], 1),
-    "decimal commas": ("1,5;2,5;3,5\n4,5;5,5;6,5\n", ["1,5", "2,5", "3,5"], 1),
-    "blank first line": ("\na;b\n1;2\n", ["a", "b"], 1),
-    "tabs": ("a, one\tb\n1\t2\n", ["a, one", "b"], 1),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_headers_and_separators_are_told_by_the_first_lines(tmp_path, layout):
-    text, names, rows = LAYOUTS[layout]
-    (tmp_path / "x.csv").write_text(text)
-    table = read_table(tmp_path / "x.csv")
-    assert table.names == names
-    assert len(table.values) == rows
-
-
-def test_a_first_line_with_numbers_that_is_taken_as_names_is_told(tmp_path):
-    rows = rows_of(60).tolist()
-    data = write_csv(tmp_path / "x.csv", ["1", "-", "3"], rows)
-    done = ok("fit", data, "--out", tmp_path / "out", "--epochs", 1)
-    assert "the first line is taken as names, '1', '-', '3'" in done.output
-
-
 @pytest.mark.parametrize(("below", "known", "rows"), [(0, 10, 500), (2, 2000, 10_000), (3, 60, 30)])
 def test_chance_explains_outliers_99_times_in_a_hundred(below, known, rows):
     rng = np.random.default_rng(0)
@@ -520,6 +558,21 @@ def test_chance_explains_outliers_99_times_in_a_hundred(below, known, rows):
     counts = rng.binomial(rows, share)
     assert (counts > allowed).mean() < 0.012
     assert (counts > allowed - 1).mean() > 0.008
+
+
+@pytest.mark.parametrize("tail", ["gaussian", "cauchy"])
+@pytest.mark.parametrize(("known", "rows"), [(100, 10_000), (300, 300)])
+def test_a_row_is_far_out_by_chance_less_than_once_in_a_hundred_tables(tail, known, rows):
+    rng = np.random.default_rng(0)
+
+    def scores(count):
+        if tail == "gaussian":
+            return -rng.chisquare(5, count) / 2
+        return -np.log1p(rng.standard_cauchy(count) ** 2)
+
+    alarms = [scores(rows).min() < using._least(scores(known), rows) for _ in range(1000)]
+    assert np.mean(alarms) < 0.012
+    assert using._least(scores(known), rows) > -150  # a row that is wrong is still told
 
 
 def test_check_takes_a_flow_and_leaves_it_as_it_was(tmp_path, monkeypatch):
@@ -569,7 +622,12 @@ def test_a_report_leaves_out_draws_that_are_not_finite(fitted, tmp_path, monkeyp
         return rows
 
     monkeypatch.setattr(made.flow, "sample", broken)
+    assert len(np.concatenate(list(made.draws(1)))) == 1  # the first draw was infinite
+    calls.clear()
     facts = page.judged(made, 100)
     assert facts["draws"].shape == (100, 3)
     assert np.isfinite(facts["draws"]).all()
     assert np.isfinite(facts["gaussian"])
+    monkeypatch.setattr(made.flow, "sample", lambda shape: sample(shape) * torch.nan)
+    with pytest.raises(ValueError, match="samples are not finite"):
+        list(made.draws(10))

@@ -130,6 +130,35 @@ def test_check_flow_takes_a_factory_or_a_flow():
         assert torch.equal(value, before[key])
 
 
+def test_check_flow_leaves_a_flow_that_its_factory_returns_again_and_again():
+    flow = pf.maf(2, layers=1, hidden=(8,))
+    before = {k: v.clone() for k, v in flow.state_dict().items()}
+    testing.check_flow(lambda: flow, laws=["repr", "state", "every_feature_moves", "large_weights"])
+    testing.check_density_integrates_to_one(lambda: flow)
+    for key, value in flow.state_dict().items():
+        assert value.dtype == before[key].dtype
+        assert torch.equal(value, before[key])
+
+
+def one_layer_frozen():
+    flow = pf.nice(2, layers=2, hidden=(8,))
+    flow.transform[0].requires_grad_(False)
+    return flow
+
+
+LITTLE_TO_TRAIN = {
+    "no parameters": lambda: pf.Flow(pf.transforms.Permute([1, 0]), shape=(2,)),
+    "one layer frozen": one_layer_frozen,
+    "all frozen": lambda: pf.nice(2, layers=2, hidden=(8,)).requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("name", LITTLE_TO_TRAIN)
+def test_flows_with_little_to_train_keep_the_laws(name):
+    moves = {"every_feature_moves"} if name == "no parameters" else set()  # it does copy
+    testing.check_flow(LITTLE_TO_TRAIN[name], laws=sorted(testing.LAWS.keys() - moves - {"nuts"}))
+
+
 def test_check_flow_names_the_law_that_is_broken():
     with pytest.raises(AssertionError, match="fast: expected 'both', got 'sample'"):
         testing.check_flow(pf.iaf(2, layers=1, hidden=(8,)), fast="both", laws=[])

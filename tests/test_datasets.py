@@ -317,6 +317,17 @@ def test_uci_table_with_tabs_labels_and_ragged_lines(folder: Path) -> None:
     write_table(folder, "ragged.csv.gz", "1,2\n3\n")
     with pytest.raises(ValueError, match="different numbers of fields"):
         datasets.uci("ragged")
+    for text in ("", "a,b\n"):
+        write_table(folder, "empty.csv.gz", text)
+        with pytest.raises(ValueError, match="no rows"):
+            datasets.uci("empty")
+
+
+def test_uci_table_keeps_a_column_whose_missing_cells_are_marked(folder: Path) -> None:
+    lines = [f"{k},{'?' if k == 3 else k / 2}" for k in range(21)]
+    write_table(folder, "marked.csv.gz", "\n".join(["a,b", *lines]))
+    with pytest.warns(UserWarning, match="marked: dropped 1 of 21 rows with missing values"):
+        assert datasets.uci("marked").train.shape == (16, 2)
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -348,7 +359,12 @@ def test_mnist_from_idx_files(folder: Path) -> None:
 
 
 def test_idx_rejects_other_content(tmp_path: Path) -> None:
-    for content in (b"", b"\x00\x00\x0d\x01\x00\x00\x00\x00", b"\x00\x00\x08\x01\x00\x00\x00\x02a"):
+    for content in (
+        b"",
+        b"\x00\x00\x0d\x01\x00\x00\x00\x00",
+        b"\x00\x00\x08\x01\x00\x00\x00\x02a",
+        b"\x00\x00\x08\x03\x00\x00",
+    ):
         path = tmp_path / "wrong.gz"
         path.write_bytes(gzip.compress(content))
         with pytest.raises(ValueError, match=r"wrong\.gz"):

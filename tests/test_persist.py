@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 import pyroflows as pf
 from pyroflows import flows, stored
-from pyroflows.described import decode, encode
+from pyroflows.described import BASES, decode, encode
 from pyroflows.flows import builder
 from pyroflows.testing import randomize
 
@@ -356,6 +356,20 @@ def test_hub(tmp_path, monkeypatch):
     x = torch.randn(3, 2)
     for same in (pf.from_hub("me/flow"), pf.load("hf://me/flow")):
         assert torch.equal(scores(same, x, None), scores(flow, x, None))
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_every_base_in_the_table_can_be_written(kind):
+    given = {
+        "StudentT": (3.0, 0.0, 2.0),
+        "Exponential": (2.0,),
+        "Dirichlet": (torch.tensor([1.0, 2.0]),),
+        "MultivariateNormal": (torch.zeros(2), torch.eye(2)),
+    }
+    made = getattr(dist, kind)(*given.get(kind, (1.0, 2.0)))
+    same = decode(encode(made, "base"), "base")
+    x = made.sample((4,))
+    assert torch.equal(same.log_prob(x), made.log_prob(x))
 
 
 @pytest.mark.parametrize("used", [False, True], ids=["new", "used"])

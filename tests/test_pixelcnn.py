@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import pickle
 import time
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyroflows as pf
 from pyroflows.nets import PixelNet
@@ -464,8 +466,28 @@ def test_contexts_that_do_not_fit_are_refused():
         model.sample((2,))
     with pytest.raises(ValueError, match="floating point"):
         model(F.one_hot(torch.tensor([0, 1]), 3))
-    with pytest.raises(ValueError, match="takes none"):
-        make()(torch.zeros(2, 3))
+    for context in (torch.zeros(2, 3), [1, 2]):
+        with pytest.raises(ValueError, match="takes none, got one of shape"):
+            make()(context)
+
+
+class CountReads(TorchDispatchMode):
+    """How often a tensor's value was asked for: each time a GPU is waited for."""
+
+    reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("validate_args", "reads"), [(True, 1), (None, 1), (False, 0)])
+def test_labels_are_looked_at_once_and_where_it_was_asked_for(validate_args, reads):
+    model, labels = make(classes=3), torch.tensor([[0, 2], [1, 1]])
+    with CountReads() as count:
+        d = model(labels, validate_args=validate_args)
+    assert count.reads == reads
+    assert torch.equal(d.context, F.one_hot(labels, 3).to(d.context.dtype))
 
 
 def test_uses_that_do_not_fit_are_refused():
@@ -473,8 +495,9 @@ def test_uses_that_do_not_fit_are_refused():
     known = torch.ones(4, 5, dtype=torch.bool)
     with pytest.raises(ValueError, match="no classes"):
         make().classify(x)
-    for prior in ([1.0, 2.0], [0.0, 0.0, 0.0], [1.0, -1.0, 1.0]):
-        with pytest.raises(ValueError, match="prior: expected 3 weights"):
+    bad = [1.0, 2.0], [0.0] * 3, [1.0, -1.0, 1.0], [math.inf, 1.0, 1.0], [math.nan, 1.0, 1.0]
+    for prior in bad:
+        with pytest.raises(ValueError, match="prior: expected 3 finite weights"):
             model.classify(x, prior)
     with pytest.raises(ValueError, match="first 7"):
         model.classify(torch.full((1, 4, 5), 7))

@@ -536,6 +536,14 @@ def test_bad_values_of_log_prob(name):
 
 
 BAD_ARGUMENTS = {
+    "no_rows": (
+        lambda: pf.quantized(small(), 8).bits_per_dim(torch.zeros(0, 2)),
+        r"x: expected rows of shape \(n, 2\), at least one, got \(0, 2\)",
+    ),
+    "one_row": (
+        lambda: pf.quantized(small(), 8).bits_per_dim(torch.zeros(2)),
+        r"x: expected rows of shape \(n, 2\), at least one, got \(2,\)",
+    ),
     "one_bin": (lambda: pf.quantized(small(), 1), "bins: expected an integer >= 2, got 1"),
     "half_bins": (lambda: pf.quantized(small(), 2.5), "bins: expected an integer >= 2, got 2.5"),
     "logit": (lambda: pf.quantized(small(), 8, logit=0.5), r"logit: .*\(0, 0.5\).*got 0.5"),

@@ -75,13 +75,22 @@ def choose(table: Table, options: Sequence[str]) -> tuple[list[str], list[str]]:
                 "choose others with --columns"
             )
     if not names:
-        raise ValueError("the table has no column of numbers")
+        _, first = next(iter(table.words.values()), (0, ""))
+        hint = f", {first} is none; decimals have a point, not a comma" if first else ""
+        raise ValueError(f"the table has no column of numbers{hint}")
     if len(names) > MOST_COLUMNS:
         raise ValueError(
             f"the table has {len(names)} columns of numbers; a flow here takes up to "
             f"{MOST_COLUMNS}: choose with --columns"
         )
     return names, left_out
+
+
+def seen(table: Table) -> str:
+    """What the first line of a text was taken for, where nobody said it."""
+    if table.header:
+        return f"names in the first line: {listed(table.names)} (--no-header if it is a row)"
+    return f"no names in the first line: {listed(table.names, 2)} (--header if it has them)"
 
 
 def values_of(table: Table, names: Sequence[str]) -> np.ndarray:

@@ -15,7 +15,7 @@ import typer
 from pyroflows.cli import columns as cols
 from pyroflows.cli.output import Json, command, note, result
 from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
-from pyroflows.cli.tables import number, read_table
+from pyroflows.cli.tables import BINARY, kind_of, read_table
 from pyroflows.distill import distill as distill_flow
 from pyroflows.distill import student_of
 from pyroflows.distribution import Flow
@@ -26,7 +26,6 @@ from pyroflows.rows import shuffled
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
 Overwrite = Annotated[bool, typer.Option(help="Write into a folder that is not empty.")]
 Seed = Annotated[int, typer.Option(help="Fixes everything random.", min=0)]
-COUPLINGS = ("nice", "nsf", "realnvp")  # they split the columns in two
 
 
 @command
@@ -94,12 +93,12 @@ def fit(
     options = _sizes(make, layers, hidden)
     check_out(out, overwrite)
     table = read_table(data, header)
+    if header is None and kind_of(data) not in BINARY:
+        note(cols.seen(table))
     names, left_out = cols.choose(table, columns or [])
     values = cols.values_of(table, names)
     usable, counts = cols.usable(values, names)
     values = values[usable]
-    if header is None and table.header and any(number(name) is not None for name in table.names):
-        note(f"note: the first line is taken as names, {cols.listed(table.names)}; or --no-header")
     for line in cols.report_rows(counts):
         note(line)
     if left_out:
@@ -120,10 +119,6 @@ def fit(
     if len(values) - held < 10:
         raise ValueError(f"--test: {test} of {len(values)} rows leaves less than 10 to train on")
     train, test_rows = values[order[held:]], values[order[:held]]
-    if len(names) == 1 and flow in COUPLINGS:
-        raise ValueError(
-            f"--flow: {flow} takes two columns or more, got {names[0]!r} alone; use maf"
-        )
     made = make(len(names), support=cols.support_of(bounds), **options)
     made = made.to(getattr(torch, dtype))
     rows = torch.tensor(train, dtype=getattr(torch, dtype))

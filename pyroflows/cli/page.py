@@ -13,7 +13,7 @@ import numpy as np
 
 from pyroflows.cli.runs import Run, log_prob
 from pyroflows.history import History
-from pyroflows.stored import write_atomically
+from pyroflows.whole_files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import math
 import zlib
 from array import array
 from collections import Counter
@@ -17,7 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+from pyroflows.text_tables import LOOKED_AT, is_header, number, separator_of
+
 BINARY = (".npy", ".parquet")
 KINDS = (".csv", ".tsv", ".txt", *BINARY)
 
@@ -57,8 +57,8 @@ def read_table(path: Path, header: bool | None = None) -> Table:
 
     Args:
         path: of the file.
-        header: whether the first line of a CSV names the columns; None to see: it does where all
-            its cells are words, or one is in a column that goes on with a number.
+        header: whether the first line of a CSV names the columns; None to see: it does where none
+            of its cells is a number, or where a word stands above numbers.
 
     Raises:
         ValueError: no file, an unknown kind, no rows, lines of different lengths, not UTF-8.
@@ -82,10 +82,10 @@ def read_table(path: Path, header: bool | None = None) -> Table:
 
 @contextmanager
 def csv_lines(path: Path) -> Iterator[Iterator[list[str]]]:
-    """The lines of a CSV as cells, the separator a tab, a semicolon or a comma as they tell."""
+    """The lines of a CSV as cells, cut at its separator: comma, semicolon or tab."""
     try:
         with _open_text(path) as file:
-            separator = _separator(file)
+            separator = separator_of(file)
             file.seek(0)
             yield csv.reader(file, delimiter=separator)
     except UnicodeError:
@@ -96,57 +96,21 @@ def csv_lines(path: Path) -> Iterator[Iterator[list[str]]]:
         raise ValueError(f"{path}: is not a gzip file, or cut short ({error})") from None
 
 
-def _separator(file: IO[str]) -> str:
-    """The first that stands equally often in each of the first lines, else the commonest.
-
-    A comma comes last: it may be a decimal point in a table with semicolons.
-    """
-    filled = (line for line in file if line.strip())
-    counts = [Counter(line) for line in islice(filled, 10)]
-    for separator in "\t;,":
-        times = {count[separator] for count in counts}
-        if len(times) == 1 and times != {0}:
-            return separator
-    return max(",;\t", key=lambda separator: sum(count[separator] for count in counts))
-
-
 def _open_text(path: Path) -> IO[str]:
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return open(path, encoding="utf-8-sig", newline="")
 
 
-def number(cell: str) -> float | None:
-    """A cell's number, NaN if it is missing, None if it is a word."""
-    cell = cell.strip()
-    if cell.lower() in MISSING:
-        return float("nan")
-    try:
-        return None if "_" in cell else float(cell)  # Python alone reads 1_000 as a number
-    except ValueError:
-        return None
-
-
-def _is_header(first: list[str], second: list[str]) -> bool:
-    """Whether the first line names the columns of the second.
-
-    A word in it may also be a value, of a column of words: then the second line has one there too.
-    """
-    values, below = ([number(cell) for cell in cells] for cells in (first, second))
-    if not below or all(value is None or math.isnan(value) for value in values):
-        return None in values
-    return any(a is None and b is not None for a, b in zip(values, below, strict=False))
-
-
 def _read_csv(path: Path, header: bool | None) -> Table:
     numbers, names, words = array("d"), [], {}
-    with csv_lines(path) as reader:
-        lines = ((reader.line_num, cells) for cells in reader if cells)
-        start = list(islice(lines, 2))
-        for line, cells in chain(start, lines):
+    with csv_lines(path) as lines:
+        numbered = ((lines.line_num, cells) for cells in lines if cells)
+        first = list(islice(numbered, LOOKED_AT))
+        if header is None and first:
+            header = is_header(first[0][1], [cells for _, cells in first[1:]])
+        for line, cells in chain(first, numbered):
             if not names:
-                if header is None:
-                    header = _is_header(cells, start[-1][1] if len(start) > 1 else [])
                 names = [f"column_{i + 1}" for i in range(len(cells))]
                 if header:
                     stripped = (" ".join(cell.split()) for cell in cells)

@@ -82,9 +82,10 @@ def score(
 
     An outlier scores below a quantile of the rows that the flow was trained on: of rows like those,
     about that share is below it. One that is further below all rows that the run keeps than these
-    are apart is far out. Rows with missing cells get no score and are counted. The exit code is 1
-    if there are more outliers than [bold]--max-outliers[/]; without it if one is far out, or if
-    there are more than the run's held-out rows let expect 99 times in a hundred.
+    are apart, and than chance puts one of so many rows, is far out. Rows with missing cells get no
+    score and are counted. The exit code is 1 if there are more outliers than
+    [bold]--max-outliers[/]; without it if one is far out, or if there are more than the run's
+    held-out rows let expect 99 times in a hundred.
 
     Example: pyroflows score run/ data.csv --out scored.csv
     """
@@ -103,7 +104,7 @@ def score(
     outliers = scores < threshold  # a NaN is not
     held = made.scores(made.held)
     known = np.concatenate([trained, held])
-    far = scores < 2 * known.min() - known.max()
+    far = scores < _least(known, int(scored.sum()))
     if out is not None:
         _write_scored(data, out, table, scores)
     finite = scores[np.isfinite(scores)]
@@ -132,6 +133,18 @@ def score(
         allowed = _by_chance(said["scored"], int((held < threshold).sum()), len(held))
     if said["outliers"] > allowed or (max_outliers is None and said["far_out"]):
         raise typer.Exit(1)
+
+
+def _least(known: np.ndarray, rows: int) -> float:
+    """Where no score of ``rows`` new rows is below, 99 times in a hundred, by those of known rows.
+
+    A log-density's tail is at most exponential: ``exp`` of it is what falls off. The lowest of n
+    such scores is about log(n) of its scales below the highest, so that the lowest of ``100 rows``
+    is less than log(100 rows) of them further down.
+    """
+    lowest, highest = known.min(), known.max()
+    times = max(1.0, math.log(100 * max(rows, 1)) / math.log(len(known)))
+    return float(lowest - times * (highest - lowest))
 
 
 def _by_chance(rows: int, below: int, known: int) -> int:

@@ -40,6 +40,8 @@ def read_idx(path: Path) -> Bytes:
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path.name} is not an idx file of unsigned bytes")
     start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise ValueError(f"{path.name} ends within its header")
     shape = struct.unpack(f">{content[3]}I", content[4:start])
     if len(content) - start != math.prod(shape):
         raise ValueError(f"{path.name} does not hold the {shape} values its header states")

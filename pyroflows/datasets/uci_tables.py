@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
-import math
+import io
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from pyroflows.datasets.folder import VARIABLE, data_folder
 from pyroflows.datasets.split import Split, resolved_dtype, seeded, shuffled_split
+from pyroflows.text_tables import is_header, number, separator_of
 
 _REGRESSION = "uci_regression"
 _TABULAR = "uci_tabular"
@@ -112,39 +114,32 @@ def read_table(path: Path, *, label_columns: int = 0) -> npt.NDArray[np.float64]
     """Read the numeric columns of a compressed text table.
 
     Args:
-        path: a gzip file, separated by commas or tabs. A first line without a single
-            number is taken for a header.
+        path: a gzip file, separated by tabs, semicolons or commas. A first line without a
+            single number, or with a word above numbers, is taken for a header.
         label_columns: how many columns to drop at the end.
 
     Returns:
-        An array of shape ``(n, columns)``, NaN where a field is empty.
+        An array of shape ``(n, columns)``, NaN where a field is empty or says it is missing,
+        as ``?`` does.
 
     Raises:
-        ValueError: if the lines differ in their number of fields.
+        ValueError: if the lines differ in their number of fields, or there are none.
     """
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        text = [line.strip() for line in lines if line.strip()]
-    separator = "\t" if "\t" in text[0] else ","
-    fields = [line.split(separator) for line in text]
-    if len({len(line) for line in fields}) != 1:
+        text = io.StringIO("\n".join(line.strip() for line in lines if line.strip()))
+    separator = separator_of(text)
+    text.seek(0)
+    fields = list(csv.reader(text, delimiter=separator))
+    if len({len(line) for line in fields}) > 1:
         raise ValueError(f"{path.name} has lines with different numbers of fields")
-    if all(_number(field) is None for field in fields[0]):
+    if fields and is_header(fields[0], fields[1:]):
         fields = fields[1:]
+    if not fields:
+        raise ValueError(f"{path.name} has no rows")
     kept = len(fields[0]) - label_columns
-    columns = [[_number(field) for field in column] for column in zip(*fields, strict=True)]
+    columns = [[number(field) for field in column] for column in zip(*fields, strict=True)]
     numeric = [column for column in columns[:kept] if None not in column]
     return np.array(numeric, dtype=np.float64).T
-
-
-def _number(field: str) -> float | None:
-    """Return the number in a field, NaN for an empty one and None for text."""
-    field = field.strip()
-    if not field:
-        return math.nan
-    try:
-        return float(field)
-    except ValueError:
-        return None
 
 
 def _files() -> dict[str, Path]:
