@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,15 @@ from pyroflows.checkpoint import open_checkpoints, shapes_of
 from pyroflows.dequantize import fixed_noise
 from pyroflows.distribution import Flow
 from pyroflows.history import History
-from pyroflows.nets.causal import CausalBlock
-from pyroflows.nets.dropping import Dropping
 from pyroflows.processes import gathered, open_fabric
 from pyroflows.quantize import bits_per_dim, quantized
+from pyroflows.regularisation import (
+    checked_dropout,
+    default_dropout,
+    default_weight_decay,
+    features,
+    set_dropout,
+)
 from pyroflows.rows import checked_rows, reference
 from pyroflows.sources import (
     Source,
@@ -203,8 +207,8 @@ def fit(
     )
     shard = fabric.global_rank, fabric.world_size
     train, held = sources(flow, x, context, val, batch_size, seed, shard)
-    plenty = count_rows(train) / _features(flow)
-    dropout = _default_dropout(flow, plenty) if dropout is None else _checked_dropout(flow, dropout)
+    plenty = count_rows(train) / features(flow)
+    dropout = default_dropout(flow, plenty) if dropout is None else checked_dropout(flow, dropout)
     batches = batches_of(train, batch_size, seed, shard)
     steps = count_batches(batches)
     if len(counts := set(gathered(fabric, steps))) > 1:
@@ -212,7 +216,7 @@ def fit(
     settings = Settings(
         max_epochs=max_epochs or min(max(8000 // steps, 20), 300),
         lr=lr,
-        weight_decay=min(100 / plenty, 1.0) if weight_decay is None else weight_decay,
+        weight_decay=default_weight_decay(plenty) if weight_decay is None else weight_decay,
         clip=clip,
         patience=patience,
         average=_default_average(steps) if average is None else average,
@@ -228,14 +232,14 @@ def fit(
     try:
         if start and (keep is None or keep.found is None):
             _start(flow, train)
-        _set_dropout(flow, dropout)
+        set_dropout(flow, dropout)
         history = _empty_history(flow)
         return optimise(flow, _Loss(flow), batches, evaluate, settings, fabric, keep, history)
     except ValueError:
         flow.load_state_dict(before)  # a bad batch of a loader: as if nothing had been done
         raise
     finally:
-        _set_dropout(flow, 0.0)
+        set_dropout(flow, 0.0)
         flow.eval()
 
 
@@ -248,42 +252,6 @@ def _empty_history(flow: Flow) -> History:
 
 def _default_average(steps: int) -> float:
     return 1 - 1 / min(max(4 * steps, 100), 2000)
-
-
-def _features(flow: Flow) -> int:
-    """How many numbers of a row its nets have weights of their own for, in and out."""
-    if len(flow.event_shape) == 3:
-        return flow.event_shape[0]
-    is_signal = any(isinstance(module, CausalBlock) for module in flow.modules())
-    return 1 if is_signal else flow.event_shape.numel()
-
-
-def _default_dropout(flow: Flow, rows_a_feature: float) -> float:
-    """0.2 below 100 rows a feature, log-linearly to 0 at 10,000."""
-    if not _scores_in_one_pass(flow) or rows_a_feature == math.inf:
-        return 0.0
-    return 0.2 * min(max(math.log(1e4 / rows_a_feature) / math.log(100), 0.0), 1.0)
-
-
-def _scores_in_one_pass(flow: Flow) -> bool:
-    return flow.fast in ("log_prob", "both")
-
-
-def _checked_dropout(flow: Flow, share: float) -> float:
-    check_share(dropout=share)
-    if share and not _scores_in_one_pass(flow):
-        raise ValueError(
-            f"dropout: expected 0 for a flow with fast={flow.fast!r}, whose inverse is solved for "
-            f"with the nets as they are, got {share}"
-        )
-    return share
-
-
-def _set_dropout(flow: Flow, share: float) -> None:
-    """Our networks carry their dropout as a plain number, used while training."""
-    for module in flow.modules():
-        if isinstance(module, Dropping):
-            module.dropout = share
 
 
 def _start(flow: Flow, train: Source) -> None:

@@ -63,8 +63,7 @@ def _builder(name: str, given: Builder | None, trust: bool) -> Builder:
         return own[name]
     if given is not None:
         return given
-    module, colon, path = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise OutsideError(
             f"config.json: unknown builder {name!r}, this version has {', '.join(sorted(own))}; "
             "update pyroflows, or pass builder="
@@ -75,11 +74,23 @@ def _builder(name: str, given: Builder | None, trust: bool) -> Builder:
             "function as builder=, or trust=True to import it (that runs its code)"
         )
     try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
+        return import_by_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"builder: cannot import {name!r} ({error}); pass the function as builder="
         ) from None
+
+
+def import_by_name(name: str) -> Any:
+    """What ``"module:path"`` names.
+
+    Raises:
+        ImportError: there is no such module.
+        AttributeError: the module has no such thing.
+        ValueError: the name is not of that form.
+    """
+    module, _, path = name.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
     return found

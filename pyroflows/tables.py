@@ -2,7 +2,8 @@
 
 Memory stays below four buffers of 32 MiB (blocks read, joined, mixed, in the flow's dtype), a
 batch, and 65,536 rows held out for validation, whatever the size of the file; for Parquet a row
-group, which is read as a whole, counts as a buffer where it is larger.
+group, which is read as a whole, counts as a buffer where it is larger. Rows held out of a ``.npy``
+are read one by one, once, a seek each.
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from pyroflows.arguments import plain
-from pyroflows.checkpoint import Checkpoints, Passes
+from pyroflows.checkpoint import Checkpoints
 from pyroflows.compiling import prepare_compiler
 from pyroflows.history import History
+from pyroflows.passes import Passes
 from pyroflows.processes import draw_apart
 from pyroflows.progress import Progress
 from pyroflows.weights import Average, Snapshot

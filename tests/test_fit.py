@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import pyroflows as pf
-from pyroflows.fit import _set_dropout
 from pyroflows.nets.dropping import Dropping
+from pyroflows.regularisation import set_dropout
 from pyroflows.rows import Batches
 from pyroflows.sources import sources
 
@@ -149,10 +149,10 @@ def test_dropout_reaches_every_kind_of_net(build):
     pf.testing.randomize(flow, 1.0, 0)
     x = torch.ones(5, *flow.event_shape)
     plain = flow.eval().log_prob(x)
-    _set_dropout(flow, 0.5)
+    set_dropout(flow, 0.5)
     assert torch.equal(flow.log_prob(x), plain)
     assert not flow.train().log_prob(x).isclose(plain).all()
-    _set_dropout(flow, 0.0)
+    set_dropout(flow, 0.0)
     assert torch.equal(flow.log_prob(x), plain)
 
 

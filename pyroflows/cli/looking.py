@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -19,6 +18,7 @@ from pyroflows.cli.output import Json, command, note, on_terminal, result
 from pyroflows.cli.runs import read_run
 from pyroflows.distribution import Flow
 from pyroflows.flows import builders, examples
+from pyroflows.rebuilt import import_by_name
 
 COSTS = {
     "both": ("1 pass", "1 pass"),
@@ -160,9 +160,7 @@ def _maker(name: str, features: int) -> Callable[[], Flow]:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
+        found = import_by_name(name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot find {name!r}: {error}") from None
     if isinstance(found, Flow):

@@ -18,6 +18,7 @@ from pyroflows.cli.columns import check_names, values_of
 from pyroflows.cli.tables import Table
 from pyroflows.distribution import Flow
 from pyroflows.persist import load, save
+from pyroflows.rows import reference
 from pyroflows.whole_files import write_atomically
 
 FACTS, ROWS = "table.json", "rows.npz"
@@ -94,7 +95,7 @@ class Run:
 
     def tensor(self, values: np.ndarray) -> Tensor:
         """In the flow's dtype."""
-        return torch.tensor(values, dtype=next(self.flow.parameters()).dtype)
+        return torch.tensor(values, dtype=reference(self.flow).dtype)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch.distributions import biject_to
 
 from pyroflows.distribution import Flow
 from pyroflows.flows import builder, iaf
-from pyroflows.infer.guides import AutoFlow, bracketed
+from pyroflows.infer.guides import AutoFlow, bracketed, quantiles_of
 from pyroflows.infer.plates import (
     Plate,
     check_rows,
@@ -264,11 +264,7 @@ class AutoAmortizedFlow(AutoGuide):
             For each global site ``(levels, *site shape)``, for each local one
             ``(levels, items, *event shape)``.
         """
-        draws = self.sample_posterior(1000, *args, **kwargs)
-        return {
-            name: value.quantile(torch.as_tensor(quantiles).to(value), dim=0)
-            for name, value in draws.items()
-        }
+        return quantiles_of(self.sample_posterior(1000, *args, **kwargs), quantiles)
 
     __deepcopy__ = AutoFlow.__deepcopy__
     __getstate__ = AutoFlow.__getstate__

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyroflows.checkpoint import Checkpoints, Passes
+from pyroflows.checkpoint import Checkpoints
 from pyroflows.history import History
 from pyroflows.infer.particles import ERRORS, ChangedModelError
+from pyroflows.passes import Passes
 from pyroflows.progress import Progress
 from pyroflows.weights import Average
 

@@ -14,12 +14,13 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from pyroflows.arguments import check_positive, check_share, check_whole
-from pyroflows.checkpoint import Passes, open_checkpoints
+from pyroflows.checkpoint import open_checkpoints
 from pyroflows.compiling import compiled_transforms, prepare_compiler
 from pyroflows.history import History
 from pyroflows.infer.ascent import Ascent
 from pyroflows.infer.objectives import PathELBO
 from pyroflows.infer.particles import ERRORS, can_run_together, plate_nesting
+from pyroflows.passes import Passes
 from pyroflows.processes import draw_apart, make_same, open_fabric
 from pyroflows.progress import Progress
 

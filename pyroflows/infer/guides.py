@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,9 +19,11 @@ from torch.distributions import biject_to
 from pyroflows.arguments import check_positive
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.flows import iaf
-from pyroflows.infer.particles import ERRORS, ChangedModelError, LogJoint, is_subsampled, nesting
-from pyroflows.infer.start import best_gaussian, first_points
+from pyroflows.infer.particles import ChangedModelError, LogJoint, is_subsampled, nesting
+from pyroflows.infer.start import gaussian_start
 from pyroflows.transforms import ActNorm, Chain, Whiten
+
+STARTS = ("newton", "init")
 
 
 def _middle(site: dict) -> Tensor:
@@ -47,9 +48,12 @@ def bracketed(sites: Iterable[str]) -> str:
     return f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
 
 
-_WHITENED = 400  # up to so many dimensions a full covariance is worth its second derivatives
-_ASCENTS = 50  # up to so many dimensions there are several ascents
-STARTS = ("newton", "init")
+def quantiles_of(draws: dict[str, Tensor], levels: Sequence[float] | Tensor) -> dict[str, Tensor]:
+    """Quantiles ``(levels, *shape)`` of each site's draws ``(n, *shape)``."""
+    return {
+        name: value.quantile(torch.as_tensor(levels).to(value), dim=0)
+        for name, value in draws.items()
+    }
 
 
 class AutoFlow(AutoContinuous):
@@ -146,7 +150,9 @@ class AutoFlow(AutoContinuous):
             inner = self._build()
             start = self._init_loc().to(self.dtype)
             flow = self.around(inner, start)
-            flow.transform[-1].set(*self._start(start, args, kwargs))
+            narrow = self.init_scale * torch.eye(self.latent_dim).to(start)
+            log_p = LogJoint(self, args, kwargs)
+            flow.transform[-1].set(*gaussian_start(log_p, start, narrow, self.init == "newton"))
         except Exception as error:
             self.prototype_trace = None  # not set up: the next call tries again
             if isinstance(error, RuntimeError) and "no latent variables" in str(error):
@@ -227,52 +233,6 @@ class AutoFlow(AutoContinuous):
         kinds = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
         self.dtype = functools.reduce(torch.promote_types, kinds)  # the widest among all sites
 
-    def _start(self, start: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
-        """Location and factor of the outermost layer."""
-        narrow = self.init_scale * torch.eye(len(start)).to(start)
-        log_p = LogJoint(self, args, kwargs)
-        try:
-            log_p.settle(start)
-            points = first_points(log_p, start)
-        except ERRORS:  # the model says what is wrong where it is run for itself
-            return start, narrow
-        if not points:
-            raise ValueError(self._where_not_finite(log_p, start))
-        if self.init == "init" or len(start) > _WHITENED:
-            return points[0], narrow
-        # Several ascents, since there may be several modes; in many dimensions each is dear.
-        best, best_elbo = (points[0], narrow), -math.inf
-        for point in points if len(start) <= _ASCENTS else points[:1]:
-            try:
-                found = best_gaussian(log_p, point)
-            except ERRORS:  # no second derivatives
-                continue
-            if found is None or found[0] <= best_elbo:
-                continue
-            elbo, loc, tril = found
-            if loc.isfinite().all() and tril.isfinite().all() and (tril.diagonal() > 0).all():
-                best, best_elbo = (loc, tril), elbo
-        return best
-
-    def _where_not_finite(self, log_p: LogJoint, start: Tensor) -> str:
-        """What to tell of a model whose log-density is nowhere finite."""
-        try:
-            with torch.no_grad():
-                trace, _ = log_p.trace(start)
-                trace.compute_log_prob()
-        except ERRORS as error:
-            return f"model: it raises {type(error).__name__} near its start: {error}"
-        bad = [
-            name
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and not torch.isfinite(site["log_prob_sum"])
-        ]
-        return (
-            f"model: the log-density of site {', '.join(map(repr, bad)) or 'its sum'} is NaN or "
-            "infinite at the start and at 512 points around it; check its support and its data, "
-            "or pass another init_loc_fn="
-        )
-
     @property
     def whiten(self) -> Whiten:
         """The flow's outermost layer, the Gaussian it started from."""
@@ -346,11 +306,7 @@ class AutoFlow(AutoContinuous):
         Returns:
             For each site a tensor ``(levels, *site shape)``.
         """
-        draws = self.sample_posterior(10_000, *args, **kwargs)
-        return {
-            name: value.quantile(torch.as_tensor(quantiles).to(value), dim=0)
-            for name, value in draws.items()
-        }
+        return quantiles_of(self.sample_posterior(10_000, *args, **kwargs), quantiles)
 
     def __deepcopy__(self, memo: dict) -> AutoFlow:
         # Weights and Pyro's context are copied; the model and what was learnt of it are shared.

@@ -15,11 +15,73 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyroflows.infer.particles import ERRORS, LogJoint
+
 LogDensity = Callable[[Tensor], Tensor]  # (points, dimension) -> (points,)
 _ITERATIONS = 60
 _DRAWS = 64
 _CANDIDATES = 256
 _MORE = 4
+_WHITENED = 400  # up to so many dimensions a full covariance is worth its second derivatives
+_ASCENTS = 50  # up to so many dimensions there are several ascents
+
+
+def gaussian_start(
+    log_p: LogJoint, start: Tensor, narrow: Tensor, climb: bool
+) -> tuple[Tensor, Tensor]:
+    """Location ``(D,)`` and lower Cholesky factor ``(D, D)`` of a guide's first Gaussian.
+
+    Args:
+        log_p: of the model, not settled yet.
+        start: where to look first, ``(D,)``.
+        narrow: the factor where no better one is known or asked for.
+        climb: whether to look for a better one.
+
+    Raises:
+        ValueError: the model's log-density is finite at no point.
+    """
+    try:
+        log_p.settle(start)
+        points = first_points(log_p, start)
+    except ERRORS:  # the model says what is wrong where it is run for itself
+        return start, narrow
+    if not points:
+        raise ValueError(_where_not_finite(log_p, start))
+    if not climb or len(start) > _WHITENED:
+        return points[0], narrow
+    # Several ascents, since there may be several modes; in many dimensions each is dear.
+    best, best_elbo = (points[0], narrow), -math.inf
+    for point in points if len(start) <= _ASCENTS else points[:1]:
+        try:
+            found = best_gaussian(log_p, point)
+        except ERRORS:  # no second derivatives
+            continue
+        if found is None or found[0] <= best_elbo:
+            continue
+        elbo, loc, tril = found
+        if loc.isfinite().all() and tril.isfinite().all() and (tril.diagonal() > 0).all():
+            best, best_elbo = (loc, tril), elbo
+    return best
+
+
+def _where_not_finite(log_p: LogJoint, start: Tensor) -> str:
+    """What to tell of a model whose log-density is nowhere finite."""
+    try:
+        with torch.no_grad():
+            trace, _ = log_p.trace(start)
+            trace.compute_log_prob()
+    except ERRORS as error:
+        return f"model: it raises {type(error).__name__} near its start: {error}"
+    bad = [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not torch.isfinite(site["log_prob_sum"])
+    ]
+    return (
+        f"model: the log-density of site {', '.join(map(repr, bad)) or 'its sum'} is NaN or "
+        "infinite at the start and at 512 points around it; check its support and its data, "
+        "or pass another init_loc_fn="
+    )
 
 
 def first_points(log_p: LogDensity, start: Tensor) -> list[Tensor]:
