@@ -23,7 +23,7 @@ DATA, MODEL = "tab:blue", "tab:orange"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; background: #fff }
-h1, h2 { font-weight: 600 } h2 { margin-top: 2.5rem }
+h1, h2 { font-weight: 600; overflow-wrap: anywhere } h2 { margin-top: 2.5rem }
 table { border-collapse: collapse } td, th { padding: .25rem 1rem .25rem 0; text-align: left;
        vertical-align: top; border-bottom: 1px solid #ddd; overflow-wrap: anywhere }
 th { font-weight: 500; color: #555; white-space: nowrap } div { overflow-x: auto }
