@@ -80,7 +80,8 @@ class Base(nn.Module):
         if distribution.batch_shape or distribution.event_shape != shape:
             raise ValueError(
                 f"base: expected event shape {tuple(shape)} and no batch shape, got "
-                f"{tuple(distribution.event_shape)} and {tuple(distribution.batch_shape)}"
+                f"{tuple(distribution.event_shape)} and {tuple(distribution.batch_shape)}; give "
+                "it a parameter for each feature, and .to_event()"
             )
         while isinstance(distribution, torch.distributions.Independent):
             self.wraps += distribution.reinterpreted_batch_ndims

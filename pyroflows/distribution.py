@@ -149,7 +149,7 @@ class FlowDistribution(dist.TransformedDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, of shape ``(*sample, *batch)``."""
         # torch's vector constraints cannot check an empty tensor.
-        if self._validate_args and value.numel():
+        if self._validate_args and not (isinstance(value, Tensor) and not value.numel()):
             self._validate_sample(value)
         event_dim = len(self.event_shape)
         batch = value.shape[: value.dim() - event_dim]
@@ -298,20 +298,22 @@ class Flow(nn.Module):
         owner = self if self._reuses_draws else None
         return FlowDistribution(base, transform, self.event_shape, owner, validate_args)
 
-    def _context_batch(self, context: Tensor | None) -> Size:
+    def _context_batch(self, context: Any) -> Size:
         wanted = tuple(self.context_shape)
-        if not wanted:
-            raise ValueError(
-                f"context: this flow takes none, got a tensor of shape {tuple(context.shape)}"
-            )
-        if context is None:
-            raise ValueError(f"context: this flow needs one of shape (*batch, *{wanted}), got None")
-        cut = context.dim() - len(wanted)
-        if cut < 0 or tuple(context.shape[cut:]) != wanted:
-            raise ValueError(
-                f"context: expected shape (*batch, *{wanted}), got {tuple(context.shape)}"
-            )
-        return context.shape[:cut]
+        if wanted and isinstance(context, Tensor):
+            cut = context.dim() - len(wanted)
+            if cut >= 0 and tuple(context.shape[cut:]) == wanted:
+                return context.shape[:cut]
+        came = "None" if context is None else type(context).__name__
+        if isinstance(context, Tensor):
+            came = f"a tensor of shape {tuple(context.shape)}"
+        if wanted:
+            shape = f"(*batch, {', '.join(map(str, wanted))})"
+            raise ValueError(f"context: this flow needs one of shape {shape}, got {came}")
+        raise ValueError(
+            f"context: this flow takes none, got {came}; build it with context=..., and ask for "
+            "draws by sample(shape)"
+        )
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of ``(*batch, *shape)`` in nats."""

@@ -29,7 +29,7 @@ from pyroflows.regularisation import (
     features,
     set_dropout,
 )
-from pyroflows.rows import checked_rows, reference
+from pyroflows.rows import check_is_flow, checked_rows, reference
 from pyroflows.sources import (
     Source,
     batches_of,
@@ -65,7 +65,7 @@ def initialize(flow: Flow, x: Any, context: Any = None) -> None:
         context: ``(rows, *flow.context_shape)`` for a conditional flow.
 
     Raises:
-        ValueError: data that do not fit the flow.
+        ValueError: what is no flow, or data that do not fit it.
 
     Example:
         >>> import torch, pyroflows as pf
@@ -74,6 +74,7 @@ def initialize(flow: Flow, x: Any, context: Any = None) -> None:
         >>> flow.sample((1000,)).mean().round(decimals=-1)
         tensor(20.)
     """
+    check_is_flow(flow=flow)
     rows, context = checked_rows(flow, x, context)
     device = reference(flow).device
     context = None if context is None else context.to(device)
@@ -170,10 +171,10 @@ def fit(
         The course of training, with ``.plot()``.
 
     Raises:
-        ValueError: data that do not fit the flow (integers, or floats where it is a model of
-            integers, NaN, another shape, outside its support or on its border, no rows), an
-            argument out of range, a checkpoint of another training, or no compiler to compile with;
-            nothing is trained then.
+        ValueError: what is no flow, data that do not fit it (integers, or floats where it is a
+            model of integers, NaN, another shape, outside its support or on its border, no rows),
+            an argument out of range, a checkpoint of another training, or no compiler to compile
+            with; nothing is trained then.
         DivergedError: the loss was not finite again after three rollbacks; the flow holds the best
             weights found.
         OSError: a checkpoint could not be written; the flow holds the best weights so far, and the
@@ -186,6 +187,7 @@ def fit(
         >>> len(history.val)
         3
     """
+    check_is_flow(flow=flow)
     flow = flow if bins is None else quantized(flow, bins)
     check_positive(lr=lr, clip=clip)
     check_whole(1, patience=patience)

@@ -318,7 +318,8 @@ def _differing(a: nn.Module, b: nn.Module) -> str | None:
 def _check(name: str, value: Tensor, event: Size) -> None:
     if value.dim() < len(event) or value.shape[value.dim() - len(event) :] != event:
         raise ValueError(
-            f"{name}: expected shape (*batch, *{tuple(event)}), got {tuple(value.shape)}"
+            f"{name}: expected shape (*batch, {', '.join(map(str, event))}), got "
+            f"{tuple(value.shape)}"
         )
 
 

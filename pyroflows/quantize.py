@@ -279,7 +279,10 @@ class Quantized(nn.Module):
         """Refuse what is not whole numbers ``(*batch, *shape)`` from 0 to ``bins - 1``."""
         event = tuple(self.event_shape)
         if value.dim() < len(event) or tuple(value.shape[value.dim() - len(event) :]) != event:
-            raise ValueError(f"{name}: expected shape (*batch, *{event}), got {tuple(value.shape)}")
+            raise ValueError(
+                f"{name}: expected shape (*batch, {', '.join(map(str, event))}), got "
+                f"{tuple(value.shape)}"
+            )
         if value.numel() and not self.support.check(value).all():
             whole = "" if bool((value == value.floor()).all()) else "not all of them whole, "
             raise ValueError(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributions import constraints
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
 
 from pyroflows.distribution import Flow
 
@@ -206,6 +206,31 @@ def _refuse(name: str, what: str, bad: Tensor, remedy: str) -> None:
         raise ValueError(
             f"{name}: {len(where)} of {len(bad)} rows are {what} (rows {shown}); {remedy}"
         )
+
+
+def check_is_flow(**values: Any) -> None:
+    """See that these are flows, or models of integers, and nothing that is easily taken for one.
+
+    Args:
+        **values: by the argument's name.
+
+    Raises:
+        ValueError: one is a distribution, a builder, or something else.
+    """
+    for name, value in values.items():
+        if isinstance(value, nn.Module) and hasattr(value, "event_shape"):
+            continue
+        advice = "builders such as pf.nsf make one"
+        if isinstance(value, Distribution):
+            advice = "which is what a flow gives when it is called; pass the flow itself"
+        elif callable(value) and not isinstance(value, nn.Module):
+            advice = "which has to be called to make one, as in pf.nsf(features)"
+        raise ValueError(f"{name}: expected a flow, got {_named(value)}, {advice}")
+
+
+def _named(value: Any) -> str:
+    own = getattr(value, "__name__", None)
+    return type(value).__name__ if own is None else f"{type(value).__name__} {own}"
 
 
 def reference(flow: Flow) -> Tensor:

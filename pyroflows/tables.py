@@ -61,8 +61,10 @@ def open_table(x: str | Path | np.memmap, name: str = "x") -> Table:
         return NpyTable(x)
     suffix = Path(x).suffix.lower()
     if suffix not in (".npy", ".parquet", ".pq"):
+        advice = "; read it by pandas.read_csv, or use the command pyroflows fit"
         raise ValueError(
             f"{name}: expected a .npy or .parquet file, rows or a Dataset, got {str(x)!r}"
+            f"{advice if suffix == '.csv' else ''}"
         )
     if not Path(x).is_file():
         raise FileNotFoundError(f"{name}: there is no file {str(x)!r}")

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.distributions import Distribution
 
 from pyroflows.distribution import Flow
 from pyroflows.laws.cases import USUAL, MakeFlow, as_shape, prepared, randomize
@@ -188,12 +189,17 @@ def check_flow(
 
     Raises:
         AssertionError: the first law it breaks, by name, and how.
-        ValueError: a law that does not exist.
+        ValueError: a law that does not exist, or what makes no flow.
 
     Example:
         >>> import pyroflows as pf
         >>> pf.testing.check_flow(lambda: pf.iaf(2, layers=1, hidden=(8,)), fast="sample")
     """
+    if isinstance(make_flow, Distribution) or not callable(make_flow):
+        raise ValueError(
+            "make_flow: expected a flow or a function that makes one, got "
+            f"{type(make_flow).__name__}"
+        )
     make = (lambda: copy.deepcopy(make_flow)) if isinstance(make_flow, Flow) else make_flow
     names = [n for n in LAWS if n not in SLOW_LAWS] if laws is None else list(laws)
     unknown = sorted(set(names) - set(LAWS))

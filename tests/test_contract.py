@@ -1,5 +1,6 @@
 """Every law on every example flow, and on flows put together by hand."""
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -162,6 +163,8 @@ def test_flows_with_little_to_train_keep_the_laws(name):
 def test_check_flow_names_the_law_that_is_broken():
     with pytest.raises(AssertionError, match="fast: expected 'both', got 'sample'"):
         testing.check_flow(pf.iaf(2, layers=1, hidden=(8,)), fast="both", laws=[])
+    with pytest.raises(ValueError, match="make_flow: expected a flow .*got FlowDistribution"):
+        testing.check_flow(pf.iaf(2, layers=1, hidden=(8,))())
     with pytest.raises(ValueError, match="laws: expected names from"):
         testing.check_flow(pf.iaf(2, layers=1, hidden=(8,)), laws=["no_such_law"])
     with pytest.raises(AssertionError, match="every_feature_moves, torch.float64: data feature 0"):
@@ -309,3 +312,29 @@ def test_rows_of_contexts_are_never_torn_apart():
     with torch.no_grad():
         x, log_prob = flow.rsample_and_log_prob((), given)
         torch.testing.assert_close(flow.log_prob(x.clone(), given), log_prob)
+
+
+@pytest.mark.parametrize(
+    ("context", "came"),
+    [
+        (3, "int"),
+        (np.zeros((5, 2)), "ndarray"),
+        (torch.zeros(5, 3), r"a tensor of shape \(5, 3\)"),
+        (torch.tensor(0.0), r"a tensor of shape \(\)"),
+        (None, "None"),
+    ],
+)
+def test_a_flow_says_what_context_it_takes(context, came):
+    message = rf"context: this flow needs one of shape \(\*batch, 2\), got {came}"
+    with pytest.raises(ValueError, match=message):
+        pf.iaf(1, context=2, layers=1, hidden=(8,))(context)
+
+
+def test_a_flow_says_that_it_takes_no_context_and_scores_tensors_alone():
+    flow = pf.iaf(1, layers=1, hidden=(8,))
+    with pytest.raises(
+        ValueError, match=r"context: this flow takes none, got int; .*sample\(shape"
+    ):
+        flow(3)
+    with pytest.raises(ValueError, match="must be a Tensor"):
+        flow.log_prob(np.zeros((5, 1)))

@@ -339,6 +339,29 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (small()(), "got FlowDistribution, .*pass the flow itself"),
+        (pf.nsf, r"got function nsf, .*called to make one, as in pf.nsf\(features\)"),
+        (torch.zeros(5, 2), "got Tensor, builders such as pf.nsf make one"),
+        (torch.nn.Linear(2, 2), "got Linear, builders"),
+    ],
+)
+def test_refuses_what_is_no_flow(value, message):
+    with pytest.raises(ValueError, match=f"flow: expected a flow, {message}"):
+        pf.fit(value, rows(50), **QUICK)
+    with pytest.raises(ValueError, match=f"flow: expected a flow, {message}"):
+        pf.initialize(value, rows(50))
+    with pytest.raises(ValueError, match=f"student: expected a flow, {message}"):
+        pf.distill(small(), value)
+
+
+def test_a_csv_file_is_refused_with_advice():
+    with pytest.raises(ValueError, match="x: .*'houses.csv'; read it by pandas.read_csv, or use"):
+        pf.fit(small(), "houses.csv", **QUICK)
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_refuses(case):
     make, message = BAD[case]

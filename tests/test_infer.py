@@ -671,3 +671,16 @@ def test_report_distrusts_a_guide_too_narrow():
     found = pf.report(standard, shifted(0.0, 0.3), num_samples=5000)
     assert not found.trusted
     assert found.verdict.startswith("Do not trust it")
+
+
+def test_a_flow_is_neither_a_guide_nor_what_makes_one():
+    flow = pf.iaf(2, layers=1, hidden=(8,))
+    with pytest.raises(
+        ValueError, match=r"guide: expected .*such as pf.AutoFlow\(model\), got Flow"
+    ):
+        pf.fit_guide(gaussian, flow, progress=False)
+    for builder, came in ((flow, "a Flow"), ("iaf", "'iaf'")):
+        with pytest.raises(ValueError, match=f"builder: expected a function .*got {came}"):
+            pf.AutoFlow(gaussian, builder)
+        with pytest.raises(ValueError, match=f"builder: expected a function .*got {came}"):
+            pf.AutoAmortizedFlow(gaussian, torch.nn.Linear(1, 1), builder)

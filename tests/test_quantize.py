@@ -521,7 +521,7 @@ BAD_VALUES = {
     "below": (torch.tensor([-1.0, 3.0]), "integers from 0 to 255, got torch.float32.*from -1 to 3"),
     "floats": (torch.tensor([0.25, 3.0]), "not all of them whole, from 0.25 to 3"),
     "nan": (torch.tensor([float("nan"), 3.0]), "not all of them whole"),
-    "shape": (torch.zeros(3), r"value: expected shape \(\*batch, \*\(2,\)\), got \(3,\)"),
+    "shape": (torch.zeros(3), r"value: expected shape \(\*batch, 2\), got \(3,\)"),
 }
 
 

@@ -108,6 +108,11 @@ ax.set(title="prior (grey) and posterior", **window)
 ax.legend()
 
 # %% [markdown]
+# The posterior lies where the circle meets the moons: two pieces, and a smooth map of one Gaussian
+# cannot tear it in two. The guide leaves a thin bridge between them, whose draws are worth little.
+# So the weights are uneven, and the report's verdict says how much that matters and what to do.
+# [A guide for a real posterior](06_iaf_guide.ipynb) tells how to read it.
+#
 # ## Keep it
 #
 # A folder with a readable `config.json` and the weights; no pickle.

@@ -258,15 +258,10 @@ print(f"difference {(score - in_cents).mean():.3f}")
 #
 # What lies outside is no data: `log_prob` and `fit` refuse it, and say which support they expected.
 # A point *on* the border is harder. The logit of 0 is $-\infty$. The closed interval of torch
-# lets 0 and 1 pass, and what comes out is a matter of rounding: a number with no meaning. An exact
-# 0 or 1 in the data is a case of its own (nobody bought): it has a probability and not a density.
-# Model it apart, or move it inside, or widen the interval.
-#
-# And close to the border? Uniform data show it best. Their exact density is 1 right up to the edge.
-# The logit of a uniform number is logistic. A Gaussian base has thinner tails than that, so the fit
-# must come down at the very edge. A logistic base has the tails that are needed. (Its scale makes
-# its standard deviation one, since the flow standardises the logits, and the spline's tails keep
-# what they get.)
+# lets 0 and 1 pass, and what `log_prob` then gives is a matter of rounding: a number that means
+# nothing. A training would chase it, so `fit` refuses rows on a border too, before it trains
+# anything. Where might such rows come from? Say that our table has its rates with three decimals
+# only: each rate below 0.0005 has become an exact 0.
 
 # %%
 for bad in ([1.2, 30.0, 0.1], [0.2, -5.0, 0.1]):
@@ -274,7 +269,7 @@ for bad in ([1.2, 30.0, 0.1], [0.2, -5.0, 0.1]):
         bounded.log_prob(torch.tensor(bad))
     except ValueError as error:
         told = str(error).split(" of the distribution")[0]
-        print(f"{bad} is refused:\n{textwrap.fill(told, 95)}")
+        print(f"log_prob refuses {bad}:\n{textwrap.fill(told, 95)}")
 with torch.no_grad():
     for value in (0.1, 1e-2, 1e-4, 1e-6, 0.0):
         point = torch.tensor([value, 20.0, 0.0])
@@ -282,6 +277,46 @@ with torch.no_grad():
         there = f"truth {exact(point[None])[0]:5.2f} nats" if value else "no meaning"
         print(f"rate {value:<6g}: log-density {here:9.2f}, {there}")
 
+rounded = rows.clone()
+rounded[:, 0] = (rows[:, 0] * 1000).round() / 1000
+try:
+    pf.fit(bounded, rounded, progress=False)
+except ValueError as error:
+    print(f"fit refuses the rounded rows:\n{textwrap.fill(str(error), 95)}")
+
+# %% [markdown]
+# What to do depends on what an exact 0 means.
+#
+# - *It was rounded*, as here: give back what the rounding took, by noise as wide as a rounding
+#   step. That is better than `clamp()`, which moves all zeros to one and the same small number. A
+#   density takes many equal numbers for a spike, and fits it.
+# - *It is a case of its own* (nobody bought): it has a probability and not a density. Leave these
+#   rows out, and model their share and their other columns apart.
+# - *The limit is not one of nature* (a sensor's range): build the flow with a wider `support=`.
+#
+# Here are both ways to move them inside, scored on the same exact rows as before.
+
+# %%
+noisy, clamped = rounded.clone(), rounded.clone()
+noisy[:, 0] = (rounded[:, 0] + 0.001 * (torch.rand(len(rows)) - 0.5)).abs()  # 0: 0 to 0.0005
+clamped[:, 0] = rounded[:, 0].clamp(min=1e-6)
+for name, inside in (("noise", noisy), ("clamp()", clamped)):
+    flow = pf.nsf(3, support=support, **settings)
+    pf.fit(flow, inside, max_epochs=1 if SMOKE else 15, progress=False)
+    with torch.no_grad():
+        gap = truth - flow.log_prob(test)
+    print(f"{name:<8} short by {gap.mean():.3f} +- {gap.std() / len(gap) ** 0.5:.3f} nats a row")
+
+# %% [markdown]
+# ## Close to the border
+#
+# Uniform data show it best. Their exact density is 1 right up to the edge.
+# The logit of a uniform number is logistic. A Gaussian base has thinner tails than that, so the fit
+# must come down at the very edge. A logistic base has the tails that are needed. (Its scale makes
+# its standard deviation one, since the flow standardises the logits, and the spline's tails keep
+# what they get.)
+
+# %%
 uniform = torch.rand(2000 if SMOKE else 20_000, 1)
 unit = constraints.unit_interval
 logistic = dist.Logistic(torch.zeros(1), torch.full((1,), 3**0.5 / math.pi)).to_event(1)

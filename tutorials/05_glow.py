@@ -208,8 +208,8 @@ _ = fig.colorbar(drawn, ticks=[1, 2, 3], label="level")
 # What do they hold? Take the code of a test digit, keep it but for one level, and draw that level's
 # numbers anew. Left the digit, right of it seven redraws. The class stays, it is the context. The
 # numbers below say by how many grey levels a pixel changes on average, over all test digits. The
-# coarsest level has the fewest numbers and changes most: it sets the digit's shape, while the
-# finer ones touch up its strokes.
+# coarsest level changes most, with no more numbers than any other: it sets the digit's shape,
+# while the finer ones touch up its strokes.
 
 # %%
 torch.manual_seed(0)

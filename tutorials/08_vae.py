@@ -205,7 +205,7 @@ for name, runs in list(results.items())[1:]:
 # %% [markdown]
 # ## What a flow posterior does
 #
-# The KL in the last column falls with the IAF, by about a sixth. Where does the rest come from?
+# The KL in the last column falls with the IAF, but most of it stays. Where does that come from?
 # Here is the exact $p(z \mid x)$ of one test picture, from the grid, beside $q(z \mid x)$ of the
 # Gaussian and of the IAF ($z_1$ across, $z_2$ upwards); the picture is, of the first forty, the one
 # where the plain VAE is furthest off. The IAF's $q$ is tilted, as no Gaussian with independent

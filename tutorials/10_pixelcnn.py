@@ -177,8 +177,9 @@ for ax, sheet, title in zip(
 #
 # With equal prior weights $p(c \mid x) = p(x \mid c) / \sum_{c'} p(x \mid c')$: ten scores, and no
 # training for it. Is the probability that it states honest? Then the mean of what it states would
-# be the share of right answers. It is not quite: about 99 % stated, 96 % right. Small errors of
-# 64 pixels' log-probabilities can add up, and Bayes' rule takes their sum at its word.
+# be the share of right answers. It is not quite: the model states a little more than it gets right.
+# Small errors of 64 pixels' log-probabilities can add up, and Bayes' rule takes their sum at its
+# word.
 
 # %%
 stated = model.classify(test[0])
@@ -287,9 +288,10 @@ _ = ax.set(ylabel="bits a dimension", title="test digits, given the class; lower
 # %% [markdown]
 # This small Glow, trained briefly, does not even beat the table: many pixels are always blank,
 # which a table says at no cost, while a flow has to learn the flat noise on each of them. The
-# larger Glow of [tutorial 05](05_glow.ipynb) comes to 2.16 bits/dim on these test digits, about the
-# table's score. Drawing the noise 16 times tightens the bound by 0.04 bits/dim only, so it is the
-# models that differ: to predict levels as levels is worth almost half a bit a pixel here.
+# larger Glow of [tutorial 05](05_glow.ipynb), trained for longer, comes to about the table's score
+# on these test digits. Drawing the noise 16 times tightens the bound by a few hundredths of a bit
+# only, so it is the models that differ: against the best of the others, to predict levels as levels
+# is worth almost half a bit a pixel here.
 #
 # ## What to read next
 #

@@ -15,6 +15,7 @@ from pyroflows.distribution import Flow
 from pyroflows.rows import (
     Batch,
     as_pair,
+    check_is_flow,
     checked_context,
     checked_rows,
     reference,
@@ -28,6 +29,7 @@ _JUDGED = 10  # draws of each flow that a classifier can be trained and judged o
 
 def check_pair(teacher: Flow, student: Flow) -> None:
     """Raise a ``ValueError`` where the student cannot take the teacher's place."""
+    check_is_flow(teacher=teacher, student=student)
     for what in ("event_shape", "context_shape"):
         mine, theirs = tuple(getattr(student, what)), tuple(getattr(teacher, what))
         if mine != theirs:

@@ -19,7 +19,7 @@ from torch.distributions import biject_to
 
 from pyroflows.distribution import Flow
 from pyroflows.flows import builder, iaf
-from pyroflows.infer.guides import AutoFlow, bracketed, quantiles_of
+from pyroflows.infer.guides import AutoFlow, bracketed, check_builder, quantiles_of
 from pyroflows.infer.plates import (
     Plate,
     check_rows,
@@ -69,8 +69,9 @@ class AutoAmortizedFlow(AutoGuide):
         **builder_args: passed on to the builder.
 
     Raises:
-        ValueError: ``encoder`` is not a module. In ``setup`` or the first call: no latent site in a
-            plate, latent sites in two plates, a discrete one, or rows that do not fit the plate.
+        ValueError: ``encoder`` is not a module, or ``builder`` no function. In ``setup`` or the
+            first call: no latent site in a plate, latent sites in two plates, a discrete one, or
+            rows that do not fit the plate.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch, pyroflows as pf
@@ -95,6 +96,7 @@ class AutoAmortizedFlow(AutoGuide):
     ) -> None:
         if not isinstance(encoder, nn.Module):
             raise ValueError(f"encoder: expected a torch.nn.Module, got {type(encoder).__name__}")
+        check_builder(builder)
         super().__init__(model)
         self.encoder = InStep(encoder)
         self.builder = builder or no_flow

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyroflows.arguments import check_positive, check_share, check_whole
 from pyroflows.checkpoint import open_checkpoints
 from pyroflows.compiling import compiled_transforms, prepare_compiler
+from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.infer.ascent import Ascent
 from pyroflows.infer.objectives import PathELBO
@@ -112,6 +113,10 @@ def fit_guide(
         >>> abs(guide.median()["z"].item() - 3.0) < 0.2
         True
     """
+    if isinstance(guide, Flow) or not callable(guide):
+        raise ValueError(
+            f"guide: expected a Pyro guide, such as pf.AutoFlow(model), got {type(guide).__name__}"
+        )
     check_whole(1, particles=particles, max_steps=max_steps)
     check_positive(lr=lr, clip=clip)
     check_share(average=average)

@@ -56,6 +56,16 @@ def quantiles_of(draws: dict[str, Tensor], levels: Sequence[float] | Tensor) -> 
     }
 
 
+def check_builder(builder: Any) -> None:
+    """See that it can make a flow: a flow itself is what it would have made."""
+    if builder is not None and (isinstance(builder, Flow) or not callable(builder)):
+        came = "a Flow" if isinstance(builder, Flow) else repr(builder)
+        raise ValueError(
+            f"builder: expected a function that makes a flow of so many features, such as pf.iaf, "
+            f"got {came}"
+        )
+
+
 class AutoFlow(AutoContinuous):
     """A guide whose posterior is a flow over the model's unconstrained latent variables.
 
@@ -116,6 +126,7 @@ class AutoFlow(AutoContinuous):
         **builder_args: Any,
     ) -> None:
         check_positive(init_scale=init_scale)
+        check_builder(builder)
         if not (init_loc_fn is None or callable(init_loc_fn)):
             raise ValueError(f"init_loc_fn: expected a function of a site, got {init_loc_fn!r}")
         if not isinstance(init, str) or init not in STARTS:
