@@ -271,12 +271,18 @@ BAD = {
         lambda: latents.sample(based_on(0.0, 1.0, kind=dist.Cauchy), 4, 0.7),
         "temperature: expected 1, as the base Independent has no finite mean, got 0.7",
     ),
-    "x": (lambda: latents.encode(vector_flow(), torch.zeros(2)), r"x: .*\(\*batch, 3\), got \(2,\)"),
+    "x": (
+        lambda: latents.encode(vector_flow(), torch.zeros(2)),
+        r"x: .*\(\*batch, 3\), got \(2,\)",
+    ),
     "levels": (
         lambda: latents.encode(pf.quantized(vector_flow(), 8), torch.tensor([0.5, 1.0, 300.0])),
         "x: expected integers from 0 to 7, got .* not all of them whole, from 0.5 to 300",
     ),
-    "z": (lambda: latents.decode(image_flow(), torch.zeros(4, 4)), r"z: .*\(\*batch, 2, 4, 4\), got"),
+    "z": (
+        lambda: latents.decode(image_flow(), torch.zeros(4, 4)),
+        r"z: .*\(\*batch, 2, 4, 4\), got",
+    ),
     "no_context": (lambda: latents.encode(vector_flow(2), torch.zeros(3)), "context: .*got None"),
     "bases": (
         lambda: latents.translate(vector_flow(), logistic_flow(), torch.zeros(3)),
