@@ -184,6 +184,18 @@ def test_frozen_parts_get_no_gradient():
     assert layer.net.last.weight.grad is None
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["walked", "known"])
+def test_weights_written_to_before_backward_are_an_error(known):
+    layer = layer_of(5, (8, 8))
+    y, _, at = layer.forward_at(torch.randn(3, 5, dtype=FLOAT64))
+    y = y.detach().requires_grad_()
+    x, log_det = layer.inverse_at(y, at) if known else layer.inverse_and_log_det(y)
+    with torch.no_grad():
+        layer.net.last.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (x.sum() + log_det.sum()).backward()
+
+
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_masks_that_cannot_be_walked_are_refused(layer):
     net = MADE(4, 2, hidden=(6, 6))

@@ -69,7 +69,9 @@ class _Walked(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x, log_det, theta = layer._walk(y, context) if known is None else known
         ctx.layer = layer
-        ctx.save_for_backward(x, theta, context)
+        # The parameters are saved to be watched: backward reads the net's own, which must not have
+        # been written to since, and a saved tensor raises where it was.
+        ctx.save_for_backward(x, theta, context, *parameters)
         # Tensors of their own: those known stay as they are, and views cannot be changed in place.
         return x.clone(memory_format=torch.contiguous_format), log_det.clone()
 
@@ -78,7 +80,7 @@ class _Walked(torch.autograd.Function):
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad_x: Tensor, grad_log_det: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x, theta, context = ctx.saved_tensors
+        x, theta, context, *_ = ctx.saved_tensors
         a, inverse_slope, own, pull = _local(ctx.layer, x, theta, grad_x, grad_log_det)
         v, net = torch.empty_like(a), ctx.layer.net
 
