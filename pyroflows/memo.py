@@ -95,11 +95,14 @@ def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple | None:
 
 def _members(module: nn.Module) -> list[tuple[nn.Module, tuple]]:
     """A module and all below it, each with its children; walked again only where those changed."""
-    kept = module.__dict__.get("_members")
-    if kept is None or any(tuple(m._modules.values()) != children for m, children in kept):
-        kept = [(m, tuple(m._modules.values())) for m in module.modules()]
-        module.__dict__["_members"] = kept
-    return kept
+    own = module, tuple(module._modules.values())
+    children, below = module.__dict__.get("_members", (None, []))
+    if own[1] != children or any(tuple(m._modules.values()) != c for m, c in below):
+        below = [(m, tuple(m._modules.values())) for m in module.modules() if m is not module]
+        # Without the module: in its own __dict__ it would be a cycle, which keeps what it holds
+        # in memory until the collector comes by.
+        module.__dict__["_members"] = own[1], below
+    return [own, *below]
 
 
 class _Entry(NamedTuple):

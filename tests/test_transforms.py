@@ -660,6 +660,31 @@ def test_a_draw_without_a_graph_keeps_nothing_but_its_score():
     assert q._memo.get(x, flow, *q._given())[1] is not None
 
 
+def test_a_used_flow_goes_with_its_last_reference():
+    gc.collect()
+    gc.disable()
+    try:
+        flow = pf.iaf(2, layers=1, hidden=(8,))
+        flow().rsample_and_log_prob((3,))
+        reference = weakref.ref(flow)
+        del flow
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@torch.no_grad()
+def test_memory_sees_a_layer_in_anothers_place(depth):
+    flow = pf.maf(2, layers=1, hidden=(8,))
+    d = flow()
+    x = d.sample()
+    assert d._memo.get(x, flow) is not None
+    holder, name = [(flow, "transform"), (flow.transform.parts, "0")][depth]
+    setattr(holder, name, pf.transforms.LULinear(2))
+    assert d._memo.get(x, flow) is None
+
+
 def test_memory_is_not_kept_for_plain_functions():
     w = torch.ones(())
     layer = pf.transforms.Coupling(
