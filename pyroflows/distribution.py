@@ -264,7 +264,7 @@ class Flow(nn.Module):
         context = None if context is None else context.to(like)
         try:
             got = step(like.new_zeros(1, *shape), context)[0].shape[1:]
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, TypeError, AttributeError) as error:
             got = error
         if got != self.event_shape:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -147,8 +148,47 @@ def test_skips_join_equal_widths_only():
     "kind", [lambda h: MADE(3, 1, hidden=h), lambda h: MLP(3, 1, hidden=h)], ids=["MADE", "MLP"]
 )
 def test_nets_refuse_widths(kind, hidden):
-    with pytest.raises(ValueError, match="hidden: expected a tuple of positive widths"):
+    with pytest.raises(ValueError, match="hidden: expected a tuple of positive integers"):
         kind(hidden)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: MADE(0, 2), "features"),
+        (lambda: MADE(3, 0), "params"),
+        (lambda: MADE(3, 2, context=-1), "context"),
+        (lambda: MLP(3, True), "outputs"),
+        (lambda: pf.nets.ConvNet(3, 4, channels=0), "channels"),
+        (lambda: pf.nets.ConvResNet(3, 4, blocks=-1), "blocks"),
+        (lambda: pf.nets.CausalConv(5, 2, channels=None), "channels"),
+        (lambda: pf.nets.CausalConv(5, 2, dilations=(1, None)), "dilations"),
+        (lambda: pf.nets.PixelNet(0), "colours"),
+        (lambda: pf.nets.PixelNet(1, kernel=4), "kernel"),
+    ],
+)
+def test_nets_refuse_sizes(make, name):
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        make()
+
+
+def test_sizes_may_be_numpys_integers():
+    flow = pf.maf(np.int64(3), layers=1, hidden=(np.int64(8),))
+    assert flow.sample((2,)).shape == (2, 3)
+    assert flow.config["arguments"]["hidden"] == (8,)
+    assert type(flow.config["arguments"]["hidden"][0]) is int
+
+
+def test_a_flow_notes_what_it_was_built_from_and_not_what_became_of_that():
+    hidden = [8, 8]
+    flow = pf.maf(2, layers=1, hidden=hidden)
+    hidden.append(4)
+    assert flow.config["arguments"]["hidden"] == (8, 8)
+
+
+def test_only_what_is_marked_is_a_builder(monkeypatch):
+    monkeypatch.setattr(pf.flows.spline, "helper", torch.no_grad()(lambda: None), raising=False)
+    assert "helper" not in pf.flows.builders()
 
 
 def test_nets_refuse_unknown_activations():

@@ -156,13 +156,32 @@ def test_family_survives_large_weights_in_float32(family):
     torch.testing.assert_close(again, y, rtol=1e-3, atol=1e-3)
 
 
-def test_families_refuse_bad_arguments():
-    with pytest.raises(ValueError, match="bound: expected a positive log-scale limit"):
-        Affine(bound=0.0)
-    with pytest.raises(ValueError, match="bins: expected at least 2"):
-        RationalQuadraticSpline(bins=1)
-    with pytest.raises(ValueError, match="bound: expected a positive half-width"):
-        RationalQuadraticSpline(bound=-1.0)
+BAD_ARGUMENTS = [
+    (lambda: Affine(bound=0.0), "bound: expected a positive number"),
+    (lambda: RationalQuadraticSpline(bins=1), "bins: expected an integer >= 2"),
+    (lambda: RationalQuadraticSpline(bound=-1.0), "bound: expected a positive number"),
+    (lambda: RationalQuadraticSpline(min_bin=3.0), "min_bin: expected a number in"),
+    (lambda: RationalQuadraticSpline(min_derivative=1.0), "min_derivative: expected a number in"),
+    (lambda: RationalQuadraticSpline(min_derivative=0.0), "min_derivative: expected a positive"),
+    (lambda: pf.transforms.ContextAffine(2, 3, bound=math.inf), "bound: expected a positive"),
+    (lambda: pf.transforms.ContextAffine(2, 0), "context: expected an integer >= 1"),
+    (lambda: pf.transforms.LULinear(0), "features: expected an integer >= 1"),
+    (lambda: pf.transforms.Whiten(0), "features: expected an integer >= 1"),
+    (lambda: pf.transforms.Standardize(0), "features: expected an integer >= 1"),
+    (lambda: pf.transforms.ActNorm(2, dims=0), "dims: expected an integer >= 1"),
+    (lambda: pf.transforms.DiagonalScale(2.0), "features: expected an integer >= 1"),
+    (lambda: pf.transforms.Conv1x1(True), "channels: expected an integer >= 1"),
+    (lambda: pf.transforms.MaskedConv(0), "channels: expected an integer >= 1"),
+    (lambda: pf.transforms.MaskedConv(1, iterations=0), "iterations: expected an integer >= 1"),
+    (lambda: pf.transforms.MaskedConv(1, tolerance=math.nan), "tolerance: expected a positive"),
+    (lambda: pf.Flow(pf.transforms.ContextAffine(2, 3), shape=2), "shape: the transform does not"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_ARGUMENTS, ids=[m for _, m in BAD_ARGUMENTS])
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_affine_scale_is_bounded():
@@ -364,6 +383,23 @@ def test_chain_initialises_parts_on_what_arrives_there():
     torch.testing.assert_close(z, chain.inv(data))
     with pytest.raises(ValueError, match="parts: expected FlowTransforms, got Linear"):
         Chain([nn.Linear(2, 2)])
+
+
+def test_what_is_bound_to_a_context_is_set_from_data_too():
+    layer = ActNorm(2)
+    x = 5 + torch.randn(100, 2)
+    z = layer.condition(torch.zeros(100, 3)).initialize(x)
+    assert layer.initialized
+    torch.testing.assert_close(z.mean(dim=0), torch.zeros(2), rtol=0, atol=1e-5)
+
+
+def test_the_batch_of_a_context_reaches_the_log_determinant_of_a_chain():
+    net = MLP(1, 1, hidden=(4,), context=3)
+    shift = Coupling(net, Additive(), torch.tensor([True, False]))
+    chain = Chain([DiagonalScale(2), shift])
+    for step in (chain.forward_and_log_det, chain.inverse_and_log_det):
+        y, log_det = step(torch.ones(2), torch.ones(5, 3))
+        assert (y.shape, log_det.shape) == ((5, 2), (5,))
 
 
 def test_chain_takes_nested_chains_apart_and_keeps_order():

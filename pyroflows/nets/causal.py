@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.arguments import check_whole, counts
 from pyroflows.nets.dropping import Dropping
 
 
@@ -111,19 +112,13 @@ class CausalConv(nn.Module):
         context: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("features", features, 1),
-            ("channels", channels, 1),
-            ("kernel", kernel, 2),
-        ):
-            if int(value) != value or value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+        check_whole(1, features=features, params=params, channels=channels)
+        check_whole(2, kernel=kernel)
+        check_whole(0, context=context)
         if dilations is None:
             dilations = covering_dilations(features, kernel)
-        if isinstance(dilations, int) or any(int(d) != d or d < 1 for d in dilations):
-            raise ValueError(f"dilations: expected a tuple of positive integers, got {dilations!r}")
         self.features, self.params, self.channels = features, params, channels
-        self.dilations, self.kernel = tuple(int(d) for d in dilations), kernel
+        self.dilations, self.kernel = counts("dilations", dilations, fewest=0), kernel
         self.first = nn.Linear(1, channels)
         self.blocks = nn.ModuleList(
             CausalBlock(channels, kernel, d, context) for d in self.dilations

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyroflows.arguments import check_whole
 from pyroflows.nets.dropping import Dropping
 
 
@@ -90,6 +91,9 @@ class ConvNet(Dropping):
         context: width or shape of the context, which is added to the first hidden layer; 0 for
             none.
 
+    Raises:
+        ValueError: a size that is not a positive integer, or a context that does not fit ``size``.
+
     Example:
         >>> import torch
         >>> ConvNet(3, 4, channels=8)(torch.ones(2, 3, 6, 6)).shape
@@ -106,6 +110,7 @@ class ConvNet(Dropping):
         context: int | Sequence[int] = 0,
     ) -> None:
         super().__init__()
+        check_whole(1, inputs=inputs, outputs=outputs, channels=channels)
         self.first = nn.Conv2d(inputs, channels, 3, padding=1)
         self.from_context = FromContext(context, channels, size) if has_context(context) else None
         self.middle = nn.Conv2d(channels, channels, 1)
@@ -140,6 +145,9 @@ class ConvResNet(Dropping):
         context: width or shape of the context, which is added to the first hidden layer; 0 for
             none.
 
+    Raises:
+        ValueError: a size that is not a positive integer, or a context that does not fit ``size``.
+
     Example:
         >>> import torch
         >>> ConvResNet(3, 4, channels=8, blocks=2)(torch.ones(2, 3, 6, 6)).shape
@@ -157,6 +165,8 @@ class ConvResNet(Dropping):
         context: int | Sequence[int] = 0,
     ) -> None:
         super().__init__()
+        check_whole(1, inputs=inputs, outputs=outputs, channels=channels)
+        check_whole(0, blocks=blocks)
         self.first = nn.Conv2d(inputs, channels, 3, padding=1)
         self.from_context = FromContext(context, channels, size) if has_context(context) else None
         self.blocks = nn.ModuleList(

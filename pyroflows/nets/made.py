@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pyroflows.arguments import check_whole, counts
 from pyroflows.nets import walk
 from pyroflows.nets.dropping import Dropping
 from pyroflows.nets.masked_linear import MaskedLinear
-from pyroflows.nets.mlp import activation_named, check_widths, through_hidden
+from pyroflows.nets.mlp import activation_named, through_hidden
 
 
 class MADE(Dropping):
@@ -36,7 +37,7 @@ class MADE(Dropping):
         descending: take the features in reverse order: feature i's parameters see ``x_>i``.
 
     Raises:
-        ValueError: widths that are not positive integers, or an unknown activation.
+        ValueError: a size that is not a positive integer, or an unknown activation.
 
     Example:
         >>> import torch
@@ -56,9 +57,11 @@ class MADE(Dropping):
         descending: bool = False,
     ) -> None:
         super().__init__()
+        check_whole(1, features=features, params=params)
+        check_whole(0, context=context)
         self.features = features
         self.params = params
-        self.hidden = check_widths(hidden)
+        self.hidden = counts("hidden", hidden)
         self.activation = activation
         self.activate = activation_named(activation)
         self.residual = residual

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.arguments import check_whole
 from pyroflows.nets.dropping import Dropping
 
 
@@ -85,6 +86,9 @@ class PixelNet(nn.Module):
         kernel: odd width of the vertical stack's kernels, at least 3.
         context: width of the context; 0 for none.
 
+    Raises:
+        ValueError: a size that is not a positive integer, or a kernel that is even or below 3.
+
     Example:
         >>> import torch, pyroflows as pf
         >>> pf.nets.PixelNet(1, channels=8)(torch.zeros(5, 1, 4, 6)).shape
@@ -101,6 +105,11 @@ class PixelNet(nn.Module):
         context: int = 0,
     ) -> None:
         super().__init__()
+        check_whole(1, colours=colours, channels=channels, layers=layers)
+        check_whole(0, context=context)
+        check_whole(3, kernel=kernel)
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel: expected an odd width, got {kernel}")
         self.colours = colours
         # One more channel, of ones, tells the image from the padding around it.
         widths = [colours + 1] + [channels] * layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyroflows.arguments import check_positive, check_whole
 from pyroflows.transforms.base import FlowTransform
 
 
@@ -24,7 +25,7 @@ class ContextAffine(FlowTransform):
             thousandfold either way.
 
     Raises:
-        ValueError: ``bound`` is not positive.
+        ValueError: ``bound`` is not positive and finite, or a width no positive integer.
 
     Example:
         >>> import torch
@@ -35,8 +36,8 @@ class ContextAffine(FlowTransform):
 
     def __init__(self, features: int, context: int, *, bound: float = 7.0) -> None:
         super().__init__()
-        if not bound > 0:
-            raise ValueError(f"bound: expected a positive log-scale limit, got {bound}")
+        check_whole(1, features=features, context=context)
+        check_positive(bound=bound)
         self.bound = bound
         self.linear = nn.Linear(context, 2 * features)
         nn.init.zeros_(self.linear.weight)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.arguments import check_whole
 from pyroflows.memo import contents
 from pyroflows.nets.masked_linear import traced
 from pyroflows.transforms.base import FlowTransform
@@ -65,6 +66,9 @@ class Conv1x1(FlowTransform):
         lu: whether W is kept in factors; the plain matrix costs O(channels^3) a call.
         seed: of the rotation.
 
+    Raises:
+        ValueError: ``channels`` is not a positive integer.
+
     Example:
         >>> import torch
         >>> layer = Conv1x1(3)
@@ -76,6 +80,7 @@ class Conv1x1(FlowTransform):
 
     def __init__(self, channels: int, *, lu: bool = True, seed: int = 0) -> None:
         super().__init__()
+        check_whole(1, channels=channels)
         self.lu = lu
         # What matrix gives without a graph, and all that it was made from.
         self._kept: dict[bool, tuple[list[tuple], tuple[Tensor, Tensor | float]]] = {}

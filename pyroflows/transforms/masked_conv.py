@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.arguments import check_positive, check_whole
 from pyroflows.nets.conv import FromContext, has_context
 from pyroflows.transforms.autoregressive import _Implicit
 from pyroflows.transforms.base import FlowTransform
@@ -47,7 +48,7 @@ class MaskedConv(FlowTransform):
         iterations: passes at the most.
 
     Raises:
-        ValueError: ``tolerance`` is not positive.
+        ValueError: ``tolerance`` is not positive, or a size or ``iterations`` no positive integer.
 
     Warns:
         UserWarning: the inverse of some rows is not within the tolerance after ``iterations``
@@ -77,8 +78,9 @@ class MaskedConv(FlowTransform):
         iterations: int = 1000,
     ) -> None:
         super().__init__()
-        if tolerance is not None and not tolerance > 0:
-            raise ValueError(f"tolerance: expected a positive number, got {tolerance}")
+        check_whole(1, channels=channels, width=width, iterations=iterations)
+        if tolerance is not None:
+            check_positive(tolerance=tolerance)
         self.channels, self.width = channels, width
         self.descending, self.concave = descending, concave
         self.tolerance, self.iterations = tolerance, iterations
