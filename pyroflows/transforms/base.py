@@ -320,6 +320,14 @@ class Conditioned(FlowTransform):
         y = self._broadcast(y, self.codomain.event_dim)
         return self.transform.inverse_at(y, at, self.context)
 
+    def initialize(
+        self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Tensor:
+        """Initialise the transform at the bound context."""
+        side = self.codomain if inverse else self.domain
+        value = self._broadcast(value, side.event_dim)
+        return self.transform.initialize(value, self.context, inverse=inverse)
+
     def forward_shape(self, shape: Size) -> Size:
         """The output's shape."""
         return self.transform.forward_shape(shape)
