@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyroflows as pf
-from pyroflows.nets import MADE, walk
+from pyroflows.nets import MADE, CausalConv, walk
 from pyroflows.testing import randomize
 from pyroflows.transforms import Additive, Affine, Autoregressive, RationalQuadraticSpline
 
@@ -194,6 +194,19 @@ def test_weights_written_to_before_backward_are_an_error(known):
         layer.net.last.weight.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (x.sum() + log_det.sum()).backward()
+
+
+@pytest.mark.parametrize("kind", [MADE, CausalConv], ids=lambda k: k.__name__)
+def test_inverses_are_in_full_precision_under_autocast(kind):
+    layer = Autoregressive(kind(6, 2), Affine())
+    randomize(layer)
+    y, found = torch.randn(5, 6), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            x, log_det = layer.inverse_and_log_det(y)
+            target = x.sin().sum() + log_det.sum()
+            found.append((x, log_det, *torch.autograd.grad(target, list(layer.parameters()))))
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

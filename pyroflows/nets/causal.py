@@ -51,14 +51,15 @@ class CausalBlock(Dropping):
         self.mix = nn.Linear(channels, channels, bias=False)
 
     def forward(self, h: Tensor, context: Tensor | None, record: list[Tensor] | None) -> Tensor:
-        """``(*batch, steps, channels)`` to as many."""
+        """``(*batch, steps, channels)`` to as many; where ``record`` is kept, without dropout."""
         u = self.gate(torch.cat([self._delayed(h, k) for k in range(self.kernel)], dim=-1))
         if self.from_context is not None:
             u = u + self.from_context(context)[..., None, :]
         if record is not None:
             record.append(u)
         a, b = u.chunk(2, dim=-1)
-        return self.mix(self.drop(a.tanh() * b.sigmoid()))
+        gated = a.tanh() * b.sigmoid()
+        return self.mix(gated if record is not None else self.drop(gated))
 
     def _delayed(self, h: Tensor, taps: int) -> Tensor:
         """``h`` some taps ago, zero before the start."""
@@ -136,7 +137,8 @@ class CausalConv(nn.Module):
         Args:
             x: ``(*batch, steps)``.
             context: ``(*batch, context)`` or None.
-            record: a list that takes what enters each block's gates, then the last residual sum.
+            record: a list that takes what enters each block's gates, then the last residual sum;
+                nothing is dropped then.
         """
         h = self.first(F.pad(x[..., :-1], (1, 0))[..., None])
         for block in self.blocks:
@@ -160,7 +162,7 @@ class CausalConv(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The fixed point ``x_t = step(t, params_t(x_<t))``, in the arithmetic of one pass. Exact.
 
-        Not differentiable. Memory grows with the receptive field, not with the steps.
+        Not differentiable; never uses dropout. Memory grows with the receptive field, not with the steps.
 
         Args:
             step: gives step t, ``(rows,)``, from its parameters ``(rows, params)``.
@@ -234,7 +236,9 @@ class CausalConv(nn.Module):
         wanted = [w for w in weights if w.requires_grad] + ([] if leaf is None else [leaf])
         if not wanted:
             return [None] * len(weights), None
-        found = iter(torch.autograd.grad(theta, wanted, adjoint.permute(2, 0, 1)))
+        # A net without a context may be handed one all the same, in a chain of nets that have.
+        found = torch.autograd.grad(theta, wanted, adjoint.permute(2, 0, 1), allow_unused=True)
+        found = iter(found)
         return [next(found) if w.requires_grad else None for w in weights], next(found, None)
 
     @torch.no_grad()

@@ -93,7 +93,8 @@ class _Walked(torch.autograd.Function):
             torch.mul(a[at] + sent, inverse_slope[at], out=v[at])
             return torch.addcmul(own[at], pull[at], v[at, None], value=-1)
 
-        gradients, grad_context = net.solve_back(step, x, context, sweep)
+        with _full_precision(x):
+            gradients, grad_context = net.solve_back(step, x, context, sweep)
         return None, (v.flip(0) if _descending(net) else v).mT, grad_context, None, *gradients
 
 
@@ -139,6 +140,11 @@ def _local(
     # Clones: the walk adds to the first, which may be the gradient that came in.
     found = tuple(t.clone(memory_format=torch.contiguous_format) for t in found)
     return tuple(t.flip(0) for t in found) if _descending(layer.net) else found
+
+
+def _full_precision(like: Tensor) -> torch.autocast:
+    """Without autocast: its rounding would add up from feature to feature."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def _descending(net: Any) -> bool:
@@ -266,7 +272,8 @@ class Autoregressive(FlowTransform):
             x, derivatives[a] = self.family.inverse(in_order[a:b], theta)
             return x
 
-        x, theta = self.net.solve(step, y, context, sweep)
+        with _full_precision(y):
+            x, theta = self.net.solve(step, y, context, sweep)
         blocks = [d if d.dim() == 2 else d[None] for d in derivatives.values()]
         return x, torch.cat(blocks).sum(dim=0), theta
 
