@@ -292,6 +292,50 @@ def test_autoregressive_takes_any_callable():
     check_transform(Autoregressive(autoregressive(3).net.forward, Affine()), 3)
 
 
+CASTED = {
+    "autoregressive": lambda: Autoregressive(MADE(4, 2, hidden=(8,)), Affine()),
+    "coupling": lambda: Coupling(
+        MLP(2, 4, hidden=(8,)), Affine(), torch.tensor([True, False, True, False])
+    ),
+    "image_coupling": lambda: pf.transforms.ImageCoupling(
+        pf.nets.ConvNet(2, 4, channels=4), Affine(), torch.tensor([0, 0, 1, 1])[:, None, None]
+    ),
+    "context_affine": lambda: ContextAffine(4, 4),
+}
+
+
+@pytest.mark.parametrize("name", CASTED)
+def test_log_determinants_are_no_half_precision_sums_under_autocast(name):
+    layer = CASTED[name]()
+    randomize(layer)
+    x = torch.randn(5, 4, 2, 2) if name == "image_coupling" else torch.randn(5, 4)
+    context = torch.randn(5, 4) if name == "context_affine" else None
+    exact = layer.forward_and_log_det(x, context)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        steps = (layer.forward_and_log_det, layer.inverse_and_log_det)
+        found = [step(x, context) for step in steps]
+        found.append(layer.forward_at(x, context)[:2])
+    assert {t.dtype for pair in found for t in pair} == {torch.float32}
+    for got, expected in zip(found[0], exact, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+
+
+def test_conv1x1_in_part_frozen_has_the_gradients_of_the_rest():
+    layer, x = pf.transforms.Conv1x1(3), torch.randn(2, 3, 4, 4)
+    names = ("lower", "upper", "log_diagonal")
+    y, log_det = layer.forward_and_log_det(x)
+    (y.sin().sum() + log_det.sum()).backward()
+    expected = {name: getattr(layer, name).grad for name in names}
+    for name in names:
+        layer.zero_grad()
+        layer.requires_grad_(True).get_parameter(name).requires_grad_(False)
+        y, log_det = layer.forward_and_log_det(x)
+        (y.sin().sum() + log_det.sum()).backward()
+        for other in names:
+            got = getattr(layer, other).grad
+            assert got is None if other == name else torch.equal(got, expected[other])
+
+
 def test_coupling_takes_any_callable_and_refuses_masks():
     layer = Coupling(lambda kept, c: kept * c, Additive(), torch.tensor([True, False]))
     y = layer.condition(torch.tensor([3.0]))(torch.tensor([2.0, 1.0]))

@@ -162,7 +162,8 @@ class CausalConv(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The fixed point ``x_t = step(t, params_t(x_<t))``, in the arithmetic of one pass. Exact.
 
-        Not differentiable; never uses dropout. Memory grows with the receptive field, not with the steps.
+        Not differentiable; never uses dropout. Memory grows with the receptive field, not with the
+        steps.
 
         Args:
             step: gives step t, ``(rows,)``, from its parameters ``(rows, params)``.

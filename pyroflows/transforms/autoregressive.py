@@ -192,7 +192,7 @@ class Autoregressive(FlowTransform):
         return self.family.volume_preserving
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.family.forward(x, self.net(x, context))
+        return self.family.forward(x, self.net(x, context).to(x.dtype))
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
@@ -225,7 +225,7 @@ class Autoregressive(FlowTransform):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """One network call; the inverse can use its result."""
-        theta = self.net(x, context)
+        theta = self.net(x, context).to(x.dtype)  # under autocast the net rounds, sums must not
         y, log_derivative = self.family.forward(x, theta)
         log_det = log_derivative.sum(dim=-1)
         return y, log_det, (x, log_det, theta)

@@ -73,7 +73,8 @@ class ImageCoupling(FlowTransform):
 
     def _theta(self, kept: Tensor, context: Tensor | None) -> Tensor:
         """``(rows, moved, H, W, params)``: a view on what the net gives."""
-        return self.net(kept, context).unflatten(1, (self.family.params, -1)).movedim(1, -1)
+        theta = self.net(kept, context).to(kept.dtype)  # under autocast the net rounds
+        return theta.unflatten(1, (self.family.params, -1)).movedim(1, -1)
 
     def _apply_family(
         self, step: Step, value: Tensor, context: Tensor | None
