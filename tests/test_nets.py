@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd.functional import jacobian
 
 import pyroflows as pf
-from pyroflows.nets import MADE, MLP, MaskedLinear
+from pyroflows.nets import MADE, MLP, MaskedLinear, masked_linear
 from pyroflows.testing import randomize
 
 FLOAT64 = torch.float64
@@ -287,6 +287,26 @@ def test_skipping_empty_blocks_has_second_derivatives():
         (first,) = torch.autograd.grad(model(x).tanh().sum(), x, create_graph=True)
         results.append(torch.autograd.grad(first.square().sum(), model.layers[1].weight)[0])
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+def test_only_the_gradients_asked_for_are_computed(monkeypatch):
+    layer = MADE(64, 8, hidden=(512,)).last
+    assert layer.spans
+    called = []
+    plain = masked_linear.weight_gradient
+    monkeypatch.setattr(masked_linear, "weight_gradient", lambda *a: called.append(0) or plain(*a))
+    x = torch.randn(3, 512, requires_grad=True)
+    layer.requires_grad_(False)(x).sum().backward()
+    assert called == []
+    torch.testing.assert_close(x.grad[0], (layer.weight * layer.mask).sum(dim=0))
+    layer.bias.requires_grad_()
+    layer(x.detach()).sum().backward()
+    assert called == []
+    assert torch.equal(layer.bias.grad, torch.full_like(layer.bias, 3))
+    layer.weight.requires_grad_()
+    layer(x.detach()).sum().backward()
+    assert called == [0]
+    torch.testing.assert_close(layer.weight.grad, x.detach().sum(dim=0) * layer.mask)
 
 
 def test_dropout_acts_only_while_training():

@@ -35,14 +35,21 @@ class _SpannedLinear(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (x, weight, masked), mask = ctx.saved_tensors, ctx.layer.mask
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        grad_x = grad_weight = None
         if torch.is_grad_enabled():  # a second derivative is asked for: in terms of autograd
-            return grad @ (weight * mask), (grad.mT @ x) * mask, grad.sum(dim=0), None
-        grad_x = torch.zeros_like(x)
-        for a, b, c in ctx.layer.spans:
-            grad_x[:, :c].addmm_(grad[:, a:b], masked[a:b, :c])
-        return grad_x, weight_gradient(ctx.layer, grad, x), grad.sum(dim=0), None
+            grad_x = grad @ (weight * mask) if of_x else None
+            grad_weight = (grad.mT @ x) * mask if of_weight else None
+        else:
+            if of_x:
+                grad_x = torch.zeros_like(x)
+                for a, b, c in ctx.layer.spans:
+                    grad_x[:, :c].addmm_(grad[:, a:b], masked[a:b, :c])
+            if of_weight:
+                grad_weight = weight_gradient(ctx.layer, grad, x)
+        return grad_x, grad_weight, grad.sum(dim=0) if of_bias else None, None
 
 
 def weight_gradient(layer: MaskedLinear, grad: Tensor, x: Tensor) -> Tensor:

@@ -42,11 +42,14 @@ class _Product(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is asked for: in terms of autograd
             left, right = lower.tril(-1), upper.triu(1) + (signs * log_diagonal.exp()).diag()
         grad = torch.empty_like(grad).index_copy_(0, permutation, grad)
-        grad_right = torch.addmm(grad, left.mT, grad)
+        of_lower, of_upper, of_diagonal, *_ = ctx.needs_input_grad
+        grad_right = torch.addmm(grad, left.mT, grad) if of_upper or of_diagonal else None
         return (
-            (grad @ right.mT).tril(-1),
-            grad_right.triu(1),
-            torch.addcmul(grad_log_det, grad_right.diagonal(), right.diagonal()),
+            (grad @ right.mT).tril(-1) if of_lower else None,
+            grad_right.triu(1) if of_upper else None,
+            torch.addcmul(grad_log_det, grad_right.diagonal(), right.diagonal())
+            if of_diagonal
+            else None,
             None,
             None,
         )
