@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,7 +17,7 @@ from torch.distributions import Distribution, constraints
 
 from pyroflows.base_distribution import Base
 from pyroflows.memo import Memo
-from pyroflows.store import forget_links, keep_in_step, loaded
+from pyroflows.store import Synced
 from pyroflows.transforms.base import DIRECTIONS, Conditioned, FlowTransform
 
 _ROWS = 2000  # of a draw that go through the transform at once: their hidden units fit a cache
@@ -191,7 +191,7 @@ class FlowDistribution(dist.TransformedDistribution):
         )
 
 
-class Flow(nn.Module):
+class Flow(Synced):
     """A module whose call is a distribution: ``flow()`` or ``flow(context)``.
 
     The call is cheap and mutates nothing. Everything Pyro does with a distribution works with it;
@@ -244,7 +244,6 @@ class Flow(nn.Module):
         # How a builder made it, for pf.student_of and for saving: plain data only.
         self.config: dict[str, Any] | None = None
         self._reuses_draws = True
-        self.register_load_state_dict_post_hook(loaded)
         self._check_shape()
 
     @torch.no_grad()
@@ -344,16 +343,6 @@ class Flow(nn.Module):
         view = _detached(self)
         view._reuses_draws = False
         return view
-
-    def named_modules(
-        self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Module]]:
-        """As in torch; when Pyro walks the flow, it is brought in step with the store first."""
-        keep_in_step(self, prefix)
-        yield from super().named_modules(memo, prefix, remove_duplicate)
-
-    def __getstate__(self) -> dict:
-        return forget_links(self)
 
     def __repr__(self) -> str:
         context = f", context={tuple(self.context_shape)}" if self.context_shape else ""
