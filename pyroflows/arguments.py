@@ -84,6 +84,18 @@ def counts(name: str, values: Sequence[int], fewest: int = 1) -> tuple[int, ...]
     return tuple(int(v) for v in held)
 
 
+def context_shape(context: int | Sequence[int]) -> tuple[int, ...]:
+    """The shape of one context, given as that or as a width; ``()`` where there is none.
+
+    Example:
+        >>> context_shape(3), context_shape((1, 8, 8)), context_shape(0)
+        ((3,), (1, 8, 8), ())
+    """
+    if isinstance(context, Integral):
+        return (int(context),) if context else ()
+    return tuple(context)
+
+
 def check_positive(**values: Any) -> None:
     """See that these are finite numbers above zero.
 

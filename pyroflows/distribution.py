@@ -15,6 +15,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyroflows.arguments import context_shape
 from pyroflows.base_distribution import Base
 from pyroflows.memo import Memo
 from pyroflows.store import Synced
@@ -233,8 +234,7 @@ class Flow(Synced):
                 f"shape: the transform makes events of {transform.codomain.event_dim} dimensions, "
                 f"got shape {tuple(self.event_shape)}"
             )
-        context = ([context] if context else []) if isinstance(context, int) else context
-        self.context_shape = Size(context)
+        self.context_shape = Size(context_shape(context))
         self.transform = transform
         self.base = (
             base

@@ -68,17 +68,23 @@ def contents(tensor: Tensor) -> tuple:
     return (object(),) if tensor.is_inference() else (steps_taken(), mark(tensor))
 
 
+def transformed() -> bool:
+    """Under a compiler or ``torch.func``, where tensors are stand-ins for others."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def traced() -> bool:
+    """Under a compiler, ``torch.func`` or autocast, which see plain operations only."""
+    return transformed() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
 def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple | None:
     """What differs as soon as a parameter or a buffer was stepped, loaded, replaced or moved.
 
     None where that cannot be told: while compiling or under ``torch.func``, for tensors without a
     version, and for networks that are plain functions and may depend on anything.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(t.is_inference() for t in given)
-    ):
+    if transformed() or any(t.is_inference() for t in given):
         return None
     state = [steps_taken(), module.training, torch.is_grad_enabled(), *map(mark, given)]
     for m, _ in _members(module):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyroflows.arguments import check_whole
+from pyroflows.arguments import check_whole, context_shape
 from pyroflows.nets.dropping import Dropping
 
 
@@ -41,7 +41,7 @@ class FromContext(nn.Module):
 
     def __init__(self, context: int | Sequence[int], channels: int, size: tuple[int, int]) -> None:
         super().__init__()
-        shape = (context,) if isinstance(context, int) else tuple(context)
+        shape = context_shape(context)
         self.is_image = len(shape) == 3
         if len(shape) == 1:
             self.read: nn.Module = nn.Linear(shape[0], channels, bias=False)
@@ -66,9 +66,11 @@ class FromContext(nn.Module):
         return read if self.is_image else read[:, :, None, None]
 
 
-def has_context(context: int | Sequence[int]) -> bool:
-    """Whether a width or a shape of a context says that there is one."""
-    return bool(context) if isinstance(context, int) else len(context) > 0
+def from_context(
+    context: int | Sequence[int], channels: int, size: tuple[int, int]
+) -> FromContext | None:
+    """A ``FromContext``, if a width or a shape of a context says that there is one."""
+    return FromContext(context, channels, size) if context_shape(context) else None
 
 
 def _zeroed(last: nn.Conv2d) -> nn.Conv2d:
@@ -112,7 +114,7 @@ class ConvNet(Dropping):
         super().__init__()
         check_whole(1, inputs=inputs, outputs=outputs, channels=channels)
         self.first = nn.Conv2d(inputs, channels, 3, padding=1)
-        self.from_context = FromContext(context, channels, size) if has_context(context) else None
+        self.from_context = from_context(context, channels, size)
         self.middle = nn.Conv2d(channels, channels, 1)
         self.last = _zeroed(nn.Conv2d(channels, outputs, 3, padding=1))
         self.to(memory_format=torch.channels_last)
@@ -168,7 +170,7 @@ class ConvResNet(Dropping):
         check_whole(1, inputs=inputs, outputs=outputs, channels=channels)
         check_whole(0, blocks=blocks)
         self.first = nn.Conv2d(inputs, channels, 3, padding=1)
-        self.from_context = FromContext(context, channels, size) if has_context(context) else None
+        self.from_context = from_context(context, channels, size)
         self.blocks = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
             for _ in range(blocks)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.memo import mark, steps_taken
+from pyroflows.memo import mark, steps_taken, traced
 
 # Below this many weights one dense product is faster than several that skip zeros.
 _DENSE = 1 << 16
@@ -128,16 +128,6 @@ class MaskedLinear(nn.Linear):
         rows = x.reshape(-1, x.shape[-1])
         out = _SpannedLinear.apply(rows, self.weight, self.bias, self)
         return out.reshape(*x.shape[:-1], self.out_features)
-
-
-def traced() -> bool:
-    """Under a compiler, ``torch.func`` or autocast, which see plain operations only."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.is_autocast_enabled("cpu")
-        or torch.is_autocast_enabled("cuda")
-    )
 
 
 def _spans(mask: Tensor) -> list[Span]:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pyroflows.nets.masked_linear import traced, weight_gradient
+from pyroflows.memo import traced
+from pyroflows.nets.masked_linear import weight_gradient
 
 if TYPE_CHECKING:
     from pyroflows.nets.made import MADE

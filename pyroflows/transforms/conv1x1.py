@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyroflows.arguments import check_whole
-from pyroflows.memo import contents
-from pyroflows.nets.masked_linear import traced
+from pyroflows.memo import contents, traced
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.images import IMAGE
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.arguments import check_positive, check_whole
-from pyroflows.nets.conv import FromContext, has_context
+from pyroflows.arguments import check_positive, check_whole, context_shape
+from pyroflows.nets.conv import from_context
 from pyroflows.transforms.autoregressive import _Implicit
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.images import IMAGE, rows_of
@@ -84,11 +84,8 @@ class MaskedConv(FlowTransform):
         self.channels, self.width = channels, width
         self.descending, self.concave = descending, concave
         self.tolerance, self.iterations = tolerance, iterations
-        shape = (context,) if isinstance(context, int) else tuple(context)
-        self.context_dim = len(shape)
-        self.from_context = (
-            FromContext(context, width * channels, size) if has_context(context) else None
-        )
+        self.context_dim = len(context_shape(context))
+        self.from_context = from_context(context, width * channels, size)
         self.log_t = nn.Parameter(torch.zeros(channels))
         groups = (1, width, width, 1)
         pairs = list(zip(groups[1:], groups[:-1], strict=True))  # groups out, groups in
