@@ -119,6 +119,18 @@ class ImageCoupling(FlowTransform):
         return f"{self.family}, {self.net}, kept={int(self.mask.sum())} of {self.mask.numel()}"
 
 
+def channels_of(mask: Tensor, channels: int) -> tuple[int, int]:
+    """How many channels the net of an ``ImageCoupling`` sees, and for how many it has to answer.
+
+    Args:
+        mask: of the coupling.
+        channels: of the images.
+    """
+    run = _moved_run(mask)
+    moved = channels if run is None else run[1] - run[0]
+    return (channels if run is None else channels - moved), moved
+
+
 def _moved_run(mask: Tensor) -> tuple[int, int] | None:
     """First and last-plus-one of the moved channels, where they are one run of whole channels."""
     if mask.shape[1:] != (1, 1):
