@@ -292,6 +292,16 @@ def test_autoregressive_takes_any_callable():
     check_transform(Autoregressive(autoregressive(3).net.forward, Affine()), 3)
 
 
+def test_a_net_that_offers_half_of_a_walk_is_called_once_a_feature():
+    class Half(torch.nn.Module):
+        solve = solve_back = None
+
+        def forward(self, x, context=None):
+            return torch.nn.functional.pad(x[..., :-1], (1, 0)).sin()[..., None]
+
+    check_transform(Autoregressive(Half(), Additive()), 4)
+
+
 CASTED = {
     "autoregressive": lambda: Autoregressive(MADE(4, 2, hidden=(8,)), Affine()),
     "coupling": lambda: Coupling(

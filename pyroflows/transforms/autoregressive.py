@@ -1,8 +1,8 @@
 """Autoregressive maps, and their exact inverse with an exact gradient.
 
-Forward is one pass of the network. The inverse walks the features in order; a network that owns a
-``solve`` (``pyroflows.nets.MADE``, ``CausalConv``) does this at the price of about two passes, any
-other callable is evaluated once a feature.
+Forward is one pass of the network. The inverse walks the features in order; a network that is
+``pyroflows.nets.walkable.Walkable`` (``MADE``, ``CausalConv``) does this at the price of about two
+passes, any other callable is evaluated once a feature.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pyroflows.nets.walkable import is_walkable
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.elementwise import Family
 
@@ -156,8 +157,9 @@ class Autoregressive(FlowTransform):
     r""":math:`y_i = g(x_i; \theta_i(x_{<i}, c))`: forward an IAF layer, its ``.inv`` a MAF layer.
 
     Forward costs one network call. The inverse solves for the features in order: exact, and about
-    two calls' arithmetic with a net that has ``solve``, ``features`` calls with any other. Its
-    gradient comes from the implicit function theorem and is exact to first order.
+    two calls' arithmetic with a net that is ``Walkable`` (see ``pyroflows.nets.walkable``),
+    ``features`` calls with any other. Its gradient comes from the implicit function theorem and is
+    exact to first order.
 
     Kingma et al. 2016, arXiv:1606.04934, eq. 10; Papamakarios et al. 2017, arXiv:1705.07057, eq. 3.
 
@@ -209,7 +211,7 @@ class Autoregressive(FlowTransform):
             batch = torch.broadcast_shapes(y.shape[:-1], context.shape[:-1])
             y, context = y.expand(*batch, -1), context.expand(*batch, -1)
         wants_graph = torch.is_grad_enabled() and self._is_differentiable(y, context)
-        if not hasattr(self.net, "solve_back"):
+        if not is_walkable(self.net):
             return self._implicit(y, context) if wants_graph else self._loop(y, context)
         flat = y.reshape(-1, y.shape[-1])
         rows = None if context is None else context.reshape(-1, context.shape[-1])
@@ -234,7 +236,7 @@ class Autoregressive(FlowTransform):
         self, y: Tensor, at: tuple[Tensor, Tensor, Tensor], context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """No network call and no walk; backward walks once."""
-        if not hasattr(self.net, "solve_back"):
+        if not is_walkable(self.net):
             return self.inverse_and_log_det(y, context)
         x, log_det, theta = (t.detach() for t in at)
         batch, features = theta.shape[:-2], y.shape[-1]
