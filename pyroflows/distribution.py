@@ -182,7 +182,7 @@ class FlowDistribution(dist.TransformedDistribution):
         return fixed.base_dist.log_prob(z) + log_det
 
     def clear_cache(self) -> None:
-        """Forget the draws."""
+        """Forget the draws; what layers keep of their weights is not touched."""
         self._memo.clear()
 
     def __repr__(self) -> str:
@@ -198,6 +198,10 @@ class Flow(Synced):
     The call is cheap and mutates nothing. Everything Pyro does with a distribution works with it;
     as a module it trains under ``SVI`` and ``ELBOModule``, as attribute of a ``PyroModule``, under
     ``pyro.module`` or on its own.
+
+    Write to its parameters under ``torch.no_grad()`` (optimisers, ``copy_``, ``load_state_dict``),
+    not to their ``.data``: what is kept for own draws, and in eval mode of masked weights, may not
+    notice the latter.
 
     Args:
         transform: from base to data.

@@ -1,8 +1,12 @@
-"""A memory of log-densities that never lies and keeps nothing alive.
+"""A memory of log-densities that keeps nothing alive and forgets what a change made untrue.
 
 Pyro's ELBO draws from a distribution and later asks the same object to score the very tensor it
 drew. For an inverse autoregressive flow the second call would cost an inversion, so the value is
 remembered here: weakly, and only for as long as nothing it was computed from has changed.
+
+A change is seen by torch's version counters and by the steps of optimisers. A write to
+``tensor.data`` moves neither: on a CPU it is seen where it changes the first or the last element,
+and anywhere else not at all. So write to parameters under ``torch.no_grad()``, not to ``.data``.
 """
 
 from __future__ import annotations

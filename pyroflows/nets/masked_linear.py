@@ -74,7 +74,8 @@ class MaskedLinear(nn.Linear):
     """``x (W * mask)^T + b``: output o sees input i where ``mask[o, i]``.
 
     With a mask whose rows see ever more inputs, as MADE's with sorted units, large layers skip the
-    blocks of zeros: up to half of all multiplications, in both directions.
+    blocks of zeros: up to half of all multiplications, in both directions. A small one costs a
+    dense product, and all cost a product of weight and mask, in eval mode once.
 
     Args:
         mask: ``(outputs, inputs)``, boolean.
@@ -105,7 +106,8 @@ class MaskedLinear(nn.Linear):
         """The weight with zeros where nothing may pass.
 
         In eval mode it is made once and kept until the weight was changed, replaced or moved, or
-        an optimiser stepped; not where a gradient has to pass.
+        an optimiser stepped; not where a gradient has to pass. A write to ``weight.data`` may go
+        unseen (see ``pyroflows.memo``): write under ``torch.no_grad()`` instead.
         """
         passes = torch.is_grad_enabled() and self.weight.requires_grad
         if self.training or passes or traced() or self.weight.is_inference():

@@ -76,8 +76,12 @@ class GatedLayer(Dropping):
 class PixelNet(nn.Module):
     """``(n, colours, height, width)`` to ``(n, channels, height, width)``, blind to pixels to come.
 
-    The features of pixel (i, j) depend on all pixels before it in raster order that lie within
-    ``layers * (kernel // 2)`` rows and columns, and on none from it on.
+    With ``reach = layers * (kernel // 2)``, the features of a pixel depend on the ``reach + 1``
+    pixels before it in its row, and in the ``reach + 1`` rows above on those at most ``reach``
+    columns away; on none from it on.
+
+    A layer costs ``(kernel // 2 + 1) (2 kernel + 2) + 5`` times ``channels^2`` multiplications a
+    pixel; ``walk`` costs about as much as one pass.
 
     Args:
         colours: channels of the image.

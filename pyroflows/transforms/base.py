@@ -74,7 +74,11 @@ class FlowTransform(TransformModule):
         raise NotImplementedError(f"{type(self).__name__}.inverse_and_log_det")
 
     def forward_at(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
-        """``forward_and_log_det(x)``, and what ``inverse_at`` can use of it."""
+        """``forward_and_log_det(x)``, and what ``inverse_at`` can use of it.
+
+        That may hold any tensors of the pass, with their graph: an own draw of a flow keeps it for
+        ``path_log_prob`` for as long as the draw lives. None by default.
+        """
         return *self.forward_and_log_det(x, context), None
 
     def inverse_at(
