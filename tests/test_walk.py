@@ -53,7 +53,7 @@ def test_inverse_is_the_plain_loop(size, descending, family):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_sizes_cover_walks_and_sweeps(size):
     features, hidden, rows = size
-    swept = walk._swept_blocks(MADE(features, 2, hidden=hidden), rows)
+    swept = walk.swept_blocks(MADE(features, 2, hidden=hidden), rows)
     assert (swept is None) == (rows == 2000)
     assert swept is None or (len(swept) > 1) == (features > 128)
 

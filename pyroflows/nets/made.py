@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyroflows.arguments import check_whole, counts
-from pyroflows.nets import walk
+from pyroflows.nets import walk, walk_back
 from pyroflows.nets.dropping import Dropping
 from pyroflows.nets.masked_linear import MaskedLinear
 from pyroflows.nets.mlp import activation_named, through_hidden
@@ -102,7 +102,7 @@ class MADE(Dropping):
 
     def weights(self) -> list[Tensor]:
         """All weights and biases, in the order of ``solve_back``'s gradients."""
-        return walk.parameters(self)
+        return walk_back.parameters(self)
 
     def solve(
         self,
@@ -121,8 +121,8 @@ class MADE(Dropping):
         context: Tensor | None = None,
         sweep: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor | None], Tensor | None]:
-        """Gradients back through the fixed point; see ``pyroflows.nets.walk.solve_back``."""
-        return walk.solve_back(self, step, x, context, sweep)
+        """Gradients back through the fixed point; see ``pyroflows.nets.walk_back.solve_back``."""
+        return walk_back.solve_back(self, step, x, context, sweep)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_way": None}

@@ -37,7 +37,7 @@ class Walkable(Protocol):
         context: Tensor | None = None,
         sweep: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor | None], Tensor | None]:
-        """Gradients back through it; see ``pyroflows.nets.walk.solve_back``."""
+        """Gradients back through it; see ``pyroflows.nets.walk_back.solve_back``."""
 
 
 def is_walkable(net: Any) -> bool:
