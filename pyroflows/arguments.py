@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -38,10 +39,61 @@ def check_whole(least: int, **values: Any) -> None:
         ValueError: one is not.
     """
     for name, value in values.items():
-        if not isinstance(value, Integral) or not is_number(value) or value < least:
-            raise ValueError(
-                f"{name}: expected a whole number of at least {least}, in 64 bits, got {value!r}"
-            )
+        count(name, value, least)
+
+
+def count(name: str, value: int, least: int = 1, why: str = "") -> int:
+    """``value`` as Python's own integer, if it is one of at least ``least``, below ``2**63``.
+
+    Args:
+        name: the argument's, for the error.
+        value: of the argument.
+        least: the smallest that will do.
+        why: what asks for so many, for the error.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected an integer >= {least}{why}, got {value!r}")
+    if not is_number(value):
+        raise ValueError(f"{name}: expected an integer of 64 bits, got {value!r}")
+    return int(value)
+
+
+def counts(name: str, values: Sequence[int], fewest: int = 1) -> tuple[int, ...]:
+    """``values`` as a tuple, if they are positive integers.
+
+    Args:
+        name: the argument's, for the error.
+        values: of the argument.
+        fewest: how many there have to be.
+
+    Raises:
+        ValueError: they are not, or too few, or no sequence.
+
+    Example:
+        >>> counts("hidden", [8, 8])
+        (8, 8)
+    """
+    sequence = isinstance(values, Sequence) and not isinstance(values, str)
+    held = list(values) if sequence else []
+    fits = all(isinstance(v, Integral) and is_number(v) and v > 0 for v in held)
+    if not sequence or not fits or len(held) < fewest:
+        raise ValueError(f"{name}: expected a tuple of positive integers, got {values!r}")
+    return tuple(int(v) for v in held)
+
+
+def context_shape(context: int | Sequence[int]) -> tuple[int, ...]:
+    """The shape of one context, given as that or as a width; ``()`` where there is none.
+
+    Example:
+        >>> context_shape(3), context_shape((1, 8, 8)), context_shape(0)
+        ((3,), (1, 8, 8), ())
+    """
+    if isinstance(context, Integral):
+        return (int(context),) if context else ()
+    return tuple(context)
 
 
 def check_positive(**values: Any) -> None:

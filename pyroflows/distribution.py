@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,9 +15,10 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyroflows.arguments import context_shape
 from pyroflows.base_distribution import Base
 from pyroflows.memo import Memo
-from pyroflows.store import forget_links, keep_in_step, loaded
+from pyroflows.store import Synced
 from pyroflows.transforms.base import DIRECTIONS, Conditioned, FlowTransform
 
 _ROWS = 2000  # of a draw that go through the transform at once: their hidden units fit a cache
@@ -181,7 +182,7 @@ class FlowDistribution(dist.TransformedDistribution):
         return fixed.base_dist.log_prob(z) + log_det
 
     def clear_cache(self) -> None:
-        """Forget the draws."""
+        """Forget the draws; what layers keep of their weights is not touched."""
         self._memo.clear()
 
     def __repr__(self) -> str:
@@ -191,12 +192,16 @@ class FlowDistribution(dist.TransformedDistribution):
         )
 
 
-class Flow(nn.Module):
+class Flow(Synced):
     """A module whose call is a distribution: ``flow()`` or ``flow(context)``.
 
     The call is cheap and mutates nothing. Everything Pyro does with a distribution works with it;
     as a module it trains under ``SVI`` and ``ELBOModule``, as attribute of a ``PyroModule``, under
     ``pyro.module`` or on its own.
+
+    Write to its parameters under ``torch.no_grad()`` (optimisers, ``copy_``, ``load_state_dict``),
+    not to their ``.data``: what is kept for own draws, and in eval mode of masked weights, may not
+    notice the latter.
 
     Args:
         transform: from base to data.
@@ -233,8 +238,7 @@ class Flow(nn.Module):
                 f"shape: the transform makes events of {transform.codomain.event_dim} dimensions, "
                 f"got shape {tuple(self.event_shape)}"
             )
-        context = ([context] if context else []) if isinstance(context, int) else context
-        self.context_shape = Size(context)
+        self.context_shape = Size(context_shape(context))
         self.transform = transform
         self.base = (
             base
@@ -244,7 +248,6 @@ class Flow(nn.Module):
         # How a builder made it, for pf.student_of and for saving: plain data only.
         self.config: dict[str, Any] | None = None
         self._reuses_draws = True
-        self.register_load_state_dict_post_hook(loaded)
         self._check_shape()
 
     @torch.no_grad()
@@ -264,7 +267,7 @@ class Flow(nn.Module):
         context = None if context is None else context.to(like)
         try:
             got = step(like.new_zeros(1, *shape), context)[0].shape[1:]
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, TypeError, AttributeError) as error:
             got = error
         if got != self.event_shape:
             raise ValueError(
@@ -346,16 +349,6 @@ class Flow(nn.Module):
         view = _detached(self)
         view._reuses_draws = False
         return view
-
-    def named_modules(
-        self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Module]]:
-        """As in torch; when Pyro walks the flow, it is brought in step with the store first."""
-        keep_in_step(self, prefix)
-        yield from super().named_modules(memo, prefix, remove_duplicate)
-
-    def __getstate__(self) -> dict:
-        return forget_links(self)
 
     def __repr__(self) -> str:
         context = f", context={tuple(self.context_shape)}" if self.context_shape else ""

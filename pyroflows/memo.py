@@ -1,8 +1,12 @@
-"""A memory of log-densities that never lies and keeps nothing alive.
+"""A memory of log-densities that keeps nothing alive and forgets what a change made untrue.
 
 Pyro's ELBO draws from a distribution and later asks the same object to score the very tensor it
 drew. For an inverse autoregressive flow the second call would cost an inversion, so the value is
 remembered here: weakly, and only for as long as nothing it was computed from has changed.
+
+A change is seen by torch's version counters and by the steps of optimisers. A write to
+``tensor.data`` moves neither: on a CPU it is seen where it changes the first or the last element,
+and anywhere else not at all. So write to parameters under ``torch.no_grad()``, not to ``.data``.
 """
 
 from __future__ import annotations
@@ -68,17 +72,23 @@ def contents(tensor: Tensor) -> tuple:
     return (object(),) if tensor.is_inference() else (steps_taken(), mark(tensor))
 
 
+def transformed() -> bool:
+    """Under a compiler or ``torch.func``, where tensors are stand-ins for others."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def traced() -> bool:
+    """Under a compiler, ``torch.func`` or autocast, which see plain operations only."""
+    return transformed() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
 def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple | None:
     """What differs as soon as a parameter or a buffer was stepped, loaded, replaced or moved.
 
     None where that cannot be told: while compiling or under ``torch.func``, for tensors without a
     version, and for networks that are plain functions and may depend on anything.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(t.is_inference() for t in given)
-    ):
+    if transformed() or any(t.is_inference() for t in given):
         return None
     state = [steps_taken(), module.training, torch.is_grad_enabled(), *map(mark, given)]
     for m, _ in _members(module):
@@ -95,11 +105,14 @@ def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple | None:
 
 def _members(module: nn.Module) -> list[tuple[nn.Module, tuple]]:
     """A module and all below it, each with its children; walked again only where those changed."""
-    kept = module.__dict__.get("_members")
-    if kept is None or any(tuple(m._modules.values()) != children for m, children in kept):
-        kept = [(m, tuple(m._modules.values())) for m in module.modules()]
-        module.__dict__["_members"] = kept
-    return kept
+    own = module, tuple(module._modules.values())
+    children, below = module.__dict__.get("_members", (None, []))
+    if own[1] != children or any(tuple(m._modules.values()) != c for m, c in below):
+        below = [(m, tuple(m._modules.values())) for m in module.modules() if m is not module]
+        # Without the module: in its own __dict__ it would be a cycle, which keeps what it holds
+        # in memory until the collector comes by.
+        module.__dict__["_members"] = own[1], below
+    return [own, *below]
 
 
 class _Entry(NamedTuple):

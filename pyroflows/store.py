@@ -55,7 +55,9 @@ def keep_in_step(flow: nn.Module, prefix: str) -> None:
 
 def loaded(flow: nn.Module, incompatible_keys: object = None) -> None:
     """Called when a ``state_dict`` was loaded: newer than what the store holds at this moment."""
-    flow.__dict__["_newer_than"] = {id(t) for t in pyro.get_param_store()._params.values()}
+    held = pyro.get_param_store()._params.values()
+    # By reference: when the store is cleared, later tensors may be given the same ids.
+    flow.__dict__["_newer_than"] = {id(t): weakref.ref(t) for t in held}
 
 
 class Synced(nn.Module):
@@ -116,7 +118,7 @@ class _Link:
         self.name = name
         self.store = pyro.get_param_store()
         self.known = flow.__dict__.setdefault("_linked", {})
-        self.newer_than = flow.__dict__.pop("_newer_than", set())
+        self.newer_than = flow.__dict__.pop("_newer_than", {})
 
     def make(self) -> None:
         """Take over what the store holds, unless the flow's own values are newer."""
@@ -153,8 +155,8 @@ class _Link:
 
     def _is_own_or_older(self, full: str, held: Tensor) -> bool:
         """Whether the flow put it there, or a ``state_dict`` was loaded over it since."""
-        known = self.known.get(full)
-        return id(held) in self.newer_than or (known is not None and known() is held)
+        references = self.known.get(full), self.newer_than.get(id(held))
+        return any(known is not None and known() is held for known in references)
 
     @torch.no_grad()
     def _take(self, full: str, held: Tensor, own: Tensor) -> None:

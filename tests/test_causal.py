@@ -106,6 +106,31 @@ def test_gradcheck_through_the_inverse(sizes):
     assert gradcheck(solved, [t.requires_grad_() for t in (*inputs, *net.parameters())])
 
 
+def test_walks_use_no_dropout():
+    """Neither the inverse nor its gradient, as ``MADE``'s do not."""
+    layer = Autoregressive(net_of(), Affine())
+    y, _ = points(4)
+    found = []
+    for share in (0.0, 0.5):
+        for block in layer.net.train().blocks:
+            block.dropout = share
+        given = y.clone().requires_grad_()
+        x, log_det = layer.inverse_and_log_det(given)
+        target = (x.sin().sum() + log_det.sum(), [given, *layer.parameters()])
+        found.append(torch.autograd.grad(*target))
+    assert all(map(torch.equal, *found))
+
+
+def test_a_net_without_context_may_be_given_one():
+    layer = Autoregressive(net_of(), Affine())
+    y, context = points(4, context=2)
+    context.requires_grad_()
+    x, log_det = layer.inverse_and_log_det(y, context)
+    (x.sum() + log_det.sum()).backward()
+    assert context.grad is None
+    assert layer.net.first.weight.grad.isfinite().all()
+
+
 def test_contexts_broadcast_and_matter_from_the_first_step():
     net = net_of(context=2)
     x, _ = points(4, 3)

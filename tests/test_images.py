@@ -10,6 +10,7 @@ from torch.autograd.functional import jacobian
 
 import pyroflows as pf
 from pyroflows import testing
+from pyroflows.flows.images import image_coupling
 from pyroflows.nets import ConvNet, ConvResNet, FromContext
 from pyroflows.transforms import (
     ActNorm,
@@ -148,6 +149,15 @@ def test_channels_in_a_pattern_that_is_no_run_work_too():
     mask = torch.tensor([True, False, True, False])[:, None, None]
     layer = ImageCoupling(ConvNet(4, 8, channels=3), Affine(), mask)
     testing.check_transform(layer, (4, 1, 2))
+
+
+def test_nets_fit_channels_in_a_pattern_that_is_no_run():
+    def net(inputs, outputs, size):
+        return ConvNet(inputs, outputs, channels=4, size=size)
+
+    mask = torch.tensor([True, False, True, False])[:, None, None]
+    layer = image_coupling((4, 2, 2), mask, Affine(), net, 0)
+    assert layer(torch.ones(3, 4, 2, 2)).shape == (3, 4, 2, 2)
 
 
 def test_multiscale_leaves_alone_what_is_done():

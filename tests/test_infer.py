@@ -567,7 +567,7 @@ def test_weights_without_a_tail_that_fits_have_no_good_khat():
 
 @pytest.mark.parametrize("wrong", [10.5, "a", 0, True])
 def test_number_of_draws_is_checked(wrong):
-    with pytest.raises(ValueError, match="num_samples: expected a whole number"):
+    with pytest.raises(ValueError, match="num_samples: expected an integer"):
         pf.importance_weights(gaussian, gaussian, num_samples=wrong)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd.functional import jacobian
 
 import pyroflows as pf
-from pyroflows.nets import MADE, MLP, MaskedLinear
+from pyroflows.nets import MADE, MLP, MaskedLinear, masked_linear
 from pyroflows.testing import randomize
 
 FLOAT64 = torch.float64
@@ -147,8 +148,47 @@ def test_skips_join_equal_widths_only():
     "kind", [lambda h: MADE(3, 1, hidden=h), lambda h: MLP(3, 1, hidden=h)], ids=["MADE", "MLP"]
 )
 def test_nets_refuse_widths(kind, hidden):
-    with pytest.raises(ValueError, match="hidden: expected a tuple of positive widths"):
+    with pytest.raises(ValueError, match="hidden: expected a tuple of positive integers"):
         kind(hidden)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: MADE(0, 2), "features"),
+        (lambda: MADE(3, 0), "params"),
+        (lambda: MADE(3, 2, context=-1), "context"),
+        (lambda: MLP(3, True), "outputs"),
+        (lambda: pf.nets.ConvNet(3, 4, channels=0), "channels"),
+        (lambda: pf.nets.ConvResNet(3, 4, blocks=-1), "blocks"),
+        (lambda: pf.nets.CausalConv(5, 2, channels=None), "channels"),
+        (lambda: pf.nets.CausalConv(5, 2, dilations=(1, None)), "dilations"),
+        (lambda: pf.nets.PixelNet(0), "colours"),
+        (lambda: pf.nets.PixelNet(1, kernel=4), "kernel"),
+    ],
+)
+def test_nets_refuse_sizes(make, name):
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        make()
+
+
+def test_sizes_may_be_numpys_integers():
+    flow = pf.maf(np.int64(3), layers=1, hidden=(np.int64(8),))
+    assert flow.sample((2,)).shape == (2, 3)
+    assert flow.config["arguments"]["hidden"] == (8,)
+    assert type(flow.config["arguments"]["hidden"][0]) is int
+
+
+def test_a_flow_notes_what_it_was_built_from_and_not_what_became_of_that():
+    hidden = [8, 8]
+    flow = pf.maf(2, layers=1, hidden=hidden)
+    hidden.append(4)
+    assert flow.config["arguments"]["hidden"] == (8, 8)
+
+
+def test_only_what_is_marked_is_a_builder(monkeypatch):
+    monkeypatch.setattr(pf.flows.spline, "helper", torch.no_grad()(lambda: None), raising=False)
+    assert "helper" not in pf.flows.builders()
 
 
 def test_nets_refuse_unknown_activations():
@@ -247,6 +287,26 @@ def test_skipping_empty_blocks_has_second_derivatives():
         (first,) = torch.autograd.grad(model(x).tanh().sum(), x, create_graph=True)
         results.append(torch.autograd.grad(first.square().sum(), model.layers[1].weight)[0])
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+def test_only_the_gradients_asked_for_are_computed(monkeypatch):
+    layer = MADE(64, 8, hidden=(512,)).last
+    assert layer.spans
+    called = []
+    plain = masked_linear.weight_gradient
+    monkeypatch.setattr(masked_linear, "weight_gradient", lambda *a: called.append(0) or plain(*a))
+    x = torch.randn(3, 512, requires_grad=True)
+    layer.requires_grad_(False)(x).sum().backward()
+    assert called == []
+    torch.testing.assert_close(x.grad[0], (layer.weight * layer.mask).sum(dim=0))
+    layer.bias.requires_grad_()
+    layer(x.detach()).sum().backward()
+    assert called == []
+    assert torch.equal(layer.bias.grad, torch.full_like(layer.bias, 3))
+    layer.weight.requires_grad_()
+    layer(x.detach()).sum().backward()
+    assert called == [0]
+    torch.testing.assert_close(layer.weight.grad, x.detach().sum(dim=0) * layer.mask)
 
 
 def test_dropout_acts_only_while_training():

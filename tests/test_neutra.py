@@ -188,7 +188,7 @@ def test_few_draws_are_draws(draws):
     [{"num_samples": 0}, {"num_samples": 10.5}, {"num_chains": 0}, {"warmup_steps": -1}],
 )
 def test_numbers_out_of_range_are_errors(wrong):
-    with pytest.raises(ValueError, match="expected a whole number"):
+    with pytest.raises(ValueError, match="expected an integer"):
         pf.NeuTra(correlated, pf.AutoFlow(correlated)).run(**wrong)
 
 

@@ -114,6 +114,7 @@ def test_what_a_pixel_sees_reaches_as_far_as_told():
     reach = layers * (kernel // 2)
     assert i.min() == 7 - reach - 1
     assert (j[i < 7].min(), j[i < 7].max()) == (4 - reach, 4 + reach)
+    assert j[i == 7].min() == 4 - reach - 1
 
 
 def test_walking_gives_the_features_of_one_pass():

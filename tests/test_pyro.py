@@ -1,6 +1,7 @@
 """Flows inside Pyro: as guides, priors and modules, with the parameter store and without it."""
 
 import copy
+import gc
 import pickle
 
 import pyro
@@ -440,6 +441,25 @@ def test_store_loaded_over_a_loaded_state_dict_wins(tmp_path):
     pyro.get_param_store().load(tmp_path / "store", map_location="cpu")
     guide(DATA)
     assert not moved(wanted, guide.flow)
+
+
+def test_store_loaded_after_a_state_dict_wins_with_tensors_in_old_places(tmp_path):
+    """New tensors of the store take the ids of those it held when the state_dict was loaded."""
+    wanted = pf.iaf(2, layers=1, hidden=(8,))
+    pyro.module("q", wanted)
+    pyro.get_param_store().save(tmp_path / "store")
+    for _ in range(8):
+        pyro.clear_param_store()
+        other = pf.iaf(2, layers=8, hidden=(8, 8))
+        pyro.module("other", other)
+        flow = pf.iaf(2, layers=1, hidden=(8,))
+        flow.load_state_dict(flow.state_dict())
+        pyro.clear_param_store()
+        del other
+        gc.collect()
+        pyro.get_param_store().load(tmp_path / "store", map_location="cpu")
+        pyro.module("q", flow)
+        assert not moved(weights(wanted), flow)
 
 
 def test_guides_of_different_models_live_side_by_side():

@@ -156,13 +156,32 @@ def test_family_survives_large_weights_in_float32(family):
     torch.testing.assert_close(again, y, rtol=1e-3, atol=1e-3)
 
 
-def test_families_refuse_bad_arguments():
-    with pytest.raises(ValueError, match="bound: expected a positive log-scale limit"):
-        Affine(bound=0.0)
-    with pytest.raises(ValueError, match="bins: expected at least 2"):
-        RationalQuadraticSpline(bins=1)
-    with pytest.raises(ValueError, match="bound: expected a positive half-width"):
-        RationalQuadraticSpline(bound=-1.0)
+BAD_ARGUMENTS = [
+    (lambda: Affine(bound=0.0), "bound: expected a positive number"),
+    (lambda: RationalQuadraticSpline(bins=1), "bins: expected an integer >= 2"),
+    (lambda: RationalQuadraticSpline(bound=-1.0), "bound: expected a positive number"),
+    (lambda: RationalQuadraticSpline(min_bin=3.0), "min_bin: expected a number in"),
+    (lambda: RationalQuadraticSpline(min_derivative=1.0), "min_derivative: expected a number in"),
+    (lambda: RationalQuadraticSpline(min_derivative=0.0), "min_derivative: expected a positive"),
+    (lambda: pf.transforms.ContextAffine(2, 3, bound=math.inf), "bound: expected a positive"),
+    (lambda: pf.transforms.ContextAffine(2, 0), "context: expected an integer >= 1"),
+    (lambda: pf.transforms.LULinear(0), "features: expected an integer >= 1"),
+    (lambda: pf.transforms.Whiten(0), "features: expected an integer >= 1"),
+    (lambda: pf.transforms.Standardize(0), "features: expected an integer >= 1"),
+    (lambda: pf.transforms.ActNorm(2, dims=0), "dims: expected an integer >= 1"),
+    (lambda: pf.transforms.DiagonalScale(2.0), "features: expected an integer >= 1"),
+    (lambda: pf.transforms.Conv1x1(True), "channels: expected an integer >= 1"),
+    (lambda: pf.transforms.MaskedConv(0), "channels: expected an integer >= 1"),
+    (lambda: pf.transforms.MaskedConv(1, iterations=0), "iterations: expected an integer >= 1"),
+    (lambda: pf.transforms.MaskedConv(1, tolerance=math.nan), "tolerance: expected a positive"),
+    (lambda: pf.Flow(pf.transforms.ContextAffine(2, 3), shape=2), "shape: the transform does not"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_ARGUMENTS, ids=[m for _, m in BAD_ARGUMENTS])
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_affine_scale_is_bounded():
@@ -273,6 +292,60 @@ def test_autoregressive_takes_any_callable():
     check_transform(Autoregressive(autoregressive(3).net.forward, Affine()), 3)
 
 
+def test_a_net_that_offers_half_of_a_walk_is_called_once_a_feature():
+    class Half(torch.nn.Module):
+        solve = solve_back = None
+
+        def forward(self, x, context=None):
+            return torch.nn.functional.pad(x[..., :-1], (1, 0)).sin()[..., None]
+
+    check_transform(Autoregressive(Half(), Additive()), 4)
+
+
+CASTED = {
+    "autoregressive": lambda: Autoregressive(MADE(4, 2, hidden=(8,)), Affine()),
+    "coupling": lambda: Coupling(
+        MLP(2, 4, hidden=(8,)), Affine(), torch.tensor([True, False, True, False])
+    ),
+    "image_coupling": lambda: pf.transforms.ImageCoupling(
+        pf.nets.ConvNet(2, 4, channels=4), Affine(), torch.tensor([0, 0, 1, 1])[:, None, None]
+    ),
+    "context_affine": lambda: ContextAffine(4, 4),
+}
+
+
+@pytest.mark.parametrize("name", CASTED)
+def test_log_determinants_are_no_half_precision_sums_under_autocast(name):
+    layer = CASTED[name]()
+    randomize(layer)
+    x = torch.randn(5, 4, 2, 2) if name == "image_coupling" else torch.randn(5, 4)
+    context = torch.randn(5, 4) if name == "context_affine" else None
+    exact = layer.forward_and_log_det(x, context)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        steps = (layer.forward_and_log_det, layer.inverse_and_log_det)
+        found = [step(x, context) for step in steps]
+        found.append(layer.forward_at(x, context)[:2])
+    assert {t.dtype for pair in found for t in pair} == {torch.float32}
+    for got, expected in zip(found[0], exact, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+
+
+def test_conv1x1_in_part_frozen_has_the_gradients_of_the_rest():
+    layer, x = pf.transforms.Conv1x1(3), torch.randn(2, 3, 4, 4)
+    names = ("lower", "upper", "log_diagonal")
+    y, log_det = layer.forward_and_log_det(x)
+    (y.sin().sum() + log_det.sum()).backward()
+    expected = {name: getattr(layer, name).grad for name in names}
+    for name in names:
+        layer.zero_grad()
+        layer.requires_grad_(True).get_parameter(name).requires_grad_(False)
+        y, log_det = layer.forward_and_log_det(x)
+        (y.sin().sum() + log_det.sum()).backward()
+        for other in names:
+            got = getattr(layer, other).grad
+            assert got is None if other == name else torch.equal(got, expected[other])
+
+
 def test_coupling_takes_any_callable_and_refuses_masks():
     layer = Coupling(lambda kept, c: kept * c, Additive(), torch.tensor([True, False]))
     y = layer.condition(torch.tensor([3.0]))(torch.tensor([2.0, 1.0]))
@@ -285,7 +358,6 @@ def test_coupling_takes_any_callable_and_refuses_masks():
 def test_permute():
     layer = Permute([2, 0, 1])
     assert layer(torch.tensor([10.0, 20.0, 30.0])).tolist() == [30.0, 10.0, 20.0]
-    assert Permute.reverse(3).permutation.tolist() == [2, 1, 0]
     state = torch.get_rng_state()
     assert torch.equal(Permute.random(9, 1).permutation, Permute.random(9, 1).permutation)
     assert not torch.equal(Permute.random(9, 1).permutation, Permute.random(9, 2).permutation)
@@ -364,6 +436,23 @@ def test_chain_initialises_parts_on_what_arrives_there():
     torch.testing.assert_close(z, chain.inv(data))
     with pytest.raises(ValueError, match="parts: expected FlowTransforms, got Linear"):
         Chain([nn.Linear(2, 2)])
+
+
+def test_what_is_bound_to_a_context_is_set_from_data_too():
+    layer = ActNorm(2)
+    x = 5 + torch.randn(100, 2)
+    z = layer.condition(torch.zeros(100, 3)).initialize(x)
+    assert layer.initialized
+    torch.testing.assert_close(z.mean(dim=0), torch.zeros(2), rtol=0, atol=1e-5)
+
+
+def test_the_batch_of_a_context_reaches_the_log_determinant_of_a_chain():
+    net = MLP(1, 1, hidden=(4,), context=3)
+    shift = Coupling(net, Additive(), torch.tensor([True, False]))
+    chain = Chain([DiagonalScale(2), shift])
+    for step in (chain.forward_and_log_det, chain.inverse_and_log_det):
+        y, log_det = step(torch.ones(2), torch.ones(5, 3))
+        assert (y.shape, log_det.shape) == ((5, 2), (5,))
 
 
 def test_chain_takes_nested_chains_apart_and_keeps_order():
@@ -658,6 +747,31 @@ def test_a_draw_without_a_graph_keeps_nothing_but_its_score():
         assert q._memo.get(x, flow, *q._given()) == (log_q, None)
     x = q.rsample()
     assert q._memo.get(x, flow, *q._given())[1] is not None
+
+
+def test_a_used_flow_goes_with_its_last_reference():
+    gc.collect()
+    gc.disable()
+    try:
+        flow = pf.iaf(2, layers=1, hidden=(8,))
+        flow().rsample_and_log_prob((3,))
+        reference = weakref.ref(flow)
+        del flow
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@torch.no_grad()
+def test_memory_sees_a_layer_in_anothers_place(depth):
+    flow = pf.maf(2, layers=1, hidden=(8,))
+    d = flow()
+    x = d.sample()
+    assert d._memo.get(x, flow) is not None
+    holder, name = [(flow, "transform"), (flow.transform.parts, "0")][depth]
+    setattr(holder, name, pf.transforms.LULinear(2))
+    assert d._memo.get(x, flow) is None
 
 
 def test_memory_is_not_kept_for_plain_functions():

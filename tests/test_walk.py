@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyroflows as pf
-from pyroflows.nets import MADE, walk
+from pyroflows.nets import MADE, CausalConv, walk
 from pyroflows.testing import randomize
 from pyroflows.transforms import Additive, Affine, Autoregressive, RationalQuadraticSpline
 
@@ -53,7 +53,7 @@ def test_inverse_is_the_plain_loop(size, descending, family):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_sizes_cover_walks_and_sweeps(size):
     features, hidden, rows = size
-    swept = walk._swept_blocks(MADE(features, 2, hidden=hidden), rows)
+    swept = walk.swept_blocks(MADE(features, 2, hidden=hidden), rows)
     assert (swept is None) == (rows == 2000)
     assert swept is None or (len(swept) > 1) == (features > 128)
 
@@ -182,6 +182,31 @@ def test_frozen_parts_get_no_gradient():
     layer.inverse_and_log_det(y)[0].sum().backward()
     assert layer.net.last.bias.grad is not None
     assert layer.net.last.weight.grad is None
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["walked", "known"])
+def test_weights_written_to_before_backward_are_an_error(known):
+    layer = layer_of(5, (8, 8))
+    y, _, at = layer.forward_at(torch.randn(3, 5, dtype=FLOAT64))
+    y = y.detach().requires_grad_()
+    x, log_det = layer.inverse_at(y, at) if known else layer.inverse_and_log_det(y)
+    with torch.no_grad():
+        layer.net.last.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (x.sum() + log_det.sum()).backward()
+
+
+@pytest.mark.parametrize("kind", [MADE, CausalConv], ids=lambda k: k.__name__)
+def test_inverses_are_in_full_precision_under_autocast(kind):
+    layer = Autoregressive(kind(6, 2), Affine())
+    randomize(layer)
+    y, found = torch.randn(5, 6), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            x, log_det = layer.inverse_and_log_det(y)
+            target = x.sin().sum() + log_det.sum()
+            found.append((x, log_det, *torch.autograd.grad(target, list(layer.parameters()))))
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

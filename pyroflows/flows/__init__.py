@@ -4,7 +4,6 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
-from typing import Any
 
 from pyroflows.distribution import Flow
 from pyroflows.flows.autoregressive import iaf, maf
@@ -26,13 +25,9 @@ def builders() -> dict[str, Callable[..., Flow]]:
     found: dict[str, Callable[..., Flow]] = {}
     for module in pkgutil.iter_modules(__path__):
         members = vars(importlib.import_module(f"{__name__}.{module.name}")).items()
-        # What ``builder`` marks keeps the function it wraps.
-        found.update({k: v for k, v in members if inspect.isfunction(v) and _is_marked(v)})
+        marked = {k: v for k, v in members if getattr(v, "is_builder", False) is True}
+        found.update({k: v for k, v in marked.items() if inspect.isfunction(v)})
     return found
-
-
-def _is_marked(function: Callable[..., Any]) -> bool:
-    return inspect.isfunction(getattr(function, "__wrapped__", None))
 
 
 def examples() -> dict[str, Example]:

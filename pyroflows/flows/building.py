@@ -6,11 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributions import Distribution, constraints
 
+from pyroflows.arguments import count, plain
 from pyroflows.distribution import Flow
 from pyroflows.transforms import (
     Chain,
@@ -76,9 +78,11 @@ def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
 
     @functools.wraps(function)
     def build(*args: object, **kwargs: object) -> Flow:
+        args = [plain(value) for value in args]
+        kwargs = {name: plain(value) for name, value in kwargs.items()}
         arguments = signature.bind(*args, **kwargs)
         arguments.apply_defaults()
-        noted = dict(arguments.arguments)
+        noted = {name: _noted(value) for name, value in arguments.arguments.items()}
         for option in options:
             noted |= noted.pop(option)
         context = noted.get("context", 0)
@@ -89,7 +93,17 @@ def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
         flow.config = {"builder": name, "arguments": noted}
         return flow
 
+    build.is_builder = True
     return build
+
+
+def _noted(value: Any) -> Any:
+    """What no one else holds and can change: sequences as tuples, numbers as Python's own."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_noted(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _noted(v) for k, v in value.items()}
+    return plain(value)
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
@@ -100,17 +114,6 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
     """
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
-    return value
-
-
-def count(name: str, value: int, least: int = 1, why: str = "") -> int:
-    """``value``, if it is an integer of at least ``least``.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected an integer >= {least}{why}, got {value!r}")
     return value
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyroflows.arguments import context_shape
 from pyroflows.distribution import Flow
 from pyroflows.flows.building import Example, builder, count, one_of
 from pyroflows.nets import ConvNet, ConvResNet
@@ -30,6 +31,7 @@ from pyroflows.transforms import (
     even_rows,
     first_half,
 )
+from pyroflows.transforms.image_coupling import channels_of
 
 Shape = tuple[int, int, int]
 Net = Callable[[int, int, tuple[int, int]], nn.Module]  # channels in, channels out, size
@@ -77,16 +79,9 @@ def image_coupling(
     shape: Shape, mask: Tensor, family: Family, net: Net, context: int | Sequence[int]
 ) -> ImageCoupling:
     """A coupling of images of this shape, with a net that fits the mask."""
-    is_split = mask.shape[1:] == (1, 1)
-    kept = int(mask.sum()) if is_split else shape[0]
-    moved = shape[0] - kept if is_split else shape[0]
-    made = net(kept, moved * family.params, shape[1:])
-    return ImageCoupling(made, family, mask, context_dim=context_dim(context))
-
-
-def context_dim(context: int | Sequence[int]) -> int:
-    """Number of dimensions of a context's shape."""
-    return 1 if isinstance(context, int) else len(context)
+    seen, moved = channels_of(mask, shape[0])
+    made = net(seen, moved * family.params, shape[1:])
+    return ImageCoupling(made, family, mask, context_dim=len(context_shape(context)) or 1)
 
 
 def close_images(

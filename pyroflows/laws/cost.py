@@ -18,6 +18,7 @@ from pyroflows.laws.cases import (
     require,
     seeded,
 )
+from pyroflows.nets.walkable import is_walkable
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def _count_network_calls(flow: Flow) -> Iterator[dict[str, list[int]]]:
             counts[name][0] += 1
 
         handles.append(net.register_forward_hook(passed))
-        if hasattr(net, "solve"):
+        if is_walkable(net):
             solve = net.solve
 
             def solved(
@@ -55,7 +56,7 @@ def _count_network_calls(flow: Flow) -> Iterator[dict[str, list[int]]]:
 def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | None = None) -> None:
     """``flow.fast`` is kept: one call a network in the fast direction, none to score an own draw.
 
-    Counted on the modules that layers hold as ``net``. A network that has ``solve`` is never
+    Counted on the modules that layers hold as ``net``. A network that is ``Walkable`` is never
     called feature by feature: the slow direction solves once, and calls once more for its gradient.
 
     Args:
@@ -89,7 +90,7 @@ def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | N
     def expect_slow(counts: dict[str, list[int]], calls: int, what: str) -> None:
         for name, found in counts.items():
             require(
-                not hasattr(nets[name], "solve") or (found[0] <= calls and found[1] <= 1),
+                not is_walkable(nets[name]) or (found[0] <= calls and found[1] <= 1),
                 f"{what} called {name} {found[0]} times and solved {found[1]} times; "
                 f"at most {calls} and 1 are needed",
             )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.arguments import check_whole, counts
 from pyroflows.nets.dropping import Dropping
 
 
@@ -35,6 +36,8 @@ def covering_dilations(steps: int, kernel: int) -> tuple[int, ...]:
 class CausalBlock(Dropping):
     """``h_t`` to what is added to it: mix of tanh(a) sigmoid(b), both from ``h_t, h_{t-d}, ...``.
 
+    Costs ``(2 kernel + 1) channels^2`` multiplications a step.
+
     Args:
         channels: width C of the residual stream.
         kernel: number of taps.
@@ -50,14 +53,15 @@ class CausalBlock(Dropping):
         self.mix = nn.Linear(channels, channels, bias=False)
 
     def forward(self, h: Tensor, context: Tensor | None, record: list[Tensor] | None) -> Tensor:
-        """``(*batch, steps, channels)`` to as many."""
+        """``(*batch, steps, channels)`` to as many; where ``record`` is kept, without dropout."""
         u = self.gate(torch.cat([self._delayed(h, k) for k in range(self.kernel)], dim=-1))
         if self.from_context is not None:
             u = u + self.from_context(context)[..., None, :]
         if record is not None:
             record.append(u)
         a, b = u.chunk(2, dim=-1)
-        return self.mix(self.drop(a.tanh() * b.sigmoid()))
+        gated = a.tanh() * b.sigmoid()
+        return self.mix(gated if record is not None else self.drop(gated))
 
     def _delayed(self, h: Tensor, taps: int) -> Tensor:
         """``h`` some taps ago, zero before the start."""
@@ -111,19 +115,13 @@ class CausalConv(nn.Module):
         context: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("features", features, 1),
-            ("channels", channels, 1),
-            ("kernel", kernel, 2),
-        ):
-            if int(value) != value or value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+        check_whole(1, features=features, params=params, channels=channels)
+        check_whole(2, kernel=kernel)
+        check_whole(0, context=context)
         if dilations is None:
             dilations = covering_dilations(features, kernel)
-        if isinstance(dilations, int) or any(int(d) != d or d < 1 for d in dilations):
-            raise ValueError(f"dilations: expected a tuple of positive integers, got {dilations!r}")
         self.features, self.params, self.channels = features, params, channels
-        self.dilations, self.kernel = tuple(int(d) for d in dilations), kernel
+        self.dilations, self.kernel = counts("dilations", dilations, fewest=0), kernel
         self.first = nn.Linear(1, channels)
         self.blocks = nn.ModuleList(
             CausalBlock(channels, kernel, d, context) for d in self.dilations
@@ -141,7 +139,8 @@ class CausalConv(nn.Module):
         Args:
             x: ``(*batch, steps)``.
             context: ``(*batch, context)`` or None.
-            record: a list that takes what enters each block's gates, then the last residual sum.
+            record: a list that takes what enters each block's gates, then the last residual sum;
+                nothing is dropped then.
         """
         h = self.first(F.pad(x[..., :-1], (1, 0))[..., None])
         for block in self.blocks:
@@ -165,7 +164,8 @@ class CausalConv(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The fixed point ``x_t = step(t, params_t(x_<t))``, in the arithmetic of one pass. Exact.
 
-        Not differentiable. Memory grows with the receptive field, not with the steps.
+        Not differentiable; never uses dropout. Memory grows with the receptive field, not with the
+        steps.
 
         Args:
             step: gives step t, ``(rows,)``, from its parameters ``(rows, params)``.
@@ -239,7 +239,9 @@ class CausalConv(nn.Module):
         wanted = [w for w in weights if w.requires_grad] + ([] if leaf is None else [leaf])
         if not wanted:
             return [None] * len(weights), None
-        found = iter(torch.autograd.grad(theta, wanted, adjoint.permute(2, 0, 1)))
+        # A net without a context may be handed one all the same, in a chain of nets that have.
+        found = torch.autograd.grad(theta, wanted, adjoint.permute(2, 0, 1), allow_unused=True)
+        found = iter(found)
         return [next(found) if w.requires_grad else None for w in weights], next(found, None)
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyroflows.arguments import check_whole, context_shape
 from pyroflows.nets.dropping import Dropping
 
 
@@ -40,7 +41,7 @@ class FromContext(nn.Module):
 
     def __init__(self, context: int | Sequence[int], channels: int, size: tuple[int, int]) -> None:
         super().__init__()
-        shape = (context,) if isinstance(context, int) else tuple(context)
+        shape = context_shape(context)
         self.is_image = len(shape) == 3
         if len(shape) == 1:
             self.read: nn.Module = nn.Linear(shape[0], channels, bias=False)
@@ -65,9 +66,11 @@ class FromContext(nn.Module):
         return read if self.is_image else read[:, :, None, None]
 
 
-def has_context(context: int | Sequence[int]) -> bool:
-    """Whether a width or a shape of a context says that there is one."""
-    return bool(context) if isinstance(context, int) else len(context) > 0
+def from_context(
+    context: int | Sequence[int], channels: int, size: tuple[int, int]
+) -> FromContext | None:
+    """A ``FromContext``, if a width or a shape of a context says that there is one."""
+    return FromContext(context, channels, size) if context_shape(context) else None
 
 
 def _zeroed(last: nn.Conv2d) -> nn.Conv2d:
@@ -90,6 +93,9 @@ class ConvNet(Dropping):
         context: width or shape of the context, which is added to the first hidden layer; 0 for
             none.
 
+    Raises:
+        ValueError: a size that is not a positive integer, or a context that does not fit ``size``.
+
     Example:
         >>> import torch
         >>> ConvNet(3, 4, channels=8)(torch.ones(2, 3, 6, 6)).shape
@@ -106,8 +112,9 @@ class ConvNet(Dropping):
         context: int | Sequence[int] = 0,
     ) -> None:
         super().__init__()
+        check_whole(1, inputs=inputs, outputs=outputs, channels=channels)
         self.first = nn.Conv2d(inputs, channels, 3, padding=1)
-        self.from_context = FromContext(context, channels, size) if has_context(context) else None
+        self.from_context = from_context(context, channels, size)
         self.middle = nn.Conv2d(channels, channels, 1)
         self.last = _zeroed(nn.Conv2d(channels, outputs, 3, padding=1))
         self.to(memory_format=torch.channels_last)
@@ -140,6 +147,9 @@ class ConvResNet(Dropping):
         context: width or shape of the context, which is added to the first hidden layer; 0 for
             none.
 
+    Raises:
+        ValueError: a size that is not a positive integer, or a context that does not fit ``size``.
+
     Example:
         >>> import torch
         >>> ConvResNet(3, 4, channels=8, blocks=2)(torch.ones(2, 3, 6, 6)).shape
@@ -157,8 +167,10 @@ class ConvResNet(Dropping):
         context: int | Sequence[int] = 0,
     ) -> None:
         super().__init__()
+        check_whole(1, inputs=inputs, outputs=outputs, channels=channels)
+        check_whole(0, blocks=blocks)
         self.first = nn.Conv2d(inputs, channels, 3, padding=1)
-        self.from_context = FromContext(context, channels, size) if has_context(context) else None
+        self.from_context = from_context(context, channels, size)
         self.blocks = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
             for _ in range(blocks)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pyroflows.nets import walk
+from pyroflows.arguments import check_whole, counts
+from pyroflows.nets import walk, walk_back
 from pyroflows.nets.dropping import Dropping
 from pyroflows.nets.masked_linear import MaskedLinear
-from pyroflows.nets.mlp import activation_named, check_widths, through_hidden
+from pyroflows.nets.mlp import activation_named, through_hidden
 
 
 class MADE(Dropping):
@@ -36,7 +37,7 @@ class MADE(Dropping):
         descending: take the features in reverse order: feature i's parameters see ``x_>i``.
 
     Raises:
-        ValueError: widths that are not positive integers, or an unknown activation.
+        ValueError: a size that is not a positive integer, or an unknown activation.
 
     Example:
         >>> import torch
@@ -56,9 +57,11 @@ class MADE(Dropping):
         descending: bool = False,
     ) -> None:
         super().__init__()
+        check_whole(1, features=features, params=params)
+        check_whole(0, context=context)
         self.features = features
         self.params = params
-        self.hidden = check_widths(hidden)
+        self.hidden = counts("hidden", hidden)
         self.activation = activation
         self.activate = activation_named(activation)
         self.residual = residual
@@ -99,7 +102,7 @@ class MADE(Dropping):
 
     def weights(self) -> list[Tensor]:
         """All weights and biases, in the order of ``solve_back``'s gradients."""
-        return walk.parameters(self)
+        return walk_back.parameters(self)
 
     def solve(
         self,
@@ -118,8 +121,8 @@ class MADE(Dropping):
         context: Tensor | None = None,
         sweep: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor | None], Tensor | None]:
-        """Gradients back through the fixed point; see ``pyroflows.nets.walk.solve_back``."""
-        return walk.solve_back(self, step, x, context, sweep)
+        """Gradients back through the fixed point; see ``pyroflows.nets.walk_back.solve_back``."""
+        return walk_back.solve_back(self, step, x, context, sweep)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_way": None}

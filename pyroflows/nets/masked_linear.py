@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.memo import mark, steps_taken
+from pyroflows.memo import mark, steps_taken, traced
 
 # Below this many weights one dense product is faster than several that skip zeros.
 _DENSE = 1 << 16
@@ -35,14 +35,21 @@ class _SpannedLinear(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (x, weight, masked), mask = ctx.saved_tensors, ctx.layer.mask
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        grad_x = grad_weight = None
         if torch.is_grad_enabled():  # a second derivative is asked for: in terms of autograd
-            return grad @ (weight * mask), (grad.mT @ x) * mask, grad.sum(dim=0), None
-        grad_x = torch.zeros_like(x)
-        for a, b, c in ctx.layer.spans:
-            grad_x[:, :c].addmm_(grad[:, a:b], masked[a:b, :c])
-        return grad_x, weight_gradient(ctx.layer, grad, x), grad.sum(dim=0), None
+            grad_x = grad @ (weight * mask) if of_x else None
+            grad_weight = (grad.mT @ x) * mask if of_weight else None
+        else:
+            if of_x:
+                grad_x = torch.zeros_like(x)
+                for a, b, c in ctx.layer.spans:
+                    grad_x[:, :c].addmm_(grad[:, a:b], masked[a:b, :c])
+            if of_weight:
+                grad_weight = weight_gradient(ctx.layer, grad, x)
+        return grad_x, grad_weight, grad.sum(dim=0) if of_bias else None, None
 
 
 def weight_gradient(layer: MaskedLinear, grad: Tensor, x: Tensor) -> Tensor:
@@ -67,7 +74,8 @@ class MaskedLinear(nn.Linear):
     """``x (W * mask)^T + b``: output o sees input i where ``mask[o, i]``.
 
     With a mask whose rows see ever more inputs, as MADE's with sorted units, large layers skip the
-    blocks of zeros: up to half of all multiplications, in both directions.
+    blocks of zeros: up to half of all multiplications, in both directions. A small one costs a
+    dense product, and all cost a product of weight and mask, in eval mode once.
 
     Args:
         mask: ``(outputs, inputs)``, boolean.
@@ -98,7 +106,8 @@ class MaskedLinear(nn.Linear):
         """The weight with zeros where nothing may pass.
 
         In eval mode it is made once and kept until the weight was changed, replaced or moved, or
-        an optimiser stepped; not where a gradient has to pass.
+        an optimiser stepped; not where a gradient has to pass. A write to ``weight.data`` may go
+        unseen (see ``pyroflows.memo``): write under ``torch.no_grad()`` instead.
         """
         passes = torch.is_grad_enabled() and self.weight.requires_grad
         if self.training or passes or traced() or self.weight.is_inference():
@@ -121,16 +130,6 @@ class MaskedLinear(nn.Linear):
         rows = x.reshape(-1, x.shape[-1])
         out = _SpannedLinear.apply(rows, self.weight, self.bias, self)
         return out.reshape(*x.shape[:-1], self.out_features)
-
-
-def traced() -> bool:
-    """Under a compiler, ``torch.func`` or autocast, which see plain operations only."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.is_autocast_enabled("cpu")
-        or torch.is_autocast_enabled("cuda")
-    )
 
 
 def _spans(mask: Tensor) -> list[Span]:

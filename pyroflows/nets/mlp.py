@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.arguments import check_whole, counts
 from pyroflows.nets.dropping import Dropping
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -28,21 +28,6 @@ def activation_named(name: str) -> Callable[[Tensor], Tensor]:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {sorted(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]
-
-
-def check_widths(hidden: Sequence[int]) -> tuple[int, ...]:
-    """``hidden`` as a tuple of positive widths.
-
-    Raises:
-        ValueError: it is empty, or holds something that is not a positive integer.
-    """
-    sequence = isinstance(hidden, Sequence) and not isinstance(hidden, str)
-    widths = list(hidden) if sequence else []
-    if not widths or any(isinstance(h, bool) or not isinstance(h, Integral) for h in widths):
-        raise ValueError(f"hidden: expected a tuple of positive widths, got {hidden!r}")
-    if min(widths) < 1:
-        raise ValueError(f"hidden: expected a tuple of positive widths, got {hidden!r}")
-    return tuple(int(h) for h in widths)
 
 
 def through_hidden(net: Dropping, x: Tensor, context: Tensor | None) -> Tensor:
@@ -77,7 +62,7 @@ class MLP(Dropping):
         residual: skips between hidden layers of equal width.
 
     Raises:
-        ValueError: widths that are not positive integers, or an unknown activation.
+        ValueError: a size that is not a positive integer, or an unknown activation.
 
     Example:
         >>> import torch
@@ -96,7 +81,9 @@ class MLP(Dropping):
         residual: bool = True,
     ) -> None:
         super().__init__()
-        self.hidden = check_widths(hidden)
+        check_whole(1, inputs=inputs, outputs=outputs)
+        check_whole(0, context=context)
+        self.hidden = counts("hidden", hidden)
         self.activation = activation
         self.activate = activation_named(activation)
         self.residual = residual

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.arguments import check_whole
 from pyroflows.nets.dropping import Dropping
 
 
@@ -75,8 +76,12 @@ class GatedLayer(Dropping):
 class PixelNet(nn.Module):
     """``(n, colours, height, width)`` to ``(n, channels, height, width)``, blind to pixels to come.
 
-    The features of pixel (i, j) depend on all pixels before it in raster order that lie within
-    ``layers * (kernel // 2)`` rows and columns, and on none from it on.
+    With ``reach = layers * (kernel // 2)``, the features of a pixel depend on the ``reach + 1``
+    pixels before it in its row, and in the ``reach + 1`` rows above on those at most ``reach``
+    columns away; on none from it on.
+
+    A layer costs ``(kernel // 2 + 1) (2 kernel + 2) + 5`` times ``channels^2`` multiplications a
+    pixel; ``walk`` costs about as much as one pass.
 
     Args:
         colours: channels of the image.
@@ -84,6 +89,9 @@ class PixelNet(nn.Module):
         layers: number of gated layers.
         kernel: odd width of the vertical stack's kernels, at least 3.
         context: width of the context; 0 for none.
+
+    Raises:
+        ValueError: a size that is not a positive integer, or a kernel that is even or below 3.
 
     Example:
         >>> import torch, pyroflows as pf
@@ -101,6 +109,11 @@ class PixelNet(nn.Module):
         context: int = 0,
     ) -> None:
         super().__init__()
+        check_whole(1, colours=colours, channels=channels, layers=layers)
+        check_whole(0, context=context)
+        check_whole(3, kernel=kernel)
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel: expected an odd width, got {kernel}")
         self.colours = colours
         # One more channel, of ones, tells the image from the padding around it.
         widths = [colours + 1] + [channels] * layers

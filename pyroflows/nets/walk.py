@@ -12,6 +12,7 @@ strictly triangular, so its fixed point is unique, reached after at most as many
 features, and proved by one more sweep that changes no bit.
 
 Units stand in rows here, ``(units, rows of data)``, so that a range of units is contiguous.
+``walk_back`` does the same backwards, for the gradient.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pyroflows.nets.masked_linear import traced, weight_gradient
+from pyroflows.memo import traced
 
 if TYPE_CHECKING:
     from pyroflows.nets.made import MADE
@@ -34,14 +35,14 @@ _NARROWEST, _WIDEST = 16, 128  # blocks between which sweeps were measured to pa
 _SCALAR = 100  # multiply-adds in whose time a family treats one parameter
 
 
-def _blocks(net: MADE, rows: int) -> list[tuple[int, int]]:
+def walked_blocks(net: MADE, rows: int) -> list[tuple[int, int]]:
     """Ranges of features, as wide as keeps a step's local product near the cost of calling it."""
     per_degree = max(net.hidden) / net.features
     width = int(_LOCAL / max(rows * per_degree**2, 1))
     return _ranges(net.features, min(max(width, 8), 32))
 
 
-def _swept_blocks(net: MADE, rows: int) -> list[tuple[int, int]] | None:
+def swept_blocks(net: MADE, rows: int) -> list[tuple[int, int]] | None:
     """Ranges wide enough to be swept, or None where walking is faster."""
     widths = [net.features, *net.hidden, net.features * net.params]
     square = sum(a * b for a, b in zip(widths, widths[1:], strict=False)) / net.features**2
@@ -57,7 +58,7 @@ def _ranges(features: int, width: int) -> list[tuple[int, int]]:
     return [(a, min(a + width, features)) for a in range(0, features, width)]
 
 
-def _counts(marks: list[int]) -> list[int]:
+def sizes_of(marks: list[int]) -> list[int]:
     """How many units there are of each degree, from -1 on."""
     return [b - a for a, b in zip(marks, marks[1:], strict=False)]
 
@@ -68,7 +69,7 @@ def check_masks(net: MADE) -> None:
     Raises:
         ValueError: a mask was replaced by one whose units are not sorted by degree.
     """
-    masks = _in_order(net, [layer.mask for layer in (*net.layers, net.last)])
+    masks = in_order(net, [layer.mask for layer in (*net.layers, net.last)])
     outputs = [0, *range(0, net.features * net.params + 1, net.params)]
     for layer, (mask, reads) in enumerate(zip(masks, net.upto, strict=True)):
         last = layer == len(net.layers)
@@ -108,7 +109,7 @@ def _way(net: MADE, blocks: list[tuple[int, int]]) -> Way:
     kept = net._way
     if kept is not None and kept.blocks == blocks and all(map(operator.is_, kept.source, source)):
         return kept
-    weights, upto, params = _in_order(net, source), net.upto, net.params
+    weights, upto, params = in_order(net, source), net.upto, net.params
     # The context's own units first, then every degree with the columns of its block so far.
     degrees = [(-1, -1), *((i, start) for start, stop in blocks for i in range(start, stop))]
 
@@ -146,7 +147,7 @@ class _Walk:
         self.net, self.way, rows = net, way, like.shape[0]
         biases = [layer.bias for layer in (*net.layers, net.last)]
         if net.descending:
-            biases[-1] = _flipped(net, biases[-1])
+            biases[-1] = flipped(net, biases[-1])
         # A clone also for one row, where .contiguous() would hand out the bias itself.
         whole = torch.contiguous_format
         self.sums = [b[:, None].expand(-1, rows).clone(memory_format=whole) for b in biases]
@@ -158,7 +159,7 @@ class _Walk:
         self.values = [self.x]
         for above, skipped in zip(self.sums[:-1], self.skips[1:], strict=True):
             self.values.append(torch.empty_like(above) if skipped else above)
-        counts = [_counts(marks) for marks in net.upto[1:]]
+        counts = [sizes_of(marks) for marks in net.upto[1:]]
         units = [above.split(count) for above, count in zip(self.sums, counts, strict=False)]
         results = [
             own if value is above else value.split(count)
@@ -275,8 +276,8 @@ def solve(
     Returns:
         The fixed point ``(rows, features)`` and its parameters ``(rows, features, params)``.
     """
-    swept = None if sweep is None or traced() else _swept_blocks(net, like.shape[0])
-    way = _way(net, swept or _blocks(net, like.shape[0]))
+    swept = None if sweep is None or traced() else swept_blocks(net, like.shape[0])
+    way = _way(net, swept or walked_blocks(net, like.shape[0]))
     walk = _Walk(net, way, like, context)
     guess = like.flip(1).mT if net.descending else like.mT
     walk.finish(-1)  # what depends on the context alone
@@ -292,160 +293,13 @@ def solve(
     return x.mT, theta.permute(2, 0, 1)
 
 
-@torch.no_grad()
-def solve_back(
-    net: MADE,
-    step: Callable[[int, Tensor, Tensor], object],
-    x: Tensor,
-    context: Tensor | None,
-    sweep: Callable[[int, int, Tensor], Tensor] | None = None,
-) -> tuple[list[Tensor | None], Tensor | None]:
-    """Back through the fixed point: the gradients of weights and context.
-
-    The same walk backwards: once the adjoints of the parameters are known for all features after d,
-    those of the units of degree d are complete. Swept where forward is, for the same reason.
-
-    Args:
-        net: the network.
-        step: ``step(i, sent, adjoint)`` writes the adjoint of the parameters of the feature that is
-            number i in the net's order, ``(params, rows)``, into ``adjoint``; ``sent``,
-            ``(rows,)``, is what the parameters of all later features send to it. The last one
-            comes first.
-        x: ``(rows, features)``, where the network is taken.
-        context: ``(rows, context)`` or None.
-        sweep: the same for many features at once: ``sweep(a, b, sent)`` gives the adjoints ``(b -
-            a, params, rows)`` for ``(b - a, rows)``. Without it there are no sweeps.
-
-    Returns:
-        The gradients of ``parameters(net)`` and of the context.
-    """
-    params, upto, rows = net.params, net.upto, len(x)
-    weights = _in_order(net, [layer.masked_weight() for layer in (*net.layers, net.last)])
-    values, slopes = _activations(net, x, context)
-    # What each layer sends back, the adjoints of its sums, and what arrives at the values it reads.
-    sent = [*map(torch.empty_like, slopes), x.new_empty(weights[-1].shape[0], rows)]
-    arrived = [x.new_zeros(net.features, rows), *map(torch.zeros_like, slopes)]
-    skips = [*map(net.has_skip, range(len(net.layers))), False]
-    # ends[l][d + 1]: how many of layer l's sums have a degree below d.
-    ends = [*upto[1:], [0, *range(0, net.features * params + 1, params)]]
-    # All of one degree at a time.
-    columns = [w.mT.split(_counts(marks)) for w, marks in zip(weights, upto, strict=True)]
-    arrivals = [t.split(_counts(marks)) for t, marks in zip(arrived, upto, strict=True)]
-    bends = [t.split(_counts(marks)) for t, marks in zip(slopes, upto[1:], strict=True)]
-    adjoints = [t.split(_counts(marks)) for t, marks in zip(sent, ends, strict=True)]
-
-    def finish(degree: int, stop: int) -> None:
-        """The units of one degree, given what was sent by the degrees below ``stop``."""
-        for layer in range(len(weights) - 1, -1, -1):
-            arrival = arrivals[layer][degree + 1]
-            if not arrival.shape[0]:
-                continue
-            # A feature's parameters see lower degrees only, a unit its own too.
-            a = ends[layer][degree + (2 if layer == len(net.layers) else 1)]
-            count = ends[layer][stop + 1] - a
-            if count > 0:
-                local = columns[layer][degree + 1].narrow(1, a, count)
-                arrival.addmm_(local, sent[layer].narrow(0, a, count))
-            if layer:
-                adjoint = adjoints[layer - 1][degree + 1]
-                torch.mul(arrival, bends[layer - 1][degree + 1], out=adjoint)
-                if skips[layer]:
-                    adjoint.add_(adjoints[layer][degree + 1])
-
-    def push(start: int, stop: int) -> None:
-        """Carry what the degrees ``start .. stop - 1`` sent to all lower ones."""
-        for layer, weight in enumerate(weights):
-            a, b = ends[layer][start + 1], ends[layer][stop + 1]
-            below = upto[layer][start + 1]
-            if b > a and below > 0:
-                arrived[layer][:below].addmm_(weight[a:b, :below].mT, sent[layer][a:b])
-
-    def swept_back(start: int, stop: int) -> bool:
-        """Sweep a block; whether that ended in a proven fixed point."""
-        spans = [(marks[start + 1], marks[stop + 1]) for marks in upto]
-        spans.append((start * params, stop * params))
-        local = [
-            weight[a:b, c:d].mT
-            for weight, (a, b), (c, d) in zip(weights, spans[1:], spans, strict=False)
-        ]
-        known = [t[a:b] for t, (a, b) in zip(arrived, spans, strict=False)]
-        bent = [t[a:b] for t, (a, b) in zip(slopes, spans[1:], strict=False)]
-        now = known[0]
-        for _ in range(stop - start + 1):
-            found = [sweep(start, stop, now).flatten(0, 1)]
-            for layer in range(len(weights) - 1, 0, -1):
-                below = torch.addmm(known[layer], local[layer], found[-1]).mul_(bent[layer - 1])
-                found.append(below.add_(found[-1]) if skips[layer] else below)
-            before, now = now, torch.addmm(known[0], local[0], found[-1])
-            if torch.equal(before, now):
-                break
-        else:
-            return False  # not finite somewhere: the walk keeps that to where it belongs
-        for own, adjoint, (a, b) in zip(sent, reversed(found), spans[1:], strict=True):
-            own[a:b] = adjoint
-        return True
-
-    swept = None if sweep is None else _swept_blocks(net, rows)
-    for start, stop in reversed(swept or _blocks(net, rows)):
-        if not (swept and swept_back(start, stop)):
-            for i in range(stop - 1, start - 1, -1):
-                finish(i, stop)
-                step(i, arrivals[0][i + 1][0], adjoints[-1][i + 1])
-        push(start, stop)
-    finish(-1, 0)
-    if net.descending:
-        sent[-1] = _flipped(net, sent[-1])
-    return _gradients(net, sent, values, context)
-
-
-def parameters(net: MADE) -> list[Tensor]:
-    """All weights and biases, in the order of ``solve_back``'s gradients."""
-    found = [t for layer in (*net.layers, net.last) for t in (layer.weight, layer.bias)]
-    return found if net.from_context is None else [*found, net.from_context.weight]
-
-
-def _gradients(
-    net: MADE, sent: list[Tensor], values: list[Tensor], context: Tensor | None
-) -> tuple[list[Tensor | None], Tensor | None]:
-    """From what each layer read and the adjoints of its sums."""
-    found: list[Tensor | None] = []
-    for layer, adjoint, value in zip((*net.layers, net.last), sent, values, strict=True):
-        wanted = layer.weight.requires_grad
-        found.append(weight_gradient(layer, adjoint.mT, value) if wanted else None)
-        found.append(adjoint.sum(dim=1) if layer.bias.requires_grad else None)
-    if net.from_context is None:
-        return found, None
-    return [*found, sent[0] @ context], sent[0].mT @ net.from_context.weight
-
-
-def _in_order(net: MADE, weights: list[Tensor]) -> list[Tensor]:
+def in_order(net: MADE, weights: list[Tensor]) -> list[Tensor]:
     """The weights with features in the order of the walk."""
     if not net.descending:
         return weights
-    return [weights[0].flip(1), *weights[1:-1], _flipped(net, weights[-1])]
+    return [weights[0].flip(1), *weights[1:-1], flipped(net, weights[-1])]
 
 
-def _flipped(net: MADE, outputs: Tensor) -> Tensor:
+def flipped(net: MADE, outputs: Tensor) -> Tensor:
     """Rows, or units, of the parameters with the features in reverse order."""
     return outputs.unflatten(0, (net.features, net.params)).flip(0).flatten(0, 1)
-
-
-def _activations(net: MADE, x: Tensor, context: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
-    """What each layer reads, ``(rows, inputs)``, and each unit's slope, ``(units, rows)``."""
-    values, slopes, h = [x], [], None
-    for index, layer in enumerate(net.layers):
-        new = layer(values[-1])
-        if index == 0 and net.from_context is not None:
-            new = new + net.from_context(context)
-        h = h + new if net.has_skip(index) else new
-        if net.activation == "relu":
-            values.append(h.relu())
-            slopes.append((h.mT > 0).to(h.dtype, memory_format=torch.contiguous_format))
-            continue
-        with torch.enable_grad():
-            leaf = h.detach().requires_grad_()
-            value = net.activate(leaf)
-            (slope,) = torch.autograd.grad(value.sum(), leaf)
-        values.append(value.detach())
-        slopes.append(slope.mT.contiguous())
-    return values, slopes

@@ -1,8 +1,8 @@
 """Autoregressive maps, and their exact inverse with an exact gradient.
 
-Forward is one pass of the network. The inverse walks the features in order; a network that owns a
-``solve`` (``pyroflows.nets.MADE``, ``CausalConv``) does this at the price of about two passes, any
-other callable is evaluated once a feature.
+Forward is one pass of the network. The inverse walks the features in order; a network that is
+``pyroflows.nets.walkable.Walkable`` (``MADE``, ``CausalConv``) does this at the price of about two
+passes, any other callable is evaluated once a feature.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pyroflows.nets.walkable import is_walkable
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.elementwise import Family
 
@@ -69,7 +70,9 @@ class _Walked(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x, log_det, theta = layer._walk(y, context) if known is None else known
         ctx.layer = layer
-        ctx.save_for_backward(x, theta, context)
+        # The parameters are saved to be watched: backward reads the net's own, which must not have
+        # been written to since, and a saved tensor raises where it was.
+        ctx.save_for_backward(x, theta, context, *parameters)
         # Tensors of their own: those known stay as they are, and views cannot be changed in place.
         return x.clone(memory_format=torch.contiguous_format), log_det.clone()
 
@@ -78,7 +81,7 @@ class _Walked(torch.autograd.Function):
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad_x: Tensor, grad_log_det: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x, theta, context = ctx.saved_tensors
+        x, theta, context, *_ = ctx.saved_tensors
         a, inverse_slope, own, pull = _local(ctx.layer, x, theta, grad_x, grad_log_det)
         v, net = torch.empty_like(a), ctx.layer.net
 
@@ -91,7 +94,8 @@ class _Walked(torch.autograd.Function):
             torch.mul(a[at] + sent, inverse_slope[at], out=v[at])
             return torch.addcmul(own[at], pull[at], v[at, None], value=-1)
 
-        gradients, grad_context = net.solve_back(step, x, context, sweep)
+        with _full_precision(x):
+            gradients, grad_context = net.solve_back(step, x, context, sweep)
         return None, (v.flip(0) if _descending(net) else v).mT, grad_context, None, *gradients
 
 
@@ -139,6 +143,11 @@ def _local(
     return tuple(t.flip(0) for t in found) if _descending(layer.net) else found
 
 
+def _full_precision(like: Tensor) -> torch.autocast:
+    """Without autocast: its rounding would add up from feature to feature."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def _descending(net: Any) -> bool:
     """Whether the net takes the last feature first."""
     return getattr(net, "descending", False)
@@ -148,8 +157,9 @@ class Autoregressive(FlowTransform):
     r""":math:`y_i = g(x_i; \theta_i(x_{<i}, c))`: forward an IAF layer, its ``.inv`` a MAF layer.
 
     Forward costs one network call. The inverse solves for the features in order: exact, and about
-    two calls' arithmetic with a net that has ``solve``, ``features`` calls with any other. Its
-    gradient comes from the implicit function theorem and is exact to first order.
+    two calls' arithmetic with a net that is ``Walkable`` (see ``pyroflows.nets.walkable``),
+    ``features`` calls with any other. Its gradient comes from the implicit function theorem and is
+    exact to first order.
 
     Kingma et al. 2016, arXiv:1606.04934, eq. 10; Papamakarios et al. 2017, arXiv:1705.07057, eq. 3.
 
@@ -184,7 +194,7 @@ class Autoregressive(FlowTransform):
         return self.family.volume_preserving
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.family.forward(x, self.net(x, context))
+        return self.family.forward(x, self.net(x, context).to(x.dtype))
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
@@ -201,7 +211,7 @@ class Autoregressive(FlowTransform):
             batch = torch.broadcast_shapes(y.shape[:-1], context.shape[:-1])
             y, context = y.expand(*batch, -1), context.expand(*batch, -1)
         wants_graph = torch.is_grad_enabled() and self._is_differentiable(y, context)
-        if not hasattr(self.net, "solve_back"):
+        if not is_walkable(self.net):
             return self._implicit(y, context) if wants_graph else self._loop(y, context)
         flat = y.reshape(-1, y.shape[-1])
         rows = None if context is None else context.reshape(-1, context.shape[-1])
@@ -217,7 +227,7 @@ class Autoregressive(FlowTransform):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """One network call; the inverse can use its result."""
-        theta = self.net(x, context)
+        theta = self.net(x, context).to(x.dtype)  # under autocast the net rounds, sums must not
         y, log_derivative = self.family.forward(x, theta)
         log_det = log_derivative.sum(dim=-1)
         return y, log_det, (x, log_det, theta)
@@ -226,7 +236,7 @@ class Autoregressive(FlowTransform):
         self, y: Tensor, at: tuple[Tensor, Tensor, Tensor], context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """No network call and no walk; backward walks once."""
-        if not hasattr(self.net, "solve_back"):
+        if not is_walkable(self.net):
             return self.inverse_and_log_det(y, context)
         x, log_det, theta = (t.detach() for t in at)
         batch, features = theta.shape[:-2], y.shape[-1]
@@ -264,7 +274,8 @@ class Autoregressive(FlowTransform):
             x, derivatives[a] = self.family.inverse(in_order[a:b], theta)
             return x
 
-        x, theta = self.net.solve(step, y, context, sweep)
+        with _full_precision(y):
+            x, theta = self.net.solve(step, y, context, sweep)
         blocks = [d if d.dim() == 2 else d[None] for d in derivatives.values()]
         return x, torch.cat(blocks).sum(dim=0), theta
 

@@ -74,7 +74,11 @@ class FlowTransform(TransformModule):
         raise NotImplementedError(f"{type(self).__name__}.inverse_and_log_det")
 
     def forward_at(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
-        """``forward_and_log_det(x)``, and what ``inverse_at`` can use of it."""
+        """``forward_and_log_det(x)``, and what ``inverse_at`` can use of it.
+
+        That may hold any tensors of the pass, with their graph: an own draw of a flow keeps it for
+        ``path_log_prob`` for as long as the draw lives. None by default.
+        """
         return *self.forward_and_log_det(x, context), None
 
     def inverse_at(
@@ -319,6 +323,14 @@ class Conditioned(FlowTransform):
         """The transform's inverse at the bound context, where forward came from."""
         y = self._broadcast(y, self.codomain.event_dim)
         return self.transform.inverse_at(y, at, self.context)
+
+    def initialize(
+        self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Tensor:
+        """Initialise the transform at the bound context."""
+        side = self.codomain if inverse else self.domain
+        value = self._broadcast(value, side.event_dim)
+        return self.transform.initialize(value, self.context, inverse=inverse)
 
     def forward_shape(self, shape: Size) -> Size:
         """The output's shape."""

@@ -148,7 +148,8 @@ def joint_fast(parts: Iterable[FlowTransform]) -> str:
 
 
 def _plus(total: Tensor | None, log_det: Tensor, part: FlowTransform) -> Tensor:
-    """The running log-determinant; zeros are not added one by one."""
+    """The running log-determinant; zeros are not added one by one, unless for their batch."""
     if total is None:
         return log_det
-    return total if part.volume_preserving else total + log_det
+    is_nothing = part.volume_preserving and total.shape == log_det.shape
+    return total if is_nothing else total + log_det

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyroflows.arguments import check_positive, check_whole
 from pyroflows.transforms.base import FlowTransform
 
 
@@ -24,7 +25,7 @@ class ContextAffine(FlowTransform):
             thousandfold either way.
 
     Raises:
-        ValueError: ``bound`` is not positive.
+        ValueError: ``bound`` is not positive and finite, or a width no positive integer.
 
     Example:
         >>> import torch
@@ -35,22 +36,23 @@ class ContextAffine(FlowTransform):
 
     def __init__(self, features: int, context: int, *, bound: float = 7.0) -> None:
         super().__init__()
-        if not bound > 0:
-            raise ValueError(f"bound: expected a positive log-scale limit, got {bound}")
+        check_whole(1, features=features, context=context)
+        check_positive(bound=bound)
         self.bound = bound
         self.linear = nn.Linear(context, 2 * features)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def _loc_and_log_scale(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        loc, raw = self.linear(context).chunk(2, dim=-1)
+    def _loc_and_log_scale(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        both = self.linear(context).to(x.dtype)  # under autocast the product rounds
+        loc, raw = both.chunk(2, dim=-1)
         return loc, self.bound * torch.tanh(raw / self.bound)
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``loc(c) + exp(log_scale(c)) * x``."""
-        loc, log_scale = self._loc_and_log_scale(context)
+        loc, log_scale = self._loc_and_log_scale(x, context)
         y = torch.addcmul(loc, x, log_scale.exp())
         return y, log_scale.sum(dim=-1).expand(y.shape[:-1])
 
@@ -58,7 +60,7 @@ class ContextAffine(FlowTransform):
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``(y - loc(c)) exp(-log_scale(c))``."""
-        loc, log_scale = self._loc_and_log_scale(context)
+        loc, log_scale = self._loc_and_log_scale(y, context)
         x = (y - loc) * (-log_scale).exp()
         return x, -log_scale.sum(dim=-1).expand(x.shape[:-1])
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.memo import contents
-from pyroflows.nets.masked_linear import traced
+from pyroflows.arguments import check_whole
+from pyroflows.memo import contents, traced
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.images import IMAGE
 
@@ -41,11 +41,14 @@ class _Product(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is asked for: in terms of autograd
             left, right = lower.tril(-1), upper.triu(1) + (signs * log_diagonal.exp()).diag()
         grad = torch.empty_like(grad).index_copy_(0, permutation, grad)
-        grad_right = torch.addmm(grad, left.mT, grad)
+        of_lower, of_upper, of_diagonal, *_ = ctx.needs_input_grad
+        grad_right = torch.addmm(grad, left.mT, grad) if of_upper or of_diagonal else None
         return (
-            (grad @ right.mT).tril(-1),
-            grad_right.triu(1),
-            torch.addcmul(grad_log_det, grad_right.diagonal(), right.diagonal()),
+            (grad @ right.mT).tril(-1) if of_lower else None,
+            grad_right.triu(1) if of_upper else None,
+            torch.addcmul(grad_log_det, grad_right.diagonal(), right.diagonal())
+            if of_diagonal
+            else None,
             None,
             None,
         )
@@ -65,6 +68,9 @@ class Conv1x1(FlowTransform):
         lu: whether W is kept in factors; the plain matrix costs O(channels^3) a call.
         seed: of the rotation.
 
+    Raises:
+        ValueError: ``channels`` is not a positive integer.
+
     Example:
         >>> import torch
         >>> layer = Conv1x1(3)
@@ -76,6 +82,7 @@ class Conv1x1(FlowTransform):
 
     def __init__(self, channels: int, *, lu: bool = True, seed: int = 0) -> None:
         super().__init__()
+        check_whole(1, channels=channels)
         self.lu = lu
         # What matrix gives without a graph, and all that it was made from.
         self._kept: dict[bool, tuple[list[tuple], tuple[Tensor, Tensor | float]]] = {}

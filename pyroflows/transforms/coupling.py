@@ -65,7 +65,8 @@ class Coupling(FlowTransform):
         context: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         kept = value.index_select(-1, self.kept)
-        theta = self.net(kept, context).unflatten(-1, (len(self.moved), self.family.params))
+        theta = self.net(kept, context).to(value.dtype)  # under autocast the net rounds
+        theta = theta.unflatten(-1, (len(self.moved), self.family.params))
         moved, log_derivative = step(value.index_select(-1, self.moved), theta)
         kept = kept.expand(*moved.shape[:-1], len(self.kept))  # where the context has more rows
         joined = torch.cat([kept, moved], dim=-1).index_select(-1, self.order)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyroflows.arguments import is_number
+from pyroflows.arguments import check_positive, check_share, check_whole
 
 
 class Family:
@@ -91,8 +91,7 @@ class Affine(Family):
     params = 2
 
     def __post_init__(self) -> None:
-        if not is_number(self.bound) or not self.bound > 0:
-            raise ValueError(f"bound: expected a positive log-scale limit, got {self.bound}")
+        check_positive(bound=self.bound)
 
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``x exp(s) + t`` and ``s``."""
@@ -117,11 +116,12 @@ class RationalQuadraticSpline(Family):
     Args:
         bins: number of bins.
         bound: half-width of the box; the tails beyond are linear.
-        min_bin: the least width and height of a bin, as a share of the box divided by ``bins``.
-        min_derivative: the least derivative at a knot.
+        min_bin: the least width and height of a bin, as a share in [0, 1) of the box divided by
+            ``bins``.
+        min_derivative: the least derivative at a knot, in (0, 1).
 
     Raises:
-        ValueError: fewer than two bins, or a bound that is not positive.
+        ValueError: fewer than two bins, or another argument out of range.
 
     Example:
         >>> import torch
@@ -138,10 +138,9 @@ class RationalQuadraticSpline(Family):
     min_derivative: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bins, int) or self.bins < 2:
-            raise ValueError(f"bins: expected at least 2, got {self.bins!r}")
-        if not is_number(self.bound) or not self.bound > 0:
-            raise ValueError(f"bound: expected a positive half-width, got {self.bound}")
+        check_whole(2, bins=self.bins)
+        check_positive(bound=self.bound, min_derivative=self.min_derivative)
+        check_share(min_bin=self.min_bin, min_derivative=self.min_derivative)
 
     @property
     def params(self) -> int:

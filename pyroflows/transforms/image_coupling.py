@@ -73,7 +73,8 @@ class ImageCoupling(FlowTransform):
 
     def _theta(self, kept: Tensor, context: Tensor | None) -> Tensor:
         """``(rows, moved, H, W, params)``: a view on what the net gives."""
-        return self.net(kept, context).unflatten(1, (self.family.params, -1)).movedim(1, -1)
+        theta = self.net(kept, context).to(kept.dtype)  # under autocast the net rounds
+        return theta.unflatten(1, (self.family.params, -1)).movedim(1, -1)
 
     def _apply_family(
         self, step: Step, value: Tensor, context: Tensor | None
@@ -116,6 +117,18 @@ class ImageCoupling(FlowTransform):
     def extra_repr(self) -> str:
         """Family, net and how much is kept."""
         return f"{self.family}, {self.net}, kept={int(self.mask.sum())} of {self.mask.numel()}"
+
+
+def channels_of(mask: Tensor, channels: int) -> tuple[int, int]:
+    """How many channels the net of an ``ImageCoupling`` sees, and for how many it has to answer.
+
+    Args:
+        mask: of the coupling.
+        channels: of the images.
+    """
+    run = _moved_run(mask)
+    moved = channels if run is None else run[1] - run[0]
+    return (channels if run is None else channels - moved), moved
 
 
 def _moved_run(mask: Tensor) -> tuple[int, int] | None:

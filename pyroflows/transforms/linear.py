@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.arguments import check_whole
 from pyroflows.transforms.base import FlowTransform
 
 
@@ -20,6 +21,9 @@ class LULinear(FlowTransform):
     Args:
         features: number of features D.
 
+    Raises:
+        ValueError: ``features`` is not a positive integer.
+
     Example:
         >>> import torch
         >>> LULinear(3)(torch.tensor([1.0, 2.0, 3.0]))
@@ -28,6 +32,7 @@ class LULinear(FlowTransform):
 
     def __init__(self, features: int) -> None:
         super().__init__()
+        check_whole(1, features=features)
         self.lower = nn.Parameter(torch.zeros(features, features))
         self.upper = nn.Parameter(torch.zeros(features, features))
         self.log_diagonal = nn.Parameter(torch.zeros(features))
@@ -75,6 +80,9 @@ class Whiten(FlowTransform):
     Args:
         features: number of features D.
 
+    Raises:
+        ValueError: ``features`` is not a positive integer.
+
     Example:
         >>> import torch
         >>> layer = Whiten(2)
@@ -85,6 +93,7 @@ class Whiten(FlowTransform):
 
     def __init__(self, features: int) -> None:
         super().__init__()
+        check_whole(1, features=features)
         self.register_buffer("loc", torch.zeros(features))
         self.register_buffer("tril", torch.eye(features))
 

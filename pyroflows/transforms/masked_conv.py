@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.nets.conv import FromContext, has_context
+from pyroflows.arguments import check_positive, check_whole, context_shape
+from pyroflows.nets.conv import from_context
 from pyroflows.transforms.autoregressive import _Implicit
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.images import IMAGE, rows_of
@@ -47,7 +48,7 @@ class MaskedConv(FlowTransform):
         iterations: passes at the most.
 
     Raises:
-        ValueError: ``tolerance`` is not positive.
+        ValueError: ``tolerance`` is not positive, or a size or ``iterations`` no positive integer.
 
     Warns:
         UserWarning: the inverse of some rows is not within the tolerance after ``iterations``
@@ -77,16 +78,14 @@ class MaskedConv(FlowTransform):
         iterations: int = 1000,
     ) -> None:
         super().__init__()
-        if tolerance is not None and not tolerance > 0:
-            raise ValueError(f"tolerance: expected a positive number, got {tolerance}")
+        check_whole(1, channels=channels, width=width, iterations=iterations)
+        if tolerance is not None:
+            check_positive(tolerance=tolerance)
         self.channels, self.width = channels, width
         self.descending, self.concave = descending, concave
         self.tolerance, self.iterations = tolerance, iterations
-        shape = (context,) if isinstance(context, int) else tuple(context)
-        self.context_dim = len(shape)
-        self.from_context = (
-            FromContext(context, width * channels, size) if has_context(context) else None
-        )
+        self.context_dim = len(context_shape(context))
+        self.from_context = from_context(context, width * channels, size)
         self.log_t = nn.Parameter(torch.zeros(channels))
         groups = (1, width, width, 1)
         pairs = list(zip(groups[1:], groups[:-1], strict=True))  # groups out, groups in

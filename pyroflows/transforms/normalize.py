@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyroflows.arguments import check_whole
 from pyroflows.transforms.base import FlowTransform
 
 
@@ -66,6 +67,9 @@ class Standardize(FlowTransform):
         features: number of features; of channels where events are images.
         dims: number of dimensions of an event; 3 for images ``(features, height, width)``.
 
+    Raises:
+        ValueError: ``features`` or ``dims`` is not a positive integer.
+
     Example:
         >>> import torch
         >>> layer = Standardize(1)
@@ -78,6 +82,7 @@ class Standardize(FlowTransform):
 
     def __init__(self, features: int, dims: int = 1) -> None:
         super().__init__()
+        check_whole(1, features=features, dims=dims)
         self.dims = dims
         self.register_buffer("loc", torch.zeros(features))
         self.register_buffer("scale", torch.ones_like(self.loc))
@@ -130,6 +135,9 @@ class ActNorm(FlowTransform):
         features: number of features; of channels where events are images.
         dims: number of dimensions of an event; 3 for images ``(features, height, width)``.
 
+    Raises:
+        ValueError: ``features`` or ``dims`` is not a positive integer.
+
     Example:
         >>> import torch
         >>> layer = ActNorm(1)
@@ -140,6 +148,7 @@ class ActNorm(FlowTransform):
 
     def __init__(self, features: int, dims: int = 1) -> None:
         super().__init__()
+        check_whole(1, features=features, dims=dims)
         self.dims = dims
         self.loc = nn.Parameter(torch.zeros(features))
         self.log_scale = nn.Parameter(torch.zeros(features))
@@ -193,6 +202,9 @@ class DiagonalScale(FlowTransform):
     Args:
         features: number of features.
 
+    Raises:
+        ValueError: ``features`` is not a positive integer.
+
     Example:
         >>> import torch
         >>> DiagonalScale(2)(torch.tensor([1.0, 2.0]))           # starts as the identity
@@ -201,6 +213,7 @@ class DiagonalScale(FlowTransform):
 
     def __init__(self, features: int) -> None:
         super().__init__()
+        check_whole(1, features=features)
         self.log_scale = nn.Parameter(torch.zeros(features))
 
     def forward_and_log_det(

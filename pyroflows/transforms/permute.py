@@ -46,11 +46,6 @@ class Permute(FlowTransform):
         self.register_buffer("back", permutation.argsort())
 
     @classmethod
-    def reverse(cls, features: int) -> Permute:
-        """The last feature first."""
-        return cls(torch.arange(features).flip(0))
-
-    @classmethod
     def random(cls, features: int, seed: int = 0) -> Permute:
         """A random order, the same for the same ``features`` and ``seed``."""
         return cls(
