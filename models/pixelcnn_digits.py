@@ -17,7 +17,9 @@ With the defaults (30 epochs, about 80 seconds of one core) on the 8 x 8 digits,
     test digits told right              98.9% of 180
 
 The first line takes the pixels of a class as independent, each with its own histogram. A picture
-of MNIST has twelve times the pixels, so three epochs over 10,000 of them are the default there.
+of MNIST has twelve times the pixels, so three epochs over 10,000 of them are the default there: 18
+minutes of a core, to 1.274 bits of the validation pictures. What it draws then are strokes, not yet
+digits; of what it completes from the upper half, some are.
 """
 
 from __future__ import annotations
@@ -57,10 +59,15 @@ def small_digits(seed: int) -> Digits:
 
 
 def mnist() -> Digits:
-    """MNIST's 28 x 28 digits of 256 grey levels."""
+    """MNIST's 28 x 28 digits of 256 grey levels; some of those to judge by, as a look is long."""
     split = pf.datasets.mnist()
-    labels = (split.train_labels, split.val_labels, split.test_labels)
-    return Digits(256, *zip((split.train, split.val, split.test), labels, strict=True))
+    val, test = slice(1000), slice(2000)
+    return Digits(
+        256,
+        (split.train, split.train_labels),
+        (split.val[val], split.val_labels[val]),
+        (split.test[test], split.test_labels[test]),
+    )
 
 
 def independent_pixels(digits: Digits) -> float:

@@ -13,7 +13,9 @@ epoch for training and once for the test (Salakhutdinov & Murray 2008). Nats per
 
 One run of 300 epochs on the small digits gave test ELBOs of -22.65 (standard normal prior) and
 -22.49 (flow prior), by 200 importance weights -22.37 and -22.18: the flow is ahead, on one seed and
-179 pictures.
+179 pictures. One of 15 epochs on MNIST, in under six minutes of one core, gave -107.03 and -102.74
+on the 10,000 test pictures, by importance weights -103.81 and -99.18 on 1,000 of them; draws with
+the flow prior are sharper.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ ax.pcolormesh(across, up, density.T, shading="auto", cmap="Greys")
 ax.scatter(*points.T, s=2, color="tab:orange", label="guide")
 ax.add_patch(plt.Circle((0, 0), 1.2, fill=False, ls="--", label="what was measured"))
 ax.set(title="prior (grey) and posterior", **window)
-ax.legend()
+ax.legend(loc="upper right")  # "best" takes long among so many points
 
 # %% [markdown]
 # The posterior lies where the circle meets the moons: two pieces, and a smooth map of one Gaussian
