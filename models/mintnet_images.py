@@ -8,6 +8,9 @@ arXiv:1907.07945). Prints one table, saves one picture::
 
 One run of 12 epochs, seed 0, gave 2.984 bits per dimension of the 179 test digits, still falling;
 pictures came back from their codes to within 2.2e-05, and drawing took 7 times as long as scoring.
+Three epochs of MNIST, 11 minutes of one core, gave 1.992 bits of its test pictures with 30,636
+parameters, pictures to within 2.7e-05, and drawing at 111 times the price; neither samples nor ways
+between digits look like digits then, which ways in a Glow of 1.66 bits do.
 
 Data: the 8 x 8 digits of scikit-learn, 17 levels, or MNIST from the folder that ``PYROFLOWS_DATA``
 names.
