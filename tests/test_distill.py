@@ -195,7 +195,7 @@ def test_baseline_needs_enough_data_and_says_so_before_any_step(teacher):
 def test_a_classifier_needs_some_draws(teacher):
     few = {**BRIEF, "max_steps": 50, "draws": 10, "progress": False}
     for name, value in (("classifier_draws", 9), ("draws", 9)):
-        with pytest.raises(ValueError, match=rf"^{name}: expected .*at least 10.*got 9"):
+        with pytest.raises(ValueError, match=rf"^{name}: expected .*(at least|>=) 10, got 9"):
             pf.distill(teacher, pf.student_of(teacher), **{**few, name: value})
     report = pf.distill(teacher, pf.student_of(teacher), **{**few, "classifier_draws": 10})
     assert 0 <= report.auc <= 1
