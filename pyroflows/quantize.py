@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyroflows.arguments import count
 from pyroflows.dequantize import (
     fixed_noise,
     leaves_the_unit_interval,
@@ -64,7 +65,7 @@ def bits_per_dim(
     dims = shape if isinstance(shape, int) else math.prod(shape)
     if dims < 1:
         raise ValueError(f"shape: expected at least one dimension, got {shape}")
-    levels = 0.0 if bins is None else math.log2(_checked_bins(bins))
+    levels = 0.0 if bins is None else math.log2(count("bins", bins, 2))
     return levels - (log_prob + log_det) / (dims * math.log(2))
 
 
@@ -124,12 +125,10 @@ class Quantized(nn.Module):
             raise ValueError(f"flow: expected a Flow, got {type(flow).__name__}")
         if logit is not None and not 0 < logit < 0.5:
             raise ValueError(f"logit: expected a lambda in (0, 0.5), or None, got {logit}")
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples: expected an integer >= 1, got {samples!r}")
         self.flow = flow
-        self.bins = _checked_bins(bins)
+        self.bins = count("bins", bins, 2)
         self.logit = logit
-        self.samples = samples
+        self.samples = count("samples", samples)
         self.event_shape, self.context_shape = flow.event_shape, flow.context_shape
         self.dequantizer = noise_flow(dequantizer, self.event_shape)
         self._noise = dequantizer if isinstance(dequantizer, str) else None
@@ -293,9 +292,3 @@ class Quantized(nn.Module):
     def extra_repr(self) -> str:
         """All but the flows."""
         return f"bins={self.bins}, logit={self.logit}, samples={self.samples}"
-
-
-def _checked_bins(bins: int) -> int:
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
-        raise ValueError(f"bins: expected an integer >= 2, got {bins!r}")
-    return bins
