@@ -1,9 +1,10 @@
 """Normalizing flows for Pyro: a flow is a module whose call is a distribution."""
 
 from pyroflows import datasets, infer, latents, nets, plots, testing, transforms
+from pyroflows._version import __version__
+from pyroflows.arviz_export import to_arviz
 from pyroflows.distill import Distillation, distill, student_of
 from pyroflows.distribution import Flow, FlowDistribution
-from pyroflows.export import to_arviz
 from pyroflows.fit import fit, initialize
 from pyroflows.flows import glow, iaf, maf, mintnet, multiscale_realnvp, nice, nsf, realnvp, wavenet
 from pyroflows.history import History
@@ -24,7 +25,6 @@ from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
-from pyroflows.version import __version__
 
 __all__ = [
     # flows

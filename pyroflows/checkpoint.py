@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyroflows.arguments import check_positive
+from pyroflows._checks import check_positive
+from pyroflows._files.atomic import write_atomically
 from pyroflows.processes import gathered
-from pyroflows.whole_files import write_atomically
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -15,10 +15,10 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from pyroflows.arguments import context_shape
+from pyroflows._checks import context_shape
+from pyroflows._pyro.memo import Memo
+from pyroflows._pyro.store import Synced
 from pyroflows.base_distribution import Base
-from pyroflows.memo import Memo
-from pyroflows.store import Synced
 from pyroflows.transforms.base import DIRECTIONS, Conditioned, FlowTransform
 
 _ROWS = 2000  # of a draw that go through the transform at once: their hidden units fit a cache

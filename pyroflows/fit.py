@@ -9,13 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyroflows.arguments import (
-    check_not_negative,
-    check_positive,
-    check_share,
-    check_whole,
-    plain,
-)
+from pyroflows._checks import check_not_negative, check_positive, check_share, check_whole, plain
 from pyroflows.checkpoint import open_checkpoints, shapes_of
 from pyroflows.dequantize import fixed_noise
 from pyroflows.distribution import Flow

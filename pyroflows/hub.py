@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyroflows.stored import CONFIG, TENSORS
+from pyroflows._files.model_folder import CONFIG, TENSORS
 
 FILES = [CONFIG, TENSORS]
 

@@ -15,6 +15,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from pyroflows._pyro.store import Synced
 from pyroflows.flows.building import builder, count
 from pyroflows.nets import PixelNet
 from pyroflows.pixel_distribution import (
@@ -25,7 +26,6 @@ from pyroflows.pixel_distribution import (
     rows_of,
 )
 from pyroflows.pixel_laws import Categorical, LogisticMixture, to_level, to_unit
-from pyroflows.store import Synced
 
 ROWS_AT_ONCE = 512  # of ``classify``
 

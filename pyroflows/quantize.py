@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyroflows.arguments import count
+from pyroflows._checks import count
 from pyroflows.dequantize import (
     fixed_noise,
     leaves_the_unit_interval,

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from pyroflows._version import __version__
 from pyroflows.described import decode
 from pyroflows.flows import builders
 from pyroflows.infer.amortized import no_flow
 from pyroflows.pixelcnn import pixelcnn
 from pyroflows.quantize import quantized
-from pyroflows.version import __version__
 
 Builder = Callable[..., nn.Module]
 

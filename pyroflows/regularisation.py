@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pyroflows.arguments import check_share
+from pyroflows._checks import check_share
 from pyroflows.distribution import Flow
 from pyroflows.nets.causal import CausalBlock
 from pyroflows.nets.dropping import Dropping

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from pyroflows.arguments import plain
+from pyroflows._checks import plain
 from pyroflows.checkpoint import Checkpoints
 from pyroflows.compiling import prepare_compiler
 from pyroflows.history import History

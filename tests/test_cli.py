@@ -13,7 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 import pyroflows as pf
-from pyroflows.cli import app, fitting, page, runs, using
+from pyroflows.cli import app, fitting, page, runs
+from pyroflows.cli import applying as using
 from pyroflows.cli import columns as cols
 from pyroflows.cli.tables import Table, read_table, write_table
 

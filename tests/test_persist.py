@@ -16,7 +16,8 @@ from torch import nn
 from torch.distributions import constraints
 
 import pyroflows as pf
-from pyroflows import flows, stored
+from pyroflows import flows
+from pyroflows._files import model_folder as stored
 from pyroflows.described import BASES, decode, encode
 from pyroflows.flows import builder
 from pyroflows.testing import randomize

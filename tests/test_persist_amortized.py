@@ -9,7 +9,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pyroflows as pf
-from pyroflows import stored
+from pyroflows._files import model_folder as stored
 from pyroflows.flows import builder
 from pyroflows.testing import randomize
 

@@ -2,7 +2,9 @@
 
 import typer
 
-from pyroflows.cli import fitting, looking, using
+from pyroflows.cli import applying
+from pyroflows.cli import fitting
+from pyroflows.cli import inspecting
 
 app = typer.Typer(
     name="pyroflows",
@@ -22,13 +24,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-app.command("list")(looking.list_flows)
+app.command("list")(inspecting.list_flows)
 app.command("fit")(fitting.fit)
-app.command("sample")(using.sample)
-app.command("score")(using.score)
+app.command("sample")(applying.sample)
+app.command("score")(applying.score)
 app.command("distill")(fitting.distill)
-app.command("report")(looking.report)
-app.command("check")(looking.check)
+app.command("report")(inspecting.report)
+app.command("check")(inspecting.check)
 
 
 def main() -> None:

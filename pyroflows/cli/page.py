@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyroflows._files.atomic import write_atomically
 from pyroflows.cli.runs import Run, log_prob
 from pyroflows.history import History
-from pyroflows.whole_files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

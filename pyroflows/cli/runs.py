@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyroflows._files.atomic import write_atomically
 from pyroflows.cli.columns import check_names, values_of
 from pyroflows.cli.tables import Table
 from pyroflows.distribution import Flow
 from pyroflows.persist import load, save
 from pyroflows.rows import reference
-from pyroflows.whole_files import write_atomically
 
 FACTS, ROWS = "table.json", "rows.npz"
 TRAIN_ROWS, HELD_ROWS = 10_000, 2_000

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pyroflows.text_tables import LOOKED_AT, is_header, number, separator_of
+from pyroflows._files.text_tables import LOOKED_AT, is_header, number, separator_of
 
 BINARY = (".npy", ".parquet")
 KINDS = (".csv", ".tsv", ".txt", *BINARY)

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pyroflows._files.text_tables import is_header, number, separator_of
 from pyroflows.datasets.folder import VARIABLE, data_folder
 from pyroflows.datasets.split import Split, resolved_dtype, seeded, shuffled_split
-from pyroflows.text_tables import is_header, number, separator_of
 
 _REGRESSION = "uci_regression"
 _TABULAR = "uci_tabular"

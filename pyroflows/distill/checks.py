@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyroflows.arguments import check_whole
+from pyroflows._checks import check_whole
 from pyroflows.distill.measures import Contexts, drawn, scored
 from pyroflows.distill.schedule import CHOICES
 from pyroflows.distill.student import matched

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyroflows.arguments import check_positive, check_share, check_whole, plain
+from pyroflows._checks import check_positive, check_share, check_whole, plain
 from pyroflows.checkpoint import digest_of, open_checkpoints, shapes_of
 from pyroflows.distill.baseline import fit_for, untrained
 from pyroflows.distill.checks import (

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution, constraints
 
-from pyroflows.arguments import count, plain
+from pyroflows._checks import count, plain
 from pyroflows.distribution import Flow
 from pyroflows.transforms import (
     Chain,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyroflows.arguments import context_shape
+from pyroflows._checks import context_shape
 from pyroflows.distribution import Flow
 from pyroflows.flows.building import Example, builder, count, one_of
 from pyroflows.nets import ConvNet, ConvResNet

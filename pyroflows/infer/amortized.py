@@ -17,6 +17,7 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from pyroflows._pyro.store import InStep
 from pyroflows.distribution import Flow
 from pyroflows.flows import builder, iaf
 from pyroflows.infer.guides import AutoFlow, bracketed, check_builder, quantiles_of
@@ -29,7 +30,6 @@ from pyroflows.infer.plates import (
     plate_with_latents,
 )
 from pyroflows.infer.sites import no_model
-from pyroflows.store import InStep
 from pyroflows.transforms import ActNorm, Chain, ContextAffine
 
 

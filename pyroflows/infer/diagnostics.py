@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyroflows.arguments import check_whole
+from pyroflows._checks import check_whole
 from pyroflows.infer.particles import (
     can_run_together,
     per_particle,

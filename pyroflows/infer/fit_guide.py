@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
-from pyroflows.arguments import check_positive, check_share, check_whole
+from pyroflows._checks import check_positive, check_share, check_whole
 from pyroflows.checkpoint import open_checkpoints
 from pyroflows.compiling import compiled_transforms, prepare_compiler
 from pyroflows.distribution import Flow

@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyroflows.arguments import check_positive
+from pyroflows._checks import check_positive
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.flows import iaf
 from pyroflows.infer.particles import ChangedModelError, LogJoint, is_subsampled, nesting

@@ -11,7 +11,7 @@ from pyro.ops.stats import split_gelman_rubin
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyroflows.arguments import check_whole
+from pyroflows._checks import check_whole
 from pyroflows.distribution import Flow
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.particles import LogJoint, is_subsampled

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyroflows.arguments import check_whole, context_shape
+from pyroflows._checks import check_whole, context_shape
 from pyroflows.nets.dropping import Dropping
 
 

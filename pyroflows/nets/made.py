@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pyroflows.arguments import check_whole, counts
+from pyroflows._checks import check_whole, counts
 from pyroflows.nets import walk, walk_back
 from pyroflows.nets.dropping import Dropping
 from pyroflows.nets.masked_linear import MaskedLinear

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.memo import mark, steps_taken, traced
+from pyroflows._pyro.memo import mark, steps_taken, traced
 
 # Below this many weights one dense product is faster than several that skip zeros.
 _DENSE = 1 << 16
@@ -107,7 +107,7 @@ class MaskedLinear(nn.Linear):
 
         In eval mode it is made once and kept until the weight was changed, replaced or moved, or
         an optimiser stepped; not where a gradient has to pass. A write to ``weight.data`` may go
-        unseen (see ``pyroflows.memo``): write under ``torch.no_grad()`` instead.
+        unseen (see ``pyroflows._pyro.memo``): write under ``torch.no_grad()`` instead.
         """
         passes = torch.is_grad_enabled() and self.weight.requires_grad
         if self.training or passes or traced() or self.weight.is_inference():

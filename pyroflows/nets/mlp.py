@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.arguments import check_whole, counts
+from pyroflows._checks import check_whole, counts
 from pyroflows.nets.dropping import Dropping
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

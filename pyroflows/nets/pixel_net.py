@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.arguments import check_whole
+from pyroflows._checks import check_whole
 from pyroflows.nets.dropping import Dropping
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pyroflows.memo import traced
+from pyroflows._pyro.memo import traced
 
 if TYPE_CHECKING:
     from pyroflows.nets.made import MADE

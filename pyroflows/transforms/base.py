@@ -14,7 +14,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from pyroflows.memo import Memo
+from pyroflows._pyro.memo import Memo
 
 # What a transform is run by, and a compiler may put a version of in its place for a while.
 DIRECTIONS = ("forward_and_log_det", "inverse_and_log_det", "forward_at", "inverse_at")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pyroflows.arguments import check_positive, check_whole
+from pyroflows._checks import check_positive, check_whole
 from pyroflows.transforms.base import FlowTransform
 
 

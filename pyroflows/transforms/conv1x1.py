@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.arguments import check_whole
-from pyroflows.memo import contents, traced
+from pyroflows._checks import check_whole
+from pyroflows._pyro.memo import contents, traced
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.images import IMAGE
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyroflows.arguments import check_positive, check_share, check_whole
+from pyroflows._checks import check_positive, check_share, check_whole
 
 
 class Family:

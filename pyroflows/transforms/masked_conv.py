@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.arguments import check_positive, check_whole, context_shape
+from pyroflows._checks import check_positive, check_whole, context_shape
 from pyroflows.nets.conv import from_context
 from pyroflows.transforms.autoregressive import _Implicit
 from pyroflows.transforms.base import FlowTransform

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyroflows.arguments import check_whole
+from pyroflows._checks import check_whole
 from pyroflows.transforms.base import FlowTransform
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 import pyroflows as pf
-from pyroflows import stored
+from pyroflows._files import model_folder as stored
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyroflows.arguments import check_whole
+from pyroflows._checks import check_whole
 from pyroflows.infer.diagnostics import importance_weights, khat_threshold, psis
 from pyroflows.infer.model_runs import ModelRuns
 from pyroflows.infer.neutra import NeuTra, diverged

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyroflows.whole_files import sync_folder, write_atomically
+from pyroflows._files.atomic import sync_folder, write_atomically
 
 FORMAT = 1
 CONFIG, TENSORS = "config.json", "model.safetensors"
