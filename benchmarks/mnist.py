@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pyroflows as pf
-from pyroflows.quantize import Quantized
+from pyroflows.discrete.quantization import Quantized
 from pyroflows.training import Average
 
 SHAPE, BINS, CLASSES = (1, 28, 28), 256, 10

@@ -3,6 +3,8 @@
 from pyroflows import datasets, infer, latents, nets, plots, testing, transforms
 from pyroflows._version import __version__
 from pyroflows.arviz_export import to_arviz
+from pyroflows.discrete.pixel_model import PixelCNN, pixelcnn
+from pyroflows.discrete.quantization import bits_per_dim, quantized
 from pyroflows.distill import Distillation, distill, student_of
 from pyroflows.distribution import Flow, FlowDistribution
 from pyroflows.fit import fit, initialize
@@ -20,8 +22,6 @@ from pyroflows.infer import (
     report,
 )
 from pyroflows.persist import from_hub, load, push_to_hub, save
-from pyroflows.pixelcnn import PixelCNN, pixelcnn
-from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform

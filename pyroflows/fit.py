@@ -11,26 +11,19 @@ from torch import Tensor, nn
 
 from pyroflows._checks import check_not_negative, check_positive, check_share, check_whole, plain
 from pyroflows.checkpoint import open_checkpoints, shapes_of
-from pyroflows.dequantize import fixed_noise
+from pyroflows.data.loaders import Source, batches_of, chunks, count_batches, count_rows, sources
+from pyroflows.data.rows import check_is_flow, checked_rows, reference
+from pyroflows.discrete.noise import fixed_noise
+from pyroflows.discrete.quantization import bits_per_dim, quantized
 from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.processes import gathered, open_fabric
-from pyroflows.quantize import bits_per_dim, quantized
 from pyroflows.regularisation import (
     checked_dropout,
     default_dropout,
     default_weight_decay,
     features,
     set_dropout,
-)
-from pyroflows.rows import check_is_flow, checked_rows, reference
-from pyroflows.sources import (
-    Source,
-    batches_of,
-    chunks,
-    count_batches,
-    count_rows,
-    sources,
 )
 from pyroflows.training import Settings, optimise
 

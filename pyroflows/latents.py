@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Size, Tensor, nn
 
+from pyroflows.discrete.quantization import Quantized
 from pyroflows.distribution import Flow, FlowDistribution
-from pyroflows.quantize import Quantized
 
 AnyFlow = Flow | Quantized
 

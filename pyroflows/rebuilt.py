@@ -10,10 +10,10 @@ from torch import nn
 
 from pyroflows._version import __version__
 from pyroflows.described import decode
+from pyroflows.discrete.pixel_model import pixelcnn
+from pyroflows.discrete.quantization import quantized
 from pyroflows.flows import builders
 from pyroflows.infer.amortized import no_flow
-from pyroflows.pixelcnn import pixelcnn
-from pyroflows.quantize import quantized
 
 Builder = Callable[..., nn.Module]
 

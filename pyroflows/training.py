@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from pyroflows._checks import plain
 from pyroflows.checkpoint import Checkpoints
 from pyroflows.compiling import prepare_compiler
+from pyroflows.data.position import Passes
 from pyroflows.history import History
-from pyroflows.passes import Passes
 from pyroflows.processes import draw_apart
 from pyroflows.progress import Progress
 from pyroflows.weights import Average, Snapshot

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import pyroflows as pf
 from pyroflows import checkpoint as checkpoints
 from pyroflows.checkpoint import pack, unpack
+from pyroflows.data.position import Passes
 from pyroflows.infer import ascent
-from pyroflows.passes import Passes
 from pyroflows.training import _Run
 
 CPU = torch.device("cpu")

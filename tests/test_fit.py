@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import pyroflows as pf
+from pyroflows.data.batches import Batches
+from pyroflows.data.loaders import sources
 from pyroflows.nets.dropping import Dropping
 from pyroflows.regularisation import set_dropout
-from pyroflows.rows import Batches
-from pyroflows.sources import sources
 
 QUICK = {"max_epochs": 3, "progress": False}
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyroflows as pf
+from pyroflows.discrete.pixel_likelihoods import Categorical, LogisticMixture, to_level, to_unit
 from pyroflows.nets import PixelNet
-from pyroflows.pixel_laws import Categorical, LogisticMixture, to_level, to_unit
 
 SMALL = {"channels": 8, "layers": 2, "kernel": 3}
 

@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import IterableDataset
 
 import pyroflows as pf
-from pyroflows import tables
-from pyroflows.sources import sources
-from pyroflows.tables import TableBatches, hold_out, open_table
+from pyroflows.data import files as tables
+from pyroflows.data.files import TableBatches, hold_out, open_table
+from pyroflows.data.loaders import sources
 from pyroflows.training import _Run
 
 COUNT, WIDTH = 1003, 3

@@ -2,9 +2,7 @@
 
 import typer
 
-from pyroflows.cli import applying
-from pyroflows.cli import fitting
-from pyroflows.cli import inspecting
+from pyroflows.cli import applying, fitting, inspecting
 
 app = typer.Typer(
     name="pyroflows",

@@ -16,12 +16,12 @@ from pyroflows.cli import columns as cols
 from pyroflows.cli.output import Json, command, note, result
 from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
 from pyroflows.cli.tables import BINARY, kind_of, read_table
+from pyroflows.data.batches import shuffled
 from pyroflows.distill import distill as distill_flow
 from pyroflows.distill import student_of
 from pyroflows.distribution import Flow
 from pyroflows.fit import fit as fit_flow
 from pyroflows.flows import builders
-from pyroflows.rows import shuffled
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
 Overwrite = Annotated[bool, typer.Option(help="Write into a folder that is not empty.")]

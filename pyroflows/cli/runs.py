@@ -17,9 +17,9 @@ from torch import Tensor
 from pyroflows._files.atomic import write_atomically
 from pyroflows.cli.columns import check_names, values_of
 from pyroflows.cli.tables import Table
+from pyroflows.data.rows import reference
 from pyroflows.distribution import Flow
 from pyroflows.persist import load, save
-from pyroflows.rows import reference
 
 FACTS, ROWS = "table.json", "rows.npz"
 TRAIN_ROWS, HELD_ROWS = 10_000, 2_000

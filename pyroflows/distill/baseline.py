@@ -6,10 +6,10 @@ import copy
 import time
 from typing import Any
 
+from pyroflows.data.rows import Batch, reference
 from pyroflows.distribution import Flow
 from pyroflows.fit import fit
 from pyroflows.flows import builders
-from pyroflows.rows import Batch, reference
 
 
 def untrained(student: Flow) -> Flow:

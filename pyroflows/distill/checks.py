@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from pyroflows._checks import check_whole
-from pyroflows.distill.measures import Contexts, drawn, scored
-from pyroflows.distill.schedule import CHOICES
-from pyroflows.distill.student import matched
-from pyroflows.distribution import Flow
-from pyroflows.rows import (
+from pyroflows.data.batches import split_rows
+from pyroflows.data.rows import (
     Batch,
     as_pair,
     check_is_flow,
     checked_context,
     checked_rows,
     reference,
-    split_rows,
 )
+from pyroflows.distill.measures import Contexts, drawn, scored
+from pyroflows.distill.schedule import CHOICES
+from pyroflows.distill.student import matched
+from pyroflows.distribution import Flow
 
 _PROBES = 256
 _HELD = 0.1

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pyroflows.data.rows import Batch
 from pyroflows.distill.objectives import layer_loss, lessons
 from pyroflows.distill.report import Distillation, Estimate
 from pyroflows.distill.student import matched, parts_of
 from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.infer.diagnostics import effective_size, psis
-from pyroflows.rows import Batch
 from pyroflows.transforms import Autoregressive
 from pyroflows.transforms.base import Inverse
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyroflows.data.rows import Batch
 from pyroflows.distill.measures import Contexts, drawn
 from pyroflows.distill.objectives import OBJECTIVES
 from pyroflows.distill.student import Pair
 from pyroflows.distribution import Flow
-from pyroflows.rows import Batch
 
 EPOCH = 50  # steps between two looks at the student
 CHOICES = ("auto", *OBJECTIVES)

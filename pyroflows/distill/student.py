@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyroflows.data.rows import reference
 from pyroflows.distill.inherit import inherit
 from pyroflows.distribution import Flow
 from pyroflows.flows import iaf, nsf, wavenet
-from pyroflows.rows import reference
 from pyroflows.transforms import (
     Additive,
     Affine,

@@ -19,6 +19,7 @@ import torch
 
 from pyroflows._checks import check_positive, check_share, check_whole, plain
 from pyroflows.checkpoint import digest_of, open_checkpoints, shapes_of
+from pyroflows.data.rows import reference
 from pyroflows.distill.baseline import fit_for, untrained
 from pyroflows.distill.checks import (
     check_baseline,
@@ -37,7 +38,6 @@ from pyroflows.distill.student import matched, parts_of
 from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.processes import mean_over, open_fabric
-from pyroflows.rows import reference
 from pyroflows.training import Settings, optimise
 from pyroflows.transforms import Autoregressive
 

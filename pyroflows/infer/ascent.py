@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pyroflows.checkpoint import Checkpoints
+from pyroflows.data.position import Passes
 from pyroflows.history import History
 from pyroflows.infer.particles import ERRORS, ChangedModelError
-from pyroflows.passes import Passes
 from pyroflows.progress import Progress
 from pyroflows.weights import Average
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from pyroflows._checks import check_positive, check_share, check_whole
 from pyroflows.checkpoint import open_checkpoints
 from pyroflows.compiling import compiled_transforms, prepare_compiler
+from pyroflows.data.position import Passes
 from pyroflows.distribution import Flow
 from pyroflows.history import History
 from pyroflows.infer.ascent import Ascent
 from pyroflows.infer.objectives import PathELBO
 from pyroflows.infer.particles import ERRORS, can_run_together, plate_nesting
-from pyroflows.passes import Passes
 from pyroflows.processes import draw_apart, make_same, open_fabric
 from pyroflows.progress import Progress
 

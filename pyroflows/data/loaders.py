@@ -19,9 +19,10 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from pyroflows.data.batches import Batches, held_count, split_rows
+from pyroflows.data.files import TableBatches, hold_out, is_table, open_table
+from pyroflows.data.rows import Batch, as_pair, checked_rows
 from pyroflows.distribution import Flow
-from pyroflows.rows import Batch, Batches, as_pair, checked_rows, held_count, split_rows
-from pyroflows.tables import TableBatches, hold_out, is_table, open_table
 
 _STREAMED = 256  # rows in a batch, where nobody knows how many there are
 

@@ -16,16 +16,16 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from pyroflows._pyro.store import Synced
-from pyroflows.flows.building import builder, count
-from pyroflows.nets import PixelNet
-from pyroflows.pixel_distribution import (
+from pyroflows.discrete.pixel_distribution import (
     PixelDistribution,
     check_levels,
     check_shape,
     common_batch,
     rows_of,
 )
-from pyroflows.pixel_laws import Categorical, LogisticMixture, to_level, to_unit
+from pyroflows.discrete.pixel_likelihoods import Categorical, LogisticMixture, to_level, to_unit
+from pyroflows.flows.building import builder, count
+from pyroflows.nets import PixelNet
 
 ROWS_AT_ONCE = 512  # of ``classify``
 

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyroflows.data.batches import held_count, shuffled
+from pyroflows.data.rows import Batch, checked_rows
 from pyroflows.distribution import Flow
-from pyroflows.rows import Batch, checked_rows, held_count, shuffled
 
 BUFFER = 32 * 2**20  # bytes
 HELD = 65_536  # rows held out at most

@@ -1,0 +1,1 @@
+"""Whole numbers, such as pixels: noise between the levels, and models of the levels themselves."""
