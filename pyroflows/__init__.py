@@ -5,8 +5,10 @@ from pyroflows._version import __version__
 from pyroflows.arviz_export import to_arviz
 from pyroflows.discrete.pixel_model import PixelCNN, pixelcnn
 from pyroflows.discrete.quantization import bits_per_dim, quantized
-from pyroflows.distill import Distillation, distill, student_of
-from pyroflows.distribution import Flow, FlowDistribution
+from pyroflows.distillation import Distillation, distill, student_of
+from pyroflows.distributions.flow import Flow
+from pyroflows.distributions.flow_distribution import FlowDistribution
+from pyroflows.distributions.registry import FlowConstraint
 from pyroflows.fit import fit, initialize
 from pyroflows.flows import glow, iaf, maf, mintnet, multiscale_realnvp, nice, nsf, realnvp, wavenet
 from pyroflows.history import History
@@ -22,7 +24,6 @@ from pyroflows.infer import (
     report,
 )
 from pyroflows.persist import from_hub, load, push_to_hub, save
-from pyroflows.registry import FlowConstraint
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import torch
+
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite real number, in 64 bits if it is whole, and no truth value."""
@@ -94,6 +96,16 @@ def context_shape(context: int | Sequence[int]) -> tuple[int, ...]:
     if isinstance(context, Integral):
         return (int(context),) if context else ()
     return tuple(context)
+
+
+def as_size(shape: int | Sequence[int]) -> torch.Size:
+    """A number of draws, or a shape of draws, as a shape.
+
+    Example:
+        >>> as_size(3), as_size((2, 3))
+        (torch.Size([3]), torch.Size([2, 3]))
+    """
+    return torch.Size([shape] if isinstance(shape, int) else shape)
 
 
 def check_positive(**values: Any) -> None:

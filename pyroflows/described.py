@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
-from pyroflows.base_distribution import arguments_of
+from pyroflows.distributions.base import arguments_of
 from pyroflows.transforms import elementwise
 from pyroflows.transforms.support import JoinedSupport
 

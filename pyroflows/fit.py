@@ -15,7 +15,7 @@ from pyroflows.data.loaders import Source, batches_of, chunks, count_batches, co
 from pyroflows.data.rows import check_is_flow, checked_rows, reference
 from pyroflows.discrete.noise import fixed_noise
 from pyroflows.discrete.quantization import bits_per_dim, quantized
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.history import History
 from pyroflows.processes import gathered, open_fabric
 from pyroflows.regularisation import (

@@ -14,7 +14,8 @@ import torch
 from torch import Size, Tensor, nn
 
 from pyroflows.discrete.quantization import Quantized
-from pyroflows.distribution import Flow, FlowDistribution
+from pyroflows.distributions.flow import Flow
+from pyroflows.distributions.flow_distribution import FlowDistribution
 
 AnyFlow = Flow | Quantized
 

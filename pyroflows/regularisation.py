@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pyroflows._checks import check_share
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.nets.causal import CausalBlock
 from pyroflows.nets.dropping import Dropping
 

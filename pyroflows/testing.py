@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.distributions import Distribution
 
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.laws.cases import USUAL, MakeFlow, as_shape, prepared, randomize
 from pyroflows.laws.cost import check_cost
 from pyroflows.laws.density import (

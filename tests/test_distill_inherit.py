@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import pyroflows as pf
-from pyroflows.distill.inherit import inherit
-from pyroflows.distill.student import Pair, matched
+from pyroflows.distillation.inherit import inherit
+from pyroflows.distillation.pairs import Pair
+from pyroflows.distillation.student import matched
 from pyroflows.nets import MADE
 from pyroflows.transforms import Additive, Affine, Autoregressive, RationalQuadraticSpline
 

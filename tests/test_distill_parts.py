@@ -10,18 +10,25 @@ import torch
 from torch.distributions import Normal, constraints, kl_divergence
 
 import pyroflows as pf
-from pyroflows.distill import baseline, measures, train
-from pyroflows.distill.baseline import untrained
-from pyroflows.distill.measures import (
+from pyroflows.distillation import measures
+from pyroflows.distillation import training as train
+from pyroflows.distillation.measures import (
     Contexts,
     plain_inverse,
     plain_loop_speed,
     scored,
     two_sample_auc,
+    untrained,
 )
-from pyroflows.distill.objectives import OBJECTIVES, Objectives, half_square, layer_loss, lessons
-from pyroflows.distill.schedule import EPOCH, Lessons, Phase, plan, weights_at
-from pyroflows.distill.student import matched, parts_of
+from pyroflows.distillation.objectives import (
+    OBJECTIVES,
+    Objectives,
+    half_square,
+    layer_loss,
+    lessons,
+)
+from pyroflows.distillation.schedule import EPOCH, Lessons, Phase, plan, weights_at
+from pyroflows.distillation.student import matched, parts_of
 from pyroflows.flows import builder
 from pyroflows.testing import randomize
 
@@ -445,9 +452,9 @@ def test_the_plain_loop_is_timed_once_for_a_number_of_rows(monkeypatch):
 def test_a_baseline_has_its_whole_schedule(monkeypatch):
     given = []
     monkeypatch.setattr(
-        baseline, "fit", lambda *rows, **how: given.append(how) or time.sleep(0.001)
+        measures, "fit", lambda *rows, **how: given.append(how) or time.sleep(0.001)
     )
-    baseline.fit_for(1.0, pf.iaf(2), (gaussian_rows(20), None))
+    measures.fit_for(1.0, pf.iaf(2), (gaussian_rows(20), None))
     assert given[1]["patience"] == given[1]["max_epochs"] > 30
 
 

@@ -51,8 +51,8 @@ pyro.set_rng_seed(0)
 import torch
 from torch import Tensor, nn
 
-from pyroflows.distribution import Flow
-from pyroflows.flows.building import Example, builder, close
+from pyroflows import Flow
+from pyroflows.flows import Example, builder, close
 from pyroflows.transforms import FlowTransform, LULinear
 
 

@@ -17,9 +17,9 @@ from pyroflows.cli.output import Json, command, note, result
 from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
 from pyroflows.cli.tables import BINARY, kind_of, read_table
 from pyroflows.data.batches import shuffled
-from pyroflows.distill import distill as distill_flow
-from pyroflows.distill import student_of
-from pyroflows.distribution import Flow
+from pyroflows.distillation import distill as distill_flow
+from pyroflows.distillation import student_of
+from pyroflows.distributions.flow import Flow
 from pyroflows.fit import fit as fit_flow
 from pyroflows.flows import builders
 

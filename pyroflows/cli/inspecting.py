@@ -16,7 +16,7 @@ import typer
 
 from pyroflows.cli.output import Json, command, note, on_terminal, result
 from pyroflows.cli.runs import read_run
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.flows import builders, examples
 from pyroflows.rebuilt import import_by_name
 

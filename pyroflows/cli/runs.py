@@ -18,7 +18,7 @@ from pyroflows._files.atomic import write_atomically
 from pyroflows.cli.columns import check_names, values_of
 from pyroflows.cli.tables import Table
 from pyroflows.data.rows import reference
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.persist import load, save
 
 FACTS, ROWS = "table.json", "rows.npz"

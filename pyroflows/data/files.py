@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyroflows.data.batches import held_count, shuffled
 from pyroflows.data.rows import Batch, checked_rows
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 
 BUFFER = 32 * 2**20  # bytes
 HELD = 65_536  # rows held out at most

@@ -22,7 +22,7 @@ from torch.utils.data.distributed import DistributedSampler
 from pyroflows.data.batches import Batches, held_count, split_rows
 from pyroflows.data.files import TableBatches, hold_out, is_table, open_table
 from pyroflows.data.rows import Batch, as_pair, checked_rows
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 
 _STREAMED = 256  # rows in a batch, where nobody knows how many there are
 

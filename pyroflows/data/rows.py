@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 
 Batch = tuple[Tensor, Tensor | None]
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

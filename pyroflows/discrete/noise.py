@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.flows import iaf
 from pyroflows.flows.images import image_coupling, squeezed
 from pyroflows.nets import ConvNet

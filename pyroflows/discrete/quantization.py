@@ -28,7 +28,8 @@ from torch.distributions import constraints
 from pyroflows._checks import count
 from pyroflows.data.rows import reference
 from pyroflows.discrete.noise import fixed_noise, leaves_the_unit_interval, noise, noise_flow
-from pyroflows.distribution import Flow, FlowDistribution
+from pyroflows.distributions.flow import Flow
+from pyroflows.distributions.flow_distribution import FlowDistribution
 
 
 def bits_per_dim(

@@ -5,9 +5,9 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.flows.autoregressive import iaf, maf
-from pyroflows.flows.building import Example, builder
+from pyroflows.flows.building import Example, builder, close, stack
 from pyroflows.flows.causal import wavenet
 from pyroflows.flows.coupling import nice, realnvp
 from pyroflows.flows.images import glow, mintnet, multiscale_realnvp
@@ -56,6 +56,8 @@ __all__ = [
     "mintnet",
     "builder",
     "builders",
+    "close",
     "Example",
     "examples",
+    "stack",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.distributions import Distribution, constraints
 
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.flows.building import Example, builder, close, count, free_features, stack
 from pyroflows.nets import MADE
 from pyroflows.transforms import Affine, Autoregressive, Family

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Distribution, constraints
 
 from pyroflows._checks import count, plain
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.transforms import (
     Chain,
     FlowTransform,

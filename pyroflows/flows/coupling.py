@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution, constraints
 
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.flows.building import Example, builder, close, count, free_features, stack
 from pyroflows.nets import MLP
 from pyroflows.transforms import Additive, Affine, Coupling, DiagonalScale, Family

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyroflows._checks import context_shape
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.flows.building import Example, builder, count, one_of
 from pyroflows.nets import ConvNet, ConvResNet
 from pyroflows.transforms import (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.distributions import Distribution, constraints
 
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.flows.autoregressive import autoregressive_layer
 from pyroflows.flows.building import Example, builder, close, count, free_features, one_of, stack
 from pyroflows.flows.coupling import coupling_features, coupling_layer

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyroflows._pyro.store import InStep
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.flows import builder, iaf
 from pyroflows.infer.guides import AutoFlow, bracketed, check_builder, quantiles_of
 from pyroflows.infer.plates import (

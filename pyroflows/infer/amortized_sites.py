@@ -8,7 +8,7 @@ import torch
 from pyro.poutine import Trace
 from torch import nn
 
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.infer.amortized import AutoAmortizedFlow
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.sites import check_set_up, no_model

@@ -17,7 +17,7 @@ from pyroflows._checks import check_positive, check_share, check_whole
 from pyroflows.checkpoint import open_checkpoints
 from pyroflows.compiling import compiled_transforms, prepare_compiler
 from pyroflows.data.position import Passes
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.history import History
 from pyroflows.infer.ascent import Ascent
 from pyroflows.infer.objectives import PathELBO

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyroflows._checks import check_positive
-from pyroflows.distribution import Flow, FlowDistribution
+from pyroflows.distributions.flow import Flow
+from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.flows import iaf
 from pyroflows.infer.particles import ChangedModelError, LogJoint, is_subsampled, nesting
 from pyroflows.infer.start import gaussian_start

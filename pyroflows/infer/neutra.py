@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyroflows._checks import check_whole
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.particles import LogJoint, is_subsampled
 

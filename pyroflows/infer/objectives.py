@@ -19,7 +19,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from pyroflows.distribution import FlowDistribution
+from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.infer.particles import PLATE, per_particle, plate_nesting, run_together, summed
 
 

@@ -10,7 +10,7 @@ from pyro.infer.autoguide.guides import AutoGuide
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.infer.guides import AutoFlow
 
 

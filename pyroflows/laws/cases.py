@@ -11,7 +11,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.transforms.base import FlowTransform
 
 MakeFlow = Callable[[], Flow]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pyro
 import torch
 
-from pyroflows.distribution import Flow
+from pyroflows.distributions.flow import Flow
 from pyroflows.laws.cases import (
     MakeFlow,
     conditioners,

@@ -9,7 +9,8 @@ import torch
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor, nn
 
-from pyroflows.distribution import Flow, FlowDistribution
+from pyroflows.distributions.flow import Flow
+from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.laws.cases import (
     MakeFlow,
     contexts,

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyroflows.distill.student import Pair, parts_of
-from pyroflows.distribution import Flow
+from pyroflows.distillation.pairs import Pair
+from pyroflows.distillation.student import parts_of
+from pyroflows.distributions.flow import Flow
 from pyroflows.transforms import FlowTransform
 
 OBJECTIVES = (

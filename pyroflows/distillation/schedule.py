@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pyroflows.data.rows import Batch
-from pyroflows.distill.measures import Contexts, drawn
-from pyroflows.distill.objectives import OBJECTIVES
-from pyroflows.distill.student import Pair
-from pyroflows.distribution import Flow
+from pyroflows.distillation.measures import Contexts, drawn
+from pyroflows.distillation.objectives import OBJECTIVES
+from pyroflows.distillation.pairs import Pair
+from pyroflows.distributions.flow import Flow
 
 EPOCH = 50  # steps between two looks at the student
 CHOICES = ("auto", *OBJECTIVES)

@@ -17,10 +17,10 @@ from pyroflows.data.rows import (
     checked_rows,
     reference,
 )
-from pyroflows.distill.measures import Contexts, drawn, scored
-from pyroflows.distill.schedule import CHOICES
-from pyroflows.distill.student import matched
-from pyroflows.distribution import Flow
+from pyroflows.distillation.measures import Contexts, drawn, scored
+from pyroflows.distillation.schedule import CHOICES
+from pyroflows.distillation.student import matched
+from pyroflows.distributions.flow import Flow
 
 _PROBES = 256
 _HELD = 0.1

@@ -18,7 +18,7 @@ from pyroflows.nets import MADE
 from pyroflows.transforms import Additive, Affine, Family, RationalQuadraticSpline
 
 if TYPE_CHECKING:
-    from pyroflows.distill.student import Pair
+    from pyroflows.distillation.pairs import Pair
 
 
 @torch.no_grad()

@@ -20,8 +20,7 @@ import torch
 from pyroflows._checks import check_positive, check_share, check_whole, plain
 from pyroflows.checkpoint import digest_of, open_checkpoints, shapes_of
 from pyroflows.data.rows import reference
-from pyroflows.distill.baseline import fit_for, untrained
-from pyroflows.distill.checks import (
+from pyroflows.distillation.comparison import (
     check_baseline,
     check_draws,
     check_objective,
@@ -30,12 +29,19 @@ from pyroflows.distill.checks import (
     check_sizes,
     checked_data,
 )
-from pyroflows.distill.measures import Contexts, divergence_on, drawn, measure
-from pyroflows.distill.objectives import Objectives
-from pyroflows.distill.report import Distillation
-from pyroflows.distill.schedule import EPOCH, Lessons, plan
-from pyroflows.distill.student import matched, parts_of
-from pyroflows.distribution import Flow
+from pyroflows.distillation.measures import (
+    Contexts,
+    divergence_on,
+    drawn,
+    fit_for,
+    measure,
+    untrained,
+)
+from pyroflows.distillation.objectives import Objectives
+from pyroflows.distillation.report import Distillation
+from pyroflows.distillation.schedule import EPOCH, Lessons, plan
+from pyroflows.distillation.student import matched, parts_of
+from pyroflows.distributions.flow import Flow
 from pyroflows.history import History
 from pyroflows.processes import mean_over, open_fabric
 from pyroflows.training import Settings, optimise
@@ -99,7 +105,7 @@ def distill(
             ``"x_reconstruction"``, ``"mixed"`` (the reverse KL and halves of both reconstructions),
             or ``"auto"``: layer by layer where the layers match and are affine, which makes that
             loss an exact KL; else the forward KL first and the reverse KL last.
-            ``pyroflows.distill.objectives`` has the formulas. A second call goes on from where the
+            ``pyroflows.distillation.objectives`` has the formulas. A second call goes on from where the
             first left the student, by another objective if you like.
         path: take the reverse KL's gradient along the paths of the draws alone; False for the plain
             one, which needs no inversion.

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import kl_divergence, register_kl
 
-from pyroflows.distribution import Flow, FlowDistribution
+from pyroflows.distributions.flow import Flow
+from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.transforms import Conditioned, FlowTransform
 
 

@@ -9,19 +9,18 @@ takes it over from the teacher as it is.
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyroflows.data.rows import reference
-from pyroflows.distill.inherit import inherit
-from pyroflows.distribution import Flow
+from pyroflows.distillation.inherit import inherit
+from pyroflows.distillation.pairs import Pair
+from pyroflows.distributions.flow import Flow
 from pyroflows.flows import iaf, nsf, wavenet
 from pyroflows.transforms import (
-    Additive,
-    Affine,
     Autoregressive,
     Chain,
     FlowTransform,
@@ -35,27 +34,13 @@ _TURNED = {"lu": "lu_inverse", "lu_inverse": "lu"}
 _WIDER = 3  # halves of the teacher's widths
 
 
-class Pair(NamedTuple):
-    """A layer of the teacher (turned around: cheap from data to base) and the student's."""
-
-    index: int
-    teacher: Autoregressive
-    student: Autoregressive
-
-    @property
-    def gaussian(self) -> bool:
-        """Whether both are conditional Gaussians where Gaussian noise goes in."""
-        kinds = (Affine, Additive)
-        return isinstance(self.teacher.family, kinds) and isinstance(self.student.family, kinds)
-
-
 def student_of(teacher: Flow, **changes: Any) -> Flow:
     """An untrained student for a teacher: its architecture, turned to sample in one pass.
 
     The number and the order of the layers are the teacher's, so that each layer of the student has
     one of the teacher's to learn. Its nets are half as wide again: the inverse of what a net does
     is harder to say than what it does. They start as the teacher's, turned around
-    (``pyroflows.distill.inherit``). The maps between the layers, the standardisation and the base
+    (``pyroflows.distillation.inherit``). The maps between the layers, the standardisation and the base
     are copied: they cost one pass in both directions.
 
     For a MAF over 64 features with five layers of 128 units, two cores draw with a student of the

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyroflows.data.rows import Batch
-from pyroflows.distill.objectives import layer_loss, lessons
-from pyroflows.distill.report import Distillation, Estimate
-from pyroflows.distill.student import matched, parts_of
-from pyroflows.distribution import Flow
+from pyroflows.data.rows import Batch, reference
+from pyroflows.distillation.objectives import layer_loss, lessons
+from pyroflows.distillation.report import Distillation, Estimate
+from pyroflows.distillation.student import matched, parts_of
+from pyroflows.distributions.flow import Flow
+from pyroflows.fit import fit
+from pyroflows.flows import builders
 from pyroflows.history import History
 from pyroflows.infer.diagnostics import effective_size, psis
 from pyroflows.transforms import Autoregressive
@@ -243,3 +247,30 @@ def plain_inverse(layer: Autoregressive, y: Tensor, context: Tensor | None) -> T
 
 def _is_slow(part: object) -> bool:
     return isinstance(part, Inverse) and isinstance(part.transform, Autoregressive)
+
+
+def untrained(student: Flow) -> Flow:
+    """A fresh flow like the student, without the teacher; a copy of one made elsewhere."""
+    build = builders().get((student.config or {}).get("builder"))
+    if build is None:
+        return copy.deepcopy(student)
+    return build(**copy.deepcopy(student.config["arguments"])).to(reference(student))
+
+
+def fit_for(seconds: float, flow: Flow, rows: Batch, **devices: Any) -> None:
+    """Maximum likelihood for about so many seconds; the schedule is cut to the time there is.
+
+    It takes the whole of it, without a stop before. The first epoch, by which the others are
+    counted, has the set-up in it; so it takes less time rather than more.
+
+    Args:
+        seconds: of wall-clock.
+        flow: what to train, in place.
+        rows: data and context.
+        **devices: arguments of ``pf.fit``.
+    """
+    begin = time.perf_counter()
+    fit(copy.deepcopy(flow), *rows, max_epochs=1, progress=False, **devices)
+    an_epoch = time.perf_counter() - begin
+    epochs = max(1, round(seconds / an_epoch))
+    fit(flow, *rows, max_epochs=epochs, patience=epochs, progress=False, **devices)

@@ -1,0 +1,7 @@
+"""Probability density distillation: a flow that samples fast, trained on one that scores fast."""
+
+from pyroflows.distillation.report import Distillation
+from pyroflows.distillation.student import student_of
+from pyroflows.distillation.training import distill
+
+__all__ = ["Distillation", "distill", "student_of"]

@@ -1,0 +1,1 @@
+"""What a flow is, and the distribution that its call returns."""
