@@ -17,12 +17,12 @@ from pyroflows.infer import (
     AutoFlow,
     NeuTra,
     Report,
-    fit_guide,
     importance_weights,
     khat,
     psis,
-    report,
 )
+from pyroflows.infer import training as fit_guide
+from pyroflows.infer import verdict as report
 from pyroflows.persist import from_hub, load, push_to_hub, save
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform

@@ -11,9 +11,9 @@ from pyro import poutine
 from torch import Tensor
 
 from pyroflows._checks import check_whole
-from pyroflows.infer.diagnostics import importance_weights, khat_threshold, psis
-from pyroflows.infer.model_runs import ModelRuns
+from pyroflows.infer.importance import importance_weights, khat_threshold, psis
 from pyroflows.infer.neutra import NeuTra, diverged
+from pyroflows.infer.predictive import ModelRuns
 
 _PROPOSALS = 10  # per draw kept, when draws are resampled by weight
 

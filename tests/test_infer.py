@@ -16,7 +16,7 @@ from torch.distributions import biject_to, constraints
 
 import pyroflows as pf
 from pyroflows.infer import ForwardKL, ImportanceELBO, PathELBO
-from pyroflows.infer.particles import LogJoint, can_run_together
+from pyroflows.infer.vectorize import can_run_together
 from pyroflows.testing import randomize
 
 FLOAT64 = torch.float64
@@ -78,7 +78,7 @@ def test_log_joint_is_the_density_of_the_unconstrained_sites():
     weights = simplex(latent[:, 1:])
     expected = expected + dirichlet.log_prob(weights)
     expected = expected + simplex.log_abs_det_jacobian(latent[:, 1:], weights)
-    torch.testing.assert_close(LogJoint(guide, (), {})(latent), expected)
+    torch.testing.assert_close(guide.log_joint((), {})(latent), expected)
 
 
 def test_centred_hierarchy_has_no_mode_and_starts_all_the_same():
@@ -500,7 +500,7 @@ def test_a_sum_over_draws_is_noticed_next_to_many_rows():
     assert guide.whiten.loc.item() == pytest.approx(1.5, abs=0.01)
     with pytest.warns(UserWarning, match="site 'prior' .* one by one"):
         assert not can_run_together(sums_its_draws, guide, (y,), {}, 4, 1)
-    log_joint = LogJoint(guide, (y,), {})
+    log_joint = guide.log_joint((y,), {})
     log_joint.settle(torch.zeros(1))
     assert not log_joint.together
 
@@ -539,7 +539,7 @@ def test_weights_one_by_one_are_of_the_model_outside_any_plate(vectorize):
     torch.testing.assert_close(found.log_q, log_q)
 
     flow_guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup(y)
-    log_joint = LogJoint(flow_guide, (y,), {})
+    log_joint = flow_guide.log_joint((y,), {})
     log_joint.together = False
     torch.testing.assert_close(log_joint(z), expected)
 

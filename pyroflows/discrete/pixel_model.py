@@ -24,7 +24,7 @@ from pyroflows.discrete.pixel_distribution import (
     rows_of,
 )
 from pyroflows.discrete.pixel_likelihoods import Categorical, LogisticMixture, to_level, to_unit
-from pyroflows.flows.building import builder, count
+from pyroflows.flows.assembly import builder, count
 from pyroflows.nets import PixelNet
 
 ROWS_AT_ONCE = 512  # of ``classify``

@@ -20,7 +20,7 @@ from pyroflows.distributions.flow import Flow
 from pyroflows.fit import fit
 from pyroflows.flows import builders
 from pyroflows.history import History
-from pyroflows.infer.diagnostics import effective_size, psis
+from pyroflows.infer.importance import effective_size, psis
 from pyroflows.transforms import Autoregressive
 from pyroflows.transforms.base import Inverse
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyroflows.history import History
-from pyroflows.infer.diagnostics import khat_threshold
+from pyroflows.infer.importance import khat_threshold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

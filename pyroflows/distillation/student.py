@@ -40,8 +40,8 @@ def student_of(teacher: Flow, **changes: Any) -> Flow:
     The number and the order of the layers are the teacher's, so that each layer of the student has
     one of the teacher's to learn. Its nets are half as wide again: the inverse of what a net does
     is harder to say than what it does. They start as the teacher's, turned around
-    (``pyroflows.distillation.inherit``). The maps between the layers, the standardisation and the base
-    are copied: they cost one pass in both directions.
+    (``pyroflows.distillation.inherit``). The maps between the layers, the standardisation and the
+    base are copied: they cost one pass in both directions.
 
     For a MAF over 64 features with five layers of 128 units, two cores draw with a student of the
     teacher's width 4.0 to 4.4 times as many rows as by the teacher's fast inversion in batches of

@@ -105,8 +105,8 @@ def distill(
             ``"x_reconstruction"``, ``"mixed"`` (the reverse KL and halves of both reconstructions),
             or ``"auto"``: layer by layer where the layers match and are affine, which makes that
             loss an exact KL; else the forward KL first and the reverse KL last.
-            ``pyroflows.distillation.objectives`` has the formulas. A second call goes on from where the
-            first left the student, by another objective if you like.
+            ``pyroflows.distillation.objectives`` has the formulas. A second call goes on from where
+            the first left the student, by another objective if you like.
         path: take the reverse KL's gradient along the paths of the draws alone; False for the plain
             one, which needs no inversion.
         max_steps: length of the schedule, rounded up to whole fifties: there is a look after each.

@@ -6,12 +6,12 @@ import pkgutil
 from collections.abc import Callable
 
 from pyroflows.distributions.flow import Flow
+from pyroflows.flows.assembly import Example, builder, close, stack
 from pyroflows.flows.autoregressive import iaf, maf
-from pyroflows.flows.building import Example, builder, close, stack
-from pyroflows.flows.causal import wavenet
 from pyroflows.flows.coupling import nice, realnvp
 from pyroflows.flows.images import glow, mintnet, multiscale_realnvp
 from pyroflows.flows.spline import nsf
+from pyroflows.flows.wavenet import wavenet
 
 
 def builders() -> dict[str, Callable[..., Flow]]:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import Distribution, constraints
 
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows.building import Example, builder, close, count, free_features, stack
+from pyroflows.flows.assembly import Example, builder, close, count, free_features, stack
 from pyroflows.nets import MADE
 from pyroflows.transforms import Affine, Autoregressive, Family
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Distribution, constraints
 
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows.building import Example, builder, close, count, free_features, stack
+from pyroflows.flows.assembly import Example, builder, close, count, free_features, stack
 from pyroflows.nets import MLP
 from pyroflows.transforms import Additive, Affine, Coupling, DiagonalScale, Family
 

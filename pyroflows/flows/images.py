@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from pyroflows._checks import context_shape
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows.building import Example, builder, count, one_of
+from pyroflows.flows.assembly import Example, builder, count, one_of
 from pyroflows.nets import ConvNet, ConvResNet
 from pyroflows.transforms import (
     ActNorm,

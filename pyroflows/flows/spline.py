@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributions import Distribution, constraints
 
 from pyroflows.distributions.flow import Flow
+from pyroflows.flows.assembly import Example, builder, close, count, free_features, one_of, stack
 from pyroflows.flows.autoregressive import autoregressive_layer
-from pyroflows.flows.building import Example, builder, close, count, free_features, one_of, stack
 from pyroflows.flows.coupling import coupling_features, coupling_layer
 from pyroflows.transforms import RationalQuadraticSpline
 

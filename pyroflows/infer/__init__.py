@@ -1,7 +1,8 @@
 """Variational inference with flows."""
 
 from pyroflows.infer.amortized import AutoAmortizedFlow
-from pyroflows.infer.diagnostics import (
+from pyroflows.infer.guides import AutoFlow
+from pyroflows.infer.importance import (
     WeightedDraws,
     effective_size,
     importance_weights,
@@ -9,11 +10,10 @@ from pyroflows.infer.diagnostics import (
     khat_threshold,
     psis,
 )
-from pyroflows.infer.fit_guide import fit_guide
-from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.neutra import NeuTra
 from pyroflows.infer.objectives import ForwardKL, ImportanceELBO, PathELBO
-from pyroflows.infer.report import Report, report
+from pyroflows.infer.training import fit_guide
+from pyroflows.infer.verdict import Report, report
 
 __all__ = [
     "AutoFlow",

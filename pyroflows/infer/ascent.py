@@ -14,7 +14,7 @@ from torch import Tensor
 from pyroflows.checkpoint import Checkpoints
 from pyroflows.data.position import Passes
 from pyroflows.history import History
-from pyroflows.infer.particles import ERRORS, ChangedModelError
+from pyroflows.infer.vectorize import ERRORS, ChangedModelError
 from pyroflows.progress import Progress
 from pyroflows.weights import Average
 

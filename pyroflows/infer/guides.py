@@ -20,8 +20,9 @@ from pyroflows._checks import check_positive
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.flows import iaf
-from pyroflows.infer.particles import ChangedModelError, LogJoint, is_subsampled, nesting
+from pyroflows.infer.log_joint import LogJoint
 from pyroflows.infer.start import gaussian_start
+from pyroflows.infer.vectorize import ChangedModelError, is_subsampled, nesting
 from pyroflows.transforms import ActNorm, Chain, Whiten
 
 STARTS = ("newton", "init")
@@ -163,7 +164,7 @@ class AutoFlow(AutoContinuous):
             start = self._init_loc().to(self.dtype)
             flow = self.around(inner, start)
             narrow = self.init_scale * torch.eye(self.latent_dim).to(start)
-            log_p = LogJoint(self, args, kwargs)
+            log_p = self.log_joint(args, kwargs)
             flow.transform[-1].set(*gaussian_start(log_p, start, narrow, self.init == "newton"))
         except Exception as error:
             self.prototype_trace = None  # not set up: the next call tries again
@@ -244,6 +245,19 @@ class AutoFlow(AutoContinuous):
         values = [site["value"] for site in trace.nodes.values() if site["type"] == "sample"]
         kinds = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
         self.dtype = functools.reduce(torch.promote_types, kinds)  # the widest among all sites
+
+    def log_joint(
+        self, args: tuple, kwargs: dict, model: Callable[..., Any] | None = None
+    ) -> LogJoint:
+        """The model's log-density over the guide's stacked unconstrained sites.
+
+        Args:
+            args: the model's arguments.
+            kwargs: its keyword arguments.
+            model: another with the same latent sites; by default the guide's own.
+        """
+        model = self.model if model is None else model
+        return LogJoint(model, self._unpack_latent, self.plate_nesting, args, kwargs)
 
     @property
     def whiten(self) -> Whiten:

@@ -14,7 +14,8 @@ from torch import Tensor
 from pyroflows._checks import check_whole
 from pyroflows.distributions.flow import Flow
 from pyroflows.infer.guides import AutoFlow
-from pyroflows.infer.particles import LogJoint, is_subsampled
+from pyroflows.infer.log_joint import LogJoint
+from pyroflows.infer.vectorize import is_subsampled
 
 _STARTS = 100
 
@@ -142,7 +143,7 @@ class NeuTra:
         """Build the guide if need be, see that it covers the model, and give the log-density."""
         self.guide.setup(*args, **kwargs)
         self.guide.get_transform()  # brings the flow in step with Pyro's parameter store
-        log_joint = LogJoint(self.guide, args, kwargs, self.model)
+        log_joint = self.guide.log_joint(args, kwargs, self.model)
         with torch.no_grad():
             trace, _ = log_joint.trace(self.guide.flow.sample(()))
         for name, site in trace.nodes.items():

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pyroflows.distributions.flow_distribution import FlowDistribution
-from pyroflows.infer.particles import PLATE, per_particle, plate_nesting, run_together, summed
+from pyroflows.infer.vectorize import PLATE, per_particle, plate_nesting, run_together, summed
 
 
 def _path_log_prob(name: str, fn: Distribution, value: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyroflows.infer.particles import ERRORS, LogJoint
+from pyroflows.infer.log_joint import LogJoint
+from pyroflows.infer.vectorize import ERRORS
 
 LogDensity = Callable[[Tensor], Tensor]  # (points, dimension) -> (points,)
 _ITERATIONS = 60

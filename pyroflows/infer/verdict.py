@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyroflows.infer.diagnostics import (
+from pyroflows.infer.importance import (
     WeightedDraws,
     effective_size,
     importance_weights,

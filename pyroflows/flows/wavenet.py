@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import Distribution, constraints
 
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows.building import Example, builder, close, count, free_features, one_of
+from pyroflows.flows.assembly import Example, builder, close, count, free_features, one_of
 from pyroflows.nets import CausalConv
 from pyroflows.transforms import Affine, Autoregressive, RationalQuadraticSpline
 

@@ -21,7 +21,7 @@ from pyroflows.distributions.flow import Flow
 from pyroflows.history import History
 from pyroflows.infer.ascent import Ascent
 from pyroflows.infer.objectives import PathELBO
-from pyroflows.infer.particles import ERRORS, can_run_together, plate_nesting
+from pyroflows.infer.vectorize import ERRORS, can_run_together, plate_nesting
 from pyroflows.processes import draw_apart, make_same, open_fabric
 from pyroflows.progress import Progress
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -14,10 +13,6 @@ from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
-
-if TYPE_CHECKING:
-    from pyroflows.infer.guides import AutoFlow
 
 Program = Callable[..., Any]
 # What a model may raise for a stray particle, or for particles it cannot take at once.
@@ -121,67 +116,7 @@ def mixed_up(
     return None
 
 
-class LogJoint:
-    """A model's log-density over an ``AutoFlow``'s stacked unconstrained sites, Jacobians included.
-
-    Calling it with ``(latent_dim,)`` gives a scalar, from a run outside of any plate; with
-    ``(particles, latent_dim)`` it gives ``(particles,)``: in one run of the model where it can take
-    several particles at once, else one by one.
-
-    Args:
-        guide: set up for the model.
-        args: the model's arguments.
-        kwargs: its keyword arguments.
-        model: by default the guide's.
-    """
-
-    def __init__(
-        self, guide: AutoFlow, args: tuple, kwargs: dict, model: Program | None = None
-    ) -> None:
-        self.guide, self.args, self.kwargs = guide, args, kwargs
-        self.model = guide.model if model is None else model
-        self.depth = guide.plate_nesting
-        self.together = True
-
-    def __call__(self, latent: Tensor) -> Tensor:
-        """Nats, one for each vector."""
-        if latent.dim() == 2 and not self.together:
-            return torch.stack([self(row) for row in latent])
-        trace, log_det = self.trace(latent)
-        if latent.dim() == 1:
-            return trace.log_prob_sum() + log_det
-        return per_particle(trace, len(latent), self.depth) + log_det
-
-    def trace(self, latent: Tensor) -> tuple[Trace, Tensor]:
-        """The model's trace at these latents, and the maps' log-determinants."""
-        particles, values, log_det = latent.shape[:-1], {}, latent.new_zeros(latent.shape[:-1])
-        shaped = latent.reshape(*particles, *[1] * self.depth * len(particles), latent.shape[-1])
-        for site, free in self.guide._unpack_latent(shaped):
-            to_support = biject_to(site["fn"].support)
-            values[site["name"]] = value = to_support(free)
-            log_dets = to_support.log_abs_det_jacobian(free, value)
-            log_det = log_det + log_dets.reshape(*particles, -1).sum(dim=-1)
-        with poutine.block(), contextlib.ExitStack() as stack:  # a plate is a message too
-            for count in particles:
-                stack.enter_context(pyro.plate(PLATE, count, dim=-self.depth - 1))
-            model = poutine.condition(self.model, data=values)
-            trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
-        return trace, log_det
-
-    @torch.no_grad()
-    def settle(self, latent: Tensor) -> None:
-        """Find out, at two particles, whether the model can take several at once."""
-        two = torch.stack([latent, latent + 0.01])
-        try:
-            together = _sites(self.trace(two)[0])
-        except ERRORS:
-            self.together = False
-            return
-        alone = [_sites(self.trace(row)[0]) for row in two]
-        self.together = mixed_up(together, alone, self.depth) is None
-
-
-def _sites(trace: Trace) -> Mapping[str, dict]:
+def scored_sites(trace: Trace) -> Mapping[str, dict]:
     """The sites of a trace with their log-densities."""
     trace.compute_log_prob()
     return trace.nodes
@@ -231,5 +166,5 @@ def _wrong_together(
             if name in shapes and name in both.nodes
         }
         conditioned = poutine.condition(model, data=values)
-        alone.append(_sites(poutine.trace(conditioned).get_trace(*args, **kwargs)))
-    return mixed_up(_sites(both), alone, depth)
+        alone.append(scored_sites(poutine.trace(conditioned).get_trace(*args, **kwargs)))
+    return mixed_up(scored_sites(both), alone, depth)

@@ -16,7 +16,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyroflows._checks import check_whole
-from pyroflows.infer.particles import (
+from pyroflows.infer.vectorize import (
     can_run_together,
     per_particle,
     plate_nesting,

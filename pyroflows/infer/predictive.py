@@ -14,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Size, Tensor
 
-from pyroflows.infer.particles import ERRORS, is_subsampled, mixed_up
+from pyroflows.infer.vectorize import ERRORS, is_subsampled, mixed_up
 
 _ELEMENTS = 2**24  # at most, over all sites, in one run of the model
 
