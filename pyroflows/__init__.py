@@ -23,7 +23,7 @@ from pyroflows.infer import (
 )
 from pyroflows.infer import training as fit_guide
 from pyroflows.infer import verdict as report
-from pyroflows.persist import from_hub, load, push_to_hub, save
+from pyroflows.saving.models import from_hub, load, push_to_hub, save
 from pyroflows.training import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
 

@@ -7,7 +7,7 @@ import math
 from pyroflows._checks import check_share
 from pyroflows.distributions.flow import Flow
 from pyroflows.nets.causal import CausalBlock
-from pyroflows.nets.dropping import Dropping
+from pyroflows.nets.mlp import Dropping
 
 
 def features(flow: Flow) -> int:

@@ -13,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 import pyroflows as pf
 from pyroflows.data.batches import Batches
 from pyroflows.data.loaders import sources
-from pyroflows.nets.dropping import Dropping
+from pyroflows.nets.mlp import Dropping
 from pyroflows.regularisation import set_dropout
 
 QUICK = {"max_epochs": 3, "progress": False}

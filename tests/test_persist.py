@@ -18,8 +18,8 @@ from torch.distributions import constraints
 import pyroflows as pf
 from pyroflows import flows
 from pyroflows._files import model_folder as stored
-from pyroflows.described import BASES, decode, encode
 from pyroflows.flows import builder
+from pyroflows.saving.values import BASES, decode, encode
 from pyroflows.testing import randomize
 
 EXAMPLES = flows.examples()

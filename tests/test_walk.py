@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import pyroflows as pf
-from pyroflows.nets import MADE, CausalConv, walk
+from pyroflows.nets import MADE, CausalConv
+from pyroflows.nets import made_inverse as walk
 from pyroflows.testing import randomize
 from pyroflows.transforms import Additive, Affine, Autoregressive, RationalQuadraticSpline
 

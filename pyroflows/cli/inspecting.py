@@ -18,7 +18,7 @@ from pyroflows.cli.output import Json, command, note, on_terminal, result
 from pyroflows.cli.runs import read_run
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows import builders, examples
-from pyroflows.rebuilt import import_by_name
+from pyroflows.saving.builders import import_by_name
 
 COSTS = {
     "both": ("1 pass", "1 pass"),

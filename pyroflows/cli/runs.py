@@ -19,7 +19,7 @@ from pyroflows.cli.columns import check_names, values_of
 from pyroflows.cli.tables import Table
 from pyroflows.data.rows import reference
 from pyroflows.distributions.flow import Flow
-from pyroflows.persist import load, save
+from pyroflows.saving.models import load, save
 
 FACTS, ROWS = "table.json", "rows.npz"
 TRAIN_ROWS, HELD_ROWS = 10_000, 2_000

@@ -18,7 +18,7 @@ from pyroflows.laws.cases import (
     require,
     seeded,
 )
-from pyroflows.nets.walkable import is_walkable
+from pyroflows.nets.sequential import is_walkable
 
 
 @contextmanager

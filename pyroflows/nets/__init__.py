@@ -5,7 +5,7 @@ from pyroflows.nets.conv import ConvNet, ConvResNet, FromContext
 from pyroflows.nets.made import MADE
 from pyroflows.nets.masked_linear import MaskedLinear
 from pyroflows.nets.mlp import MLP
-from pyroflows.nets.pixel_net import PixelNet
+from pyroflows.nets.pixel import PixelNet
 
 __all__ = [
     "MADE",

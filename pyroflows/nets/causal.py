@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyroflows._checks import check_whole, counts
-from pyroflows.nets.dropping import Dropping
+from pyroflows.nets.mlp import Dropping
 
 
 def covering_dilations(steps: int, kernel: int) -> tuple[int, ...]:

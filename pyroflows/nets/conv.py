@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyroflows._checks import check_whole, context_shape
-from pyroflows.nets.dropping import Dropping
+from pyroflows.nets.mlp import Dropping
 
 
 class FromContext(nn.Module):

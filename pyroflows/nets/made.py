@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pyroflows._checks import check_whole, counts
-from pyroflows.nets import walk, walk_back
-from pyroflows.nets.dropping import Dropping
+from pyroflows.nets import made_gradient as walk_back
+from pyroflows.nets import made_inverse as walk
 from pyroflows.nets.masked_linear import MaskedLinear
-from pyroflows.nets.mlp import activation_named, through_hidden
+from pyroflows.nets.mlp import Dropping, activation_named, through_hidden
 
 
 class MADE(Dropping):
@@ -111,7 +111,7 @@ class MADE(Dropping):
         context: Tensor | None = None,
         sweep: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The fixed point ``x_i = step(i, params_i(x_<i))``; see ``pyroflows.nets.walk.solve``."""
+        """The fixed point ``x_i = step(i, params_i(x_<i))``; see ``nets.made_inverse``."""
         return walk.solve(self, step, like, context, sweep)
 
     def solve_back(
@@ -121,7 +121,7 @@ class MADE(Dropping):
         context: Tensor | None = None,
         sweep: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor | None], Tensor | None]:
-        """Gradients back through the fixed point; see ``pyroflows.nets.walk_back.solve_back``."""
+        """Gradients back through the fixed point; see ``nets.made_gradient``."""
         return walk_back.solve_back(self, step, x, context, sweep)
 
     def __getstate__(self) -> dict:

@@ -1,8 +1,8 @@
 """Autoregressive maps, and their exact inverse with an exact gradient.
 
 Forward is one pass of the network. The inverse walks the features in order; a network that is
-``pyroflows.nets.walkable.Walkable`` (``MADE``, ``CausalConv``) does this at the price of about two
-passes, any other callable is evaluated once a feature.
+``pyroflows.nets.sequential.Walkable`` (``MADE``, ``CausalConv``) does this at the price of about
+two passes, any other callable is evaluated once a feature.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pyroflows.nets.walkable import is_walkable
+from pyroflows.nets.sequential import is_walkable
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.elementwise import Family
 
@@ -157,7 +157,7 @@ class Autoregressive(FlowTransform):
     r""":math:`y_i = g(x_i; \theta_i(x_{<i}, c))`: forward an IAF layer, its ``.inv`` a MAF layer.
 
     Forward costs one network call. The inverse solves for the features in order: exact, and about
-    two calls' arithmetic with a net that is ``Walkable`` (see ``pyroflows.nets.walkable``),
+    two calls' arithmetic with a net that is ``Walkable`` (see ``pyroflows.nets.sequential``),
     ``features`` calls with any other. Its gradient comes from the implicit function theorem and is
     exact to first order.
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pyroflows import hub
 from pyroflows._files.model_folder import read_folder, write_folder
 from pyroflows._version import __version__
-from pyroflows.described import decode, encode, encode_config
 from pyroflows.infer.amortized import AutoAmortizedFlow, prior_of
 from pyroflows.infer.amortized_sites import amortized_from, facts_of_amortized
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.sites import facts_of, guide_from
-from pyroflows.rebuilt import Builder, OutsideError, flow_from
+from pyroflows.saving import hub
+from pyroflows.saving.builders import Builder, OutsideError, flow_from
+from pyroflows.saving.values import decode, encode, encode_config
 
 ENCODER = "encoder.module."  # what the names of an encoder's tensors start with in a guide
 

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from pyroflows._version import __version__
-from pyroflows.described import decode
 from pyroflows.discrete.pixel_model import pixelcnn
 from pyroflows.discrete.quantization import quantized
 from pyroflows.flows import builders
 from pyroflows.infer.amortized import no_flow
+from pyroflows.saving.values import decode
 
 Builder = Callable[..., nn.Module]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyroflows._checks import check_whole
-from pyroflows.nets.dropping import Dropping
+from pyroflows.nets.mlp import Dropping
 
 
 def gate(a: Tensor, dim: int = 1) -> Tensor:

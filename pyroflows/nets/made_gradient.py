@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyroflows.nets.made_inverse import flipped, in_order, sizes_of, swept_blocks, walked_blocks
 from pyroflows.nets.masked_linear import weight_gradient
-from pyroflows.nets.walk import flipped, in_order, sizes_of, swept_blocks, walked_blocks
 
 if TYPE_CHECKING:
     from pyroflows.nets.made import MADE

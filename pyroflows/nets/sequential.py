@@ -28,7 +28,7 @@ class Walkable(Protocol):
         context: Tensor | None = None,
         sweep: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The fixed point ``x_i = step(i, params_i(x_<i))``; see ``pyroflows.nets.walk.solve``."""
+        """The fixed point ``x_i = step(i, params_i(x_<i))``; see ``nets.made_inverse``."""
 
     def solve_back(
         self,
@@ -37,7 +37,7 @@ class Walkable(Protocol):
         context: Tensor | None = None,
         sweep: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor | None], Tensor | None]:
-        """Gradients back through it; see ``pyroflows.nets.walk_back.solve_back``."""
+        """Gradients back through it; see ``nets.made_gradient``."""
 
 
 def is_walkable(net: Any) -> bool:
