@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 import pyroflows as pf
 from pyroflows.discrete.quantization import Quantized
-from pyroflows.training import Average
+from pyroflows.training.loop import Average
 
 SHAPE, BINS, CLASSES = (1, 28, 28), 256, 10
 BATCH, STEP_SIZE, CLIP, AVERAGE = 64, 1e-3, 5.0, 0.998

@@ -9,9 +9,7 @@ from pyroflows.distillation import Distillation, distill, student_of
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.distributions.registry import FlowConstraint
-from pyroflows.fit import fit, initialize
 from pyroflows.flows import glow, iaf, maf, mintnet, multiscale_realnvp, nice, nsf, realnvp, wavenet
-from pyroflows.history import History
 from pyroflows.infer import (
     AutoAmortizedFlow,
     AutoFlow,
@@ -24,7 +22,9 @@ from pyroflows.infer import (
 from pyroflows.infer import training as fit_guide
 from pyroflows.infer import verdict as report
 from pyroflows.saving.models import from_hub, load, push_to_hub, save
-from pyroflows.training import DivergedError
+from pyroflows.training.history import History
+from pyroflows.training.likelihood import fit, initialize
+from pyroflows.training.loop import DivergedError
 from pyroflows.transforms import Chain, FlowTransform
 
 __all__ = [

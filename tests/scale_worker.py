@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 import pyroflows as pf
-from pyroflows.training import _Run
+from pyroflows.training.loop import _Run
 
 FLOWS = {
     "nice": lambda: pf.nice(4, hidden=(16,)),

@@ -7,9 +7,9 @@ from torch.autograd.functional import jacobian
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyroflows as pf
-from pyroflows.laws.cases import randomize
 from pyroflows.nets import CausalConv
 from pyroflows.nets.causal import covering_dilations
+from pyroflows.testing.cases import randomize
 from pyroflows.transforms import Affine, Autoregressive, RationalQuadraticSpline
 
 NETS = {

@@ -12,11 +12,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pyroflows as pf
-from pyroflows import checkpoint as checkpoints
-from pyroflows.checkpoint import pack, unpack
 from pyroflows.data.position import Passes
 from pyroflows.infer import ascent
-from pyroflows.training import _Run
+from pyroflows.training import checkpoints as checkpoints
+from pyroflows.training.checkpoints import pack, unpack
+from pyroflows.training.loop import _Run
 
 CPU = torch.device("cpu")
 EPOCHS = 4

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import pyroflows as pf
-from pyroflows.compiling import compiled_transforms, prepare_compiler
 from pyroflows.testing import randomize
+from pyroflows.training.compiled import compiled_transforms, prepare_compiler
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"

@@ -14,7 +14,7 @@ import pyroflows as pf
 from pyroflows.data.batches import Batches
 from pyroflows.data.loaders import sources
 from pyroflows.nets.mlp import Dropping
-from pyroflows.regularisation import set_dropout
+from pyroflows.training.regularize import set_dropout
 
 QUICK = {"max_epochs": 3, "progress": False}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import pyroflows as pf
-from pyroflows import progress
-from pyroflows.progress import Progress
+from pyroflows.training import progress
+from pyroflows.training.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -12,7 +12,7 @@ import pyroflows as pf
 from pyroflows.data import files as tables
 from pyroflows.data.files import TableBatches, hold_out, open_table
 from pyroflows.data.loaders import sources
-from pyroflows.training import _Run
+from pyroflows.training.loop import _Run
 
 COUNT, WIDTH = 1003, 3
 

@@ -20,8 +20,8 @@ from pyroflows.data.batches import shuffled
 from pyroflows.distillation import distill as distill_flow
 from pyroflows.distillation import student_of
 from pyroflows.distributions.flow import Flow
-from pyroflows.fit import fit as fit_flow
 from pyroflows.flows import builders
+from pyroflows.training.likelihood import fit as fit_flow
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
 Overwrite = Annotated[bool, typer.Option(help="Write into a folder that is not empty.")]

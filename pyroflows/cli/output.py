@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pyroflows.training import DivergedError
+from pyroflows.training.loop import DivergedError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")]
 EXPECTED = (ValueError, OSError, ImportError, MemoryError, DivergedError)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pyroflows._files.atomic import write_atomically
 from pyroflows.cli.runs import Run, log_prob
-from pyroflows.history import History
+from pyroflows.training.history import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

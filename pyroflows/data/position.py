@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pyroflows.processes import random_state, set_random_state
+from pyroflows._distributed import random_state, set_random_state
 
 
 class Passes:

@@ -17,10 +17,10 @@ from pyroflows.distillation.objectives import layer_loss, lessons
 from pyroflows.distillation.report import Distillation, Estimate
 from pyroflows.distillation.student import matched, parts_of
 from pyroflows.distributions.flow import Flow
-from pyroflows.fit import fit
 from pyroflows.flows import builders
-from pyroflows.history import History
 from pyroflows.infer.importance import effective_size, psis
+from pyroflows.training.history import History
+from pyroflows.training.likelihood import fit
 from pyroflows.transforms import Autoregressive
 from pyroflows.transforms.base import Inverse
 

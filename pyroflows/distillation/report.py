@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyroflows.history import History
 from pyroflows.infer.importance import khat_threshold
+from pyroflows.training.history import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyroflows._checks import check_positive, check_share, check_whole, plain
-from pyroflows.checkpoint import digest_of, open_checkpoints, shapes_of
+from pyroflows._distributed import mean_over, open_fabric
 from pyroflows.data.rows import reference
 from pyroflows.distillation.comparison import (
     check_baseline,
@@ -42,9 +42,9 @@ from pyroflows.distillation.report import Distillation
 from pyroflows.distillation.schedule import EPOCH, Lessons, plan
 from pyroflows.distillation.student import matched, parts_of
 from pyroflows.distributions.flow import Flow
-from pyroflows.history import History
-from pyroflows.processes import mean_over, open_fabric
-from pyroflows.training import Settings, optimise
+from pyroflows.training.checkpoints import digest_of, open_checkpoints, shapes_of
+from pyroflows.training.history import History
+from pyroflows.training.loop import Settings, optimise
 from pyroflows.transforms import Autoregressive
 
 if TYPE_CHECKING:

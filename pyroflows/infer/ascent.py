@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyroflows.checkpoint import Checkpoints
 from pyroflows.data.position import Passes
-from pyroflows.history import History
 from pyroflows.infer.vectorize import ERRORS, ChangedModelError
-from pyroflows.progress import Progress
-from pyroflows.weights import Average
+from pyroflows.training.checkpoints import Checkpoints
+from pyroflows.training.history import History
+from pyroflows.training.progress import Progress
+from pyroflows.training.weights import Average
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -14,16 +14,16 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from pyroflows._checks import check_positive, check_share, check_whole
-from pyroflows.checkpoint import open_checkpoints
-from pyroflows.compiling import compiled_transforms, prepare_compiler
+from pyroflows._distributed import draw_apart, make_same, open_fabric
 from pyroflows.data.position import Passes
 from pyroflows.distributions.flow import Flow
-from pyroflows.history import History
 from pyroflows.infer.ascent import Ascent
 from pyroflows.infer.objectives import PathELBO
 from pyroflows.infer.vectorize import ERRORS, can_run_together, plate_nesting
-from pyroflows.processes import draw_apart, make_same, open_fabric
-from pyroflows.progress import Progress
+from pyroflows.training.checkpoints import open_checkpoints
+from pyroflows.training.compiled import compiled_transforms, prepare_compiler
+from pyroflows.training.history import History
+from pyroflows.training.progress import Progress
 
 
 def fit_guide(

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import pyroflows as pf
-from pyroflows.checkpoint import Checkpoints
-from pyroflows.training import _Run
+from pyroflows.training.checkpoints import Checkpoints
+from pyroflows.training.loop import _Run
 
 KILLS = 50
 EPOCHS = 250

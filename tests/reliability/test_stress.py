@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyroflows import flows
-from pyroflows.laws.cases import is_unbounded
+from pyroflows.testing.cases import is_unbounded
 
 pytestmark = pytest.mark.slow
 EXAMPLES = flows.examples()

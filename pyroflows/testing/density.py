@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import biject_to
 
-from pyroflows.laws.cases import (
+from pyroflows.testing.cases import (
     USUAL,
     MakeFlow,
     contexts,

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyroflows.laws.cases import (
+from pyroflows.testing.cases import (
     MakeFlow,
     contexts,
     prepared,

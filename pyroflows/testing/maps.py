@@ -8,7 +8,7 @@ import torch
 from torch import Size, Tensor
 from torch.autograd.functional import jacobian
 
-from pyroflows.laws.cases import (
+from pyroflows.testing.cases import (
     as_shape,
     contexts,
     inside,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution
-from pyroflows.laws.cases import (
+from pyroflows.testing.cases import (
     MakeFlow,
     contexts,
     draws_of,

@@ -9,7 +9,7 @@ import pickle
 import pyro
 import torch
 
-from pyroflows.laws.cases import (
+from pyroflows.testing.cases import (
     MakeFlow,
     contexts,
     draws_of,

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from pyroflows._checks import check_positive
+from pyroflows._distributed import gathered
 from pyroflows._files.atomic import write_atomically
-from pyroflows.processes import gathered
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

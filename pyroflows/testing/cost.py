@@ -9,7 +9,8 @@ import pyro
 import torch
 
 from pyroflows.distributions.flow import Flow
-from pyroflows.laws.cases import (
+from pyroflows.nets.sequential import is_walkable
+from pyroflows.testing.cases import (
     MakeFlow,
     conditioners,
     draws_of,
@@ -18,7 +19,6 @@ from pyroflows.laws.cases import (
     require,
     seeded,
 )
-from pyroflows.nets.sequential import is_walkable
 
 
 @contextmanager

@@ -15,24 +15,24 @@ import torch
 from torch.distributions import Distribution
 
 from pyroflows.distributions.flow import Flow
-from pyroflows.laws.cases import USUAL, MakeFlow, as_shape, prepared, randomize
-from pyroflows.laws.cost import check_cost
-from pyroflows.laws.density import (
+from pyroflows.testing.cases import USUAL, MakeFlow, as_shape, prepared, randomize
+from pyroflows.testing.cost import check_cost
+from pyroflows.testing.density import (
     check_density_integrates_to_one,
     check_every_feature_moves,
     check_every_parameter_trains,
 )
-from pyroflows.laws.draws import check_draws_are_scored, check_memory_of_draws
-from pyroflows.laws.maps import (
+from pyroflows.testing.draws import check_draws_are_scored, check_memory_of_draws
+from pyroflows.testing.maps import (
     check_context_rows,
     check_gradients,
     check_log_det,
     check_round_trip,
     check_structure,
 )
-from pyroflows.laws.scale import check_large_weights, check_many_rows
-from pyroflows.laws.state import check_no_global_state, check_repr, check_state
-from pyroflows.laws.use import check_nuts, check_pyro
+from pyroflows.testing.scale import check_large_weights, check_many_rows
+from pyroflows.testing.state import check_no_global_state, check_repr, check_state
+from pyroflows.testing.use import check_nuts, check_pyro
 from pyroflows.transforms.base import FlowTransform
 
 __all__ = [

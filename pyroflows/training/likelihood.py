@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from pyroflows._checks import check_not_negative, check_positive, check_share, check_whole, plain
-from pyroflows.checkpoint import open_checkpoints, shapes_of
+from pyroflows._distributed import gathered, open_fabric
 from pyroflows.data.loaders import Source, batches_of, chunks, count_batches, count_rows, sources
 from pyroflows.data.rows import check_is_flow, checked_rows, reference
 from pyroflows.discrete.noise import fixed_noise
 from pyroflows.discrete.quantization import bits_per_dim, quantized
 from pyroflows.distributions.flow import Flow
-from pyroflows.history import History
-from pyroflows.processes import gathered, open_fabric
-from pyroflows.regularisation import (
+from pyroflows.training.checkpoints import open_checkpoints, shapes_of
+from pyroflows.training.history import History
+from pyroflows.training.loop import Settings, optimise
+from pyroflows.training.regularize import (
     checked_dropout,
     default_dropout,
     default_weight_decay,
     features,
     set_dropout,
 )
-from pyroflows.training import Settings, optimise
 
 INITIAL_ROWS, INITIAL_IMAGES = 20_000, 2_000  # an image tells of its channels at every pixel
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyroflows.laws.cases import (
+from pyroflows.testing.cases import (
     USUAL,
     MakeFlow,
     contexts,

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from pyroflows._checks import plain
-from pyroflows.checkpoint import Checkpoints
-from pyroflows.compiling import prepare_compiler
+from pyroflows._distributed import draw_apart
 from pyroflows.data.position import Passes
-from pyroflows.history import History
-from pyroflows.processes import draw_apart
-from pyroflows.progress import Progress
-from pyroflows.weights import Average, Snapshot
+from pyroflows.training.checkpoints import Checkpoints
+from pyroflows.training.compiled import prepare_compiler
+from pyroflows.training.history import History
+from pyroflows.training.progress import Progress
+from pyroflows.training.weights import Average, Snapshot
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -1,1 +1,0 @@
-"""The laws behind ``pyroflows.testing``, which is where to call them from."""
