@@ -31,7 +31,7 @@ from pyroflows.transforms import (
     even_rows,
     first_half,
 )
-from pyroflows.transforms.image_coupling import channels_of
+from pyroflows.transforms.images.coupling import channels_of
 
 Shape = tuple[int, int, int]
 Net = Callable[[int, int, tuple[int, int]], nn.Module]  # channels in, channels out, size

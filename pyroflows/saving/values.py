@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from pyroflows.distributions.base import arguments_of
-from pyroflows.transforms import elementwise
+from pyroflows.transforms import families as elementwise
 from pyroflows.transforms.support import JoinedSupport
 
 constraints = dist.constraints  # torch's, and Pyro's own

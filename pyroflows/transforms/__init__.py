@@ -4,11 +4,13 @@ from pyroflows.transforms.autoregressive import Autoregressive
 from pyroflows.transforms.base import Conditioned, FlowTransform, Inverse
 from pyroflows.transforms.chain import Chain
 from pyroflows.transforms.context_affine import ContextAffine
-from pyroflows.transforms.conv1x1 import Conv1x1
 from pyroflows.transforms.coupling import Coupling
-from pyroflows.transforms.elementwise import Additive, Affine, Family, RationalQuadraticSpline
-from pyroflows.transforms.image_coupling import ImageCoupling
-from pyroflows.transforms.images import (
+from pyroflows.transforms.families import Additive, Affine, Family, RationalQuadraticSpline
+from pyroflows.transforms.images.conv1x1 import Conv1x1
+from pyroflows.transforms.images.coupling import ImageCoupling
+from pyroflows.transforms.images.masked_conv import MaskedConv
+from pyroflows.transforms.images.multiscale import MultiScale, Squeeze, squeeze, unsqueeze
+from pyroflows.transforms.images.squeeze import (
     all_but_channel,
     checkerboard,
     even_columns,
@@ -16,8 +18,6 @@ from pyroflows.transforms.images import (
     first_half,
 )
 from pyroflows.transforms.linear import LULinear, Whiten
-from pyroflows.transforms.masked_conv import MaskedConv
-from pyroflows.transforms.multiscale import MultiScale, Squeeze, squeeze, unsqueeze
 from pyroflows.transforms.normalize import ActNorm, DiagonalScale, Standardize
 from pyroflows.transforms.permute import Permute
 from pyroflows.transforms.support import ToSupport

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from pyroflows.nets.sequential import is_walkable
 from pyroflows.transforms.base import FlowTransform
-from pyroflows.transforms.elementwise import Family
+from pyroflows.transforms.families import Family
 
 # A compiler unrolls a walk over its features; over more than these it would take minutes.
 MOST_UNROLLED = 16

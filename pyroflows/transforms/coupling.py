@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyroflows.transforms.base import FlowTransform
-from pyroflows.transforms.elementwise import Family
+from pyroflows.transforms.families import Family
 
 
 class Coupling(FlowTransform):

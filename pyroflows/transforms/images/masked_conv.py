@@ -13,7 +13,7 @@ from pyroflows._checks import check_positive, check_whole, context_shape
 from pyroflows.nets.conv import from_context
 from pyroflows.transforms.autoregressive import _Implicit
 from pyroflows.transforms.base import FlowTransform
-from pyroflows.transforms.images import IMAGE, rows_of
+from pyroflows.transforms.images.squeeze import IMAGE, rows_of
 
 
 class MaskedConv(FlowTransform):

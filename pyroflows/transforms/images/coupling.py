@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pyroflows.transforms.base import FlowTransform
-from pyroflows.transforms.elementwise import Family
-from pyroflows.transforms.images import IMAGE, rows_of
+from pyroflows.transforms.families import Family
+from pyroflows.transforms.images.squeeze import IMAGE, rows_of
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -7,7 +7,7 @@ from torch import Size, Tensor
 
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.chain import joint_fast
-from pyroflows.transforms.images import IMAGE
+from pyroflows.transforms.images.squeeze import IMAGE
 
 
 def squeeze(x: Tensor) -> Tensor:

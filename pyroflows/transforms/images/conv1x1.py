@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pyroflows._checks import check_whole
 from pyroflows._pyro.memo import contents, traced
 from pyroflows.transforms.base import FlowTransform
-from pyroflows.transforms.images import IMAGE
+from pyroflows.transforms.images.squeeze import IMAGE
 
 
 class _Product(torch.autograd.Function):
