@@ -6,53 +6,39 @@ import inspect
 import pkgutil
 import subprocess
 import sys
-from pathlib import Path
 
+import house
 import pytest
+from house import FILES, MODULES, TREES, imports_of, module_name
 
 import pyroflows
 from pyroflows import flows
 
-ROOT = Path(pyroflows.__file__).parent
-PROJECT = ROOT.parent
-# A file imports from its own row and from rows above. Names are paths below the package.
-ROWS = [
-    [
-        "version",
-        "arguments",
-        "memo",
-        "nets",
-        "datasets",
-        "base_distribution",
-        "pixel_laws",
-        "pixel_distribution",
-        "whole_files",
-        "text_tables",
-    ],
-    ["transforms"],
-    ["store"],
-    ["distribution"],
-    ["registry"],
-    ["flows"],
-    ["plots", "rows", "dequantize", "quantized_distribution", "quantize", "pixelcnn", "latents"],
-    [
-        "compiling",
-        "processes",
-        "progress",
-        "weights",
-        "checkpoint",
-        "passes",
-        "regularisation",
-        "training",
-        "history",
-        "tables",
-        "sources",
-    ],
-    ["fit", "infer", "initialize"],
-    ["distill", "persist", "described", "rebuilt", "stored", "hub"],
-    ["export", "testing", "laws"],
-    ["cli", "__main__"],
-]
+# A file imports from folders of lower numbers, or from its own.
+LAYERS = {
+    "_version": 0,
+    "_checks": 0,
+    "_distributed": 0,
+    "_files": 0,
+    "_pyro": 0,
+    "plots": 0,
+    "datasets": 1,
+    "nets": 1,
+    "transforms": 2,
+    "distributions": 3,
+    "flows": 4,
+    "testing": 4,
+    "data": 4,
+    "discrete": 5,
+    "training": 6,
+    "latents": 6,
+    "infer": 7,
+    "distillation": 8,
+    "saving": 8,
+    "arviz_export": 8,
+    "cli": 9,
+    "__main__": 10,
+}
 OUTSIDE = ["models", "tutorials", "benchmarks"]  # these may import the library, never the reverse
 HEAVY = [
     "lightning_fabric",
@@ -68,75 +54,56 @@ HEAVY = [
     "huggingface_hub",
     "pyarrow",
 ]
-FILES = sorted(ROOT.rglob("*.py"))
-MODULES = sorted(
-    name
-    for _, name, _ in pkgutil.walk_packages(pyroflows.__path__, "pyroflows.")
-    if not name.endswith("__main__")
-)
 
 
-def module_name(path):
-    parts = path.relative_to(PROJECT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def row_of(name):
-    """The row of a dotted name below the package: that of its longest listed prefix."""
-    best = max(
-        (
-            (len(entry), index)
-            for index, row in enumerate(ROWS)
-            for entry in row
-            if name == entry or name.startswith(f"{entry}.")
-        ),
-        default=None,
-    )
-    return None if best is None else best[1]
-
-
-def imports_of(tree, importer):
-    """Dotted names that a file imports, wherever in it the import stands."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{importer}: relative import in line {node.lineno}"
-            for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                is_module = full in MODULES or full == "pyroflows"
-                yield full if is_module else node.module
+def layer_of(name):
+    """The number of the folder, or of the file at the root, that a dotted name lies in."""
+    return LAYERS[name.split(".")[1]]
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_imports_go_one_way(path):
     name = module_name(path)
     if name == "pyroflows":
-        return  # the list of public names, above all rows
-    own = row_of(name.removeprefix("pyroflows."))
-    assert own is not None, f"{name} has no row: give it one in ROWS"
-    tree = ast.parse(path.read_text())
-    for imported in imports_of(tree, name):
+        return  # the list of public names, above all folders
+    for imported in imports_of(TREES[path], name):
         root = imported.split(".")[0]
         assert root not in OUTSIDE, f"{name} imports {imported}"
         if root == "pyroflows":
             assert imported != "pyroflows", f"{name} imports the package, which imports it"
-            row = row_of(imported.removeprefix("pyroflows."))
-            assert row is not None, f"{imported} has no row: give it one in ROWS"
-            assert row <= own, f"{name} imports {imported}, which stands in a later row"
+            own, other = name.split(".")[1], imported.split(".")[1]
+            lower = own == other or layer_of(imported) < layer_of(name)
+            assert lower, f"{name} imports {imported}, which lies no lower"
 
 
-def test_rows_know_an_import_that_goes_the_wrong_way():
-    assert row_of("transforms.base") < row_of("distribution") < row_of("flows.coupling")
-    assert row_of("flows") < row_of("plots") < row_of("fit") < row_of("testing")
+def test_layers_know_an_import_that_goes_the_wrong_way():
+    assert layer_of("pyroflows.transforms.base") < layer_of("pyroflows.flows.coupling")
     tree = ast.parse("from pyroflows import fit\nimport torch.nn\nfrom pyroflows.nets import MADE")
     assert set(imports_of(tree, "x")) >= {"torch.nn", "pyroflows.nets"}
 
 
+def test_every_folder_has_a_layer():
+    assert set(LAYERS) == {n.split(".")[1] for n in MODULES} | {"__main__"}
+
+
+def test_circles_are_seen(monkeypatch):
+    graph = {"p.a": {"p.b"}, "p.b": {"p.c"}, "p.c": {"p.a"}, "p.d": {"p.a"}}
+    monkeypatch.setattr(house, "edges", lambda: graph)
+    assert house.circles() == [["p.a", "p.b", "p.c"]]
+
+
+def test_no_public_name_hides_a_module():
+    assert house.shadowed() == []
+
+
+def test_root_and_folders_stay_small():
+    assert len(house.root_modules()) <= 14
+    for folder in {path.parent for path in FILES} - {house.ROOT}:
+        assert len(list(folder.glob("*.py"))) <= 16, folder
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_library_does_not_print(path):
-    if path.name in ("cli.py", "__main__.py"):
-        return
     for node in ast.walk(ast.parse(path.read_text())):
         is_print = isinstance(node, ast.Call) and getattr(node.func, "id", None) == "print"
         assert not is_print, f"{path.name}:{node.lineno} prints"

@@ -11,7 +11,7 @@ from pyroflows.flows.autoregressive import iaf, maf
 from pyroflows.flows.coupling import nice, realnvp
 from pyroflows.flows.images import glow, mintnet, multiscale_realnvp
 from pyroflows.flows.spline import nsf
-from pyroflows.flows.wavenet import wavenet
+from pyroflows.flows.signals import wavenet
 
 
 def builders() -> dict[str, Callable[..., Flow]]:
