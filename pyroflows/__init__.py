@@ -15,12 +15,12 @@ from pyroflows.infer import (
     AutoFlow,
     NeuTra,
     Report,
+    fit_guide,
     importance_weights,
     khat,
     psis,
+    report,
 )
-from pyroflows.infer import training as fit_guide
-from pyroflows.infer import verdict as report
 from pyroflows.saving.models import from_hub, load, push_to_hub, save
 from pyroflows.training.history import History
 from pyroflows.training.likelihood import fit, initialize
