@@ -6,14 +6,21 @@ READY := $(VENV)/.ready
 # One thread a test process: the processes already fill the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: demo test test-all tutorials bench docs lint format clean
+# Continuous integration counts the lines that tests reach: COVERAGE="--cov ...".
+COVERAGE ?=
+
+.PHONY: demo test test-integration test-all tutorials bench docs lint format clean
 
 demo: $(READY)
 	$(BIN)/python models/quickstart.py
 	$(BIN)/python models/distill_maf_to_iaf.py --sets checkerboard
 
+# Minutes. What takes whole programs, or longer, is in the two tiers below.
 test: $(READY)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not integration" $(COVERAGE)
+
+test-integration: $(READY)
+	$(PYTEST) -m "integration and not slow" $(COVERAGE)
 
 test-all: $(READY)
 	$(PYTEST)
@@ -39,7 +46,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs build docs/_build .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs build docs/_build .pytest_cache .ruff_cache .mypy_cache .coverage
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): about 2 GB, once."

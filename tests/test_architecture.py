@@ -141,6 +141,7 @@ def test_import_has_no_side_effect():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.integration
 def test_every_module_imports_alone():
     """In one process, each time after the whole package was forgotten, in both orders."""
     code = (

@@ -17,11 +17,14 @@ needs_compiler = pytest.mark.skipif(
 )
 # What torch's own compiler does: it calls what torch deprecates, and looks at gradients after a
 # break in the graph.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*torch._prims_common.check.*:FutureWarning",
-    "ignore::DeprecationWarning",
-    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
-)
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings(
+        "ignore:.*torch._prims_common.check.*:FutureWarning",
+        "ignore::DeprecationWarning",
+        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    ),
+]
 SIZES = {"layers": 2, "hidden": (8, 8)}
 FLOWS = {
     "nice": lambda: pf.nice(3, **SIZES),

@@ -92,7 +92,9 @@ def cases():
                 (torch.float32, testing.FLOAT32_LAWS),
             ):
                 if law in laws:
-                    yield pytest.param(law, make, dtype, id=f"{name}-{law}-{NAMES[dtype]}")
+                    marks = pytest.mark.integration if law in testing.SLOW_LAWS else ()
+                    case = f"{name}-{law}-{NAMES[dtype]}"
+                    yield pytest.param(law, make, dtype, id=case, marks=marks)
 
 
 @pytest.mark.parametrize(("law", "make", "dtype"), list(cases()))

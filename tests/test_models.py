@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
 MODELS = sorted((Path(__file__).parent.parent / "models").glob("*.py"))
 OPTIONS = {
     "vae_frey_faces": "--data digits",

@@ -24,6 +24,7 @@ from time_series import decayed_sum
 
 import pyroflows as pf
 
+pytestmark = pytest.mark.integration
 VARIABLE = "PYROFLOWS_DATA"
 FOLDER = Path(posteriordb.__file__).parent
 ODES = ["hudson_lynx_hare-lotka_volterra", "one_comp_mm_elim_abs-one_comp_mm_elim_abs"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from scale_worker import FLOWS, STEPS, answer
 
+pytestmark = pytest.mark.integration
 WORKER = Path(__file__).with_name("scale_worker.py")
 ALONE = {"accelerator": "cpu", "devices": 1}
 

@@ -23,6 +23,7 @@ def outputs(notebook):
     return [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
 
 
+@pytest.mark.integration
 @each
 def test_runs_when_small(script):
     shown = outputs(execute.executed(script, smoke=True))

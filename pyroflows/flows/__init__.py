@@ -10,8 +10,8 @@ from pyroflows.flows.assembly import Example, builder, close, stack
 from pyroflows.flows.autoregressive import iaf, maf
 from pyroflows.flows.coupling import nice, realnvp
 from pyroflows.flows.images import glow, mintnet, multiscale_realnvp
-from pyroflows.flows.spline import nsf
 from pyroflows.flows.signals import wavenet
+from pyroflows.flows.spline import nsf
 
 
 def builders() -> dict[str, Callable[..., Flow]]:

@@ -14,6 +14,8 @@ from safetensors.torch import save as to_bytes
 import pyroflows as pf
 from pyroflows._files import model_folder as stored
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def folder(tmp_path):

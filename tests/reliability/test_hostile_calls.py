@@ -13,6 +13,8 @@ import torch
 
 import pyroflows as pf
 
+pytestmark = pytest.mark.integration
+
 ROOT = str(Path(pf.__file__).parent)
 ERRORS = (ValueError, pf.DivergedError, FloatingPointError, OSError, ImportError)
 QUICK = {"max_epochs": 1, "batch_size": 16, "progress": False}

@@ -17,6 +17,8 @@ import pyroflows as pf
 from pyroflows.cli import app
 from pyroflows.cli.tables import read_table
 
+pytestmark = pytest.mark.integration
+
 QUICK = ["--layers", "1", "--hidden", "4", "--epochs", "1", "--flow", "maf"]
 CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 
