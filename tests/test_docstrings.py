@@ -17,7 +17,7 @@ MODULES = (
     "pyroflows.nets",
     "pyroflows.flows",
     "pyroflows.infer",
-    "pyroflows.distill",
+    "pyroflows.distillation",
     "pyroflows.latents",
     "pyroflows.plots",
     "pyroflows.datasets",

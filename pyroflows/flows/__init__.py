@@ -6,7 +6,7 @@ import pkgutil
 from collections.abc import Callable
 
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows.assembly import Example, builder, close, stack
+from pyroflows.flows.assembly import Example, builder, close
 from pyroflows.flows.autoregressive import iaf, maf
 from pyroflows.flows.coupling import nice, realnvp
 from pyroflows.flows.images import glow, mintnet, multiscale_realnvp
@@ -59,5 +59,4 @@ __all__ = [
     "close",
     "Example",
     "examples",
-    "stack",
 ]

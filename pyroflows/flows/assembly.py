@@ -178,7 +178,22 @@ def close(
     base: Distribution | nn.Module | None,
     support: constraints.Constraint | None,
 ) -> Flow:
-    """A flow from its inner layers: standardisation outside, then the support's bijection."""
+    """A flow from its inner layers: standardisation outside, then the support's bijection.
+
+    Args:
+        parts: the inner layers, base to data; they may be none.
+        features: number of features of the data.
+        context: number of context features; 0 for none.
+        base: base distribution; standard normal by default.
+        support: where the data live, if not in all of R^n.
+
+    Example:
+        >>> import torch, pyroflows as pf
+        >>> positive = torch.distributions.constraints.positive
+        >>> flow = close([pf.transforms.LULinear(2)], 2, 0, base=None, support=positive)
+        >>> bool((flow.sample((100,)) > 0).all())
+        True
+    """
     outer: list[FlowTransform] = [Standardize(free_features(features, support))]
     if support is not None:
         outer.append(ToSupport(support, features))
