@@ -14,7 +14,7 @@ def is_number(value: Any) -> bool:
     """Whether it is a finite real number, in 64 bits if it is whole, and no truth value."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         return False
-    return not isinstance(value, Integral) or abs(value) < 2**63
+    return not isinstance(value, Integral) or abs(int(value)) < 2**63
 
 
 def plain(value: Any) -> Any:
@@ -93,7 +93,7 @@ def context_shape(context: int | Sequence[int]) -> tuple[int, ...]:
         >>> context_shape(3), context_shape((1, 8, 8)), context_shape(0)
         ((3,), (1, 8, 8), ())
     """
-    if isinstance(context, Integral):
+    if isinstance(context, (int, Integral)):
         return (int(context),) if context else ()
     return tuple(context)
 

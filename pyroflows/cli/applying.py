@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 
 from pyroflows.cli.output import Json, command, note, result
-from pyroflows.cli.runs import matched, read_run
+from pyroflows.cli.runs import Run, matched, read_run
 from pyroflows.cli.tables import (
     BINARY,
     Table,
@@ -98,41 +98,49 @@ def score(
     made = read_run(run)
     table = read_table(data, header)
     scores = made.scores(matched(made, table))
-    trained = made.scores(made.train)
-    threshold = float(np.quantile(trained, quantile, method="lower"))
-    scored = ~np.isnan(scores)
-    outliers = scores < threshold  # a NaN is not
-    held = made.scores(made.held)
-    known = np.concatenate([trained, held])
-    far = scores < _least(known, int(scored.sum()))
+    facts, allowed = _judged(made, scores, quantile)
+    lines = _in_words(facts)
     if out is not None:
         _write_scored(data, out, table, scores)
+        lines.append(f"written to {out}")
+    result({**facts, "out": None if out is None else str(out)}, lines, json)
+    if max_outliers is not None:
+        broken = facts["outliers"] > max_outliers
+    else:
+        broken = facts["outliers"] > allowed or facts["far_out"] > 0
+    if broken:
+        raise typer.Exit(1)
+
+
+def _judged(made: Run, scores: np.ndarray, quantile: float) -> tuple[dict[str, Any], int]:
+    """What the scores of a table show, and how many outliers chance allows among them."""
+    trained, unseen = made.scores(made.train), made.scores(made.held)
+    threshold = float(np.quantile(trained, quantile, method="lower"))
+    scored = int((~np.isnan(scores)).sum())
+    outliers = scores < threshold  # a NaN is not
+    far = scores < _least(np.concatenate([trained, unseen]), scored)
     finite = scores[np.isfinite(scores)]
-    said = {
+    facts = {
         "rows": len(scores),
-        "scored": int(scored.sum()),
-        "unscored": int((~scored).sum()),
+        "scored": scored,
+        "unscored": len(scores) - scored,
         "mean": float(finite.mean()) if len(finite) else None,
         "threshold": threshold,
         "quantile": quantile,
         "outliers": int(outliers.sum()),
         "far_out": int(far.sum()),
-        "out": None if out is None else str(out),
     }
-    lines = [
-        f"{said['rows']:,} rows, {said['unscored']:,} of them without a score (missing values)",
-        f"mean log-density {finite.mean() if len(finite) else float('nan'):.3f} nats",
-        f"outliers: {said['outliers']:,}, {said['far_out']:,} of them far out; below "
-        f"{threshold:.3f} nats, the {quantile:g} quantile of the training rows",
+    return facts, _by_chance(scored, int((unseen < threshold).sum()), len(unseen))
+
+
+def _in_words(facts: dict[str, Any]) -> list[str]:
+    mean = float("nan") if facts["mean"] is None else facts["mean"]
+    return [
+        f"{facts['rows']:,} rows, {facts['unscored']:,} of them without a score (missing values)",
+        f"mean log-density {mean:.3f} nats",
+        f"outliers: {facts['outliers']:,}, {facts['far_out']:,} of them far out; below "
+        f"{facts['threshold']:.3f} nats, the {facts['quantile']:g} quantile of the training rows",
     ]
-    if out is not None:
-        lines.append(f"written to {out}")
-    result(said, lines, json)
-    allowed = max_outliers
-    if allowed is None:
-        allowed = _by_chance(said["scored"], int((held < threshold).sum()), len(held))
-    if said["outliers"] > allowed or (max_outliers is None and said["far_out"]):
-        raise typer.Exit(1)
 
 
 def _least(known: np.ndarray, rows: int) -> float:

@@ -227,7 +227,7 @@ def distill(
         progress=not json,
     )
     facts = {**teacher.facts, "history": dataclasses.asdict(told.history)}
-    facts["teacher"] = teacher.flow.config["builder"]
+    facts["teacher"] = teacher.builder
     made = Run(out, student, facts, teacher.train, teacher.held)
     _judge(made, made.held)
     made.write()

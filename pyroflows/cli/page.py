@@ -88,7 +88,7 @@ def write_page(run: Run, facts: dict[str, Any], path: Path) -> None:
         parts = [_section(title, *drawn) for title, drawn in pictures.items()]
     teacher = run.facts.get("teacher")
     how = f"distilled from {teacher}, which was fitted" if teacher else "fitted"
-    title = f"{run.flow.config['builder']} {how} to {run.facts.get('source', 'a table')}"
+    title = f"{run.builder} {how} to {run.facts.get('source', 'a table')}"
     body = f"<h1>{html.escape(title)}</h1>\n{_summary(run, facts)}\n" + "\n".join(parts)
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -49,6 +49,12 @@ class Run:
         """Their names."""
         return self.facts["columns"]
 
+    @property
+    def builder(self) -> str:
+        """The name of what made the flow."""
+        config = self.flow.config
+        return "a flow" if config is None else config["builder"]
+
     def write(self) -> None:
         """Keep it; each file is replaced as a whole.
 

@@ -81,8 +81,8 @@ def read_table(path: Path, header: bool | None = None) -> Table:
 
 
 @contextmanager
-def csv_lines(path: Path) -> Iterator[Iterator[list[str]]]:
-    """The lines of a CSV as cells, cut at its separator: comma, semicolon or tab."""
+def csv_lines(path: Path) -> Iterator[Any]:
+    """A ``csv.reader`` of a file, whose separator it sees: comma, semicolon or tab."""
     try:
         with _open_text(path) as file:
             separator = separator_of(file)
@@ -103,7 +103,9 @@ def _open_text(path: Path) -> IO[str]:
 
 
 def _read_csv(path: Path, header: bool | None) -> Table:
-    numbers, names, words = array("d"), [], {}
+    numbers = array("d")
+    names: list[str] = []
+    words: dict[str, tuple[int, str]] = {}
     with csv_lines(path) as lines:
         numbered = ((lines.line_num, cells) for cells in lines if cells)
         first = list(islice(numbered, LOOKED_AT))
@@ -123,8 +125,8 @@ def _read_csv(path: Path, header: bool | None) -> Table:
             for name, cell in zip(names, cells, strict=True):
                 value = number(cell)
                 if value is None:
-                    count, first = words.get(name, (0, f"{_short(cell)} in line {line}"))
-                    words[name] = count + 1, first
+                    count, where = words.get(name, (0, f"{_short(cell)} in line {line}"))
+                    words[name] = count + 1, where
                     value = float("nan")
                 numbers.append(value)
     values = np.frombuffer(numbers, dtype=np.float64).reshape(-1, max(len(names), 1))
@@ -201,10 +203,9 @@ def write_table(
         batches: each ``(rows, columns)``, of one dtype.
         header: whether a CSV's first line has the names.
     """
-    kind = ".csv" if path is None else kind_of(path)
-    if kind in BINARY:
+    if path is not None and kind_of(path) in BINARY:
         values = np.concatenate(list(batches))
-        if kind == ".npy":
+        if kind_of(path) == ".npy":
             with open(path, "wb") as file:  # given a name, NumPy may write to another
                 np.save(file, values)
             return

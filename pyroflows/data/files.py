@@ -133,7 +133,7 @@ class ParquetTable:
                 f"x: expected columns of floating-point numbers in {self.name}, got {others}; "
                 "write these as floats (counts with uniform noise in [0, 1) added), or drop them"
             )
-        self.shape = (metadata.num_rows, len(kinds))
+        self.shape: tuple[int, ...] = (metadata.num_rows, len(kinds))
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         ends = np.cumsum([0, *sizes]).tolist()
         self.blocks = list(zip(ends[:-1], ends[1:], strict=True))
@@ -205,7 +205,7 @@ class TableBatches:
             # A copy, so that the buffer is not kept for the sake of a few rows.
             rest = _cut(rows, torch.arange(count, len(rows[0])))
             del rows, mixed
-        if len(rest[0]):
+        if rest is not None and len(rest[0]):
             yield self._part(rest)
 
     def _part(self, batch: Batch) -> Batch:

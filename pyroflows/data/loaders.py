@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import (
     DataLoader,
@@ -71,8 +72,9 @@ class Loader:
     @property
     def rows(self) -> float:
         """How many there are; infinity for a stream."""
+        dataset: Any = self.loader.dataset
         try:
-            return len(self.loader.dataset)
+            return len(dataset)
         except TypeError:
             return math.inf
 
@@ -116,11 +118,12 @@ def _in_file(
 ) -> tuple[Source, Source | None]:
     """The same for a file, which is read in part only."""
     table = open_table(x)
-    index = None
+    index: np.ndarray | None = None
+    held: Source | None = None
     if isinstance(val, Real):
         index, held = hold_out(flow, table, float(val), seed)
-    else:
-        held = None if val is None else _held_out(flow, val, shard)
+    elif val is not None:
+        held = _held_out(flow, val, shard)
     size = batch_size or default_size(table.shape[0])
     return TableBatches(flow, table, size, seed, *shard, held=index), held
 
@@ -144,7 +147,7 @@ def _held_out(flow: Flow, val: Any, shard: tuple[int, int]) -> Source:
 
 def _streams(
     flow: Flow,
-    x: Dataset | DataLoader,
+    x: Any,
     val: Any,
     batch_size: int | None,
     seed: int,
@@ -185,7 +188,9 @@ def _streams(
     if isinstance(x, IterableDataset):
         x = DataLoader(x if processes == 1 else EachNth(x, rank, processes), batch_size=size)
     else:
-        sampler = DistributedSampler(x, processes, rank, shuffle=True, seed=seed)
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            x, processes, rank, shuffle=True, seed=seed
+        )
         x = DataLoader(x, batch_size=size, sampler=sampler)
     return Loader(flow, x), held
 

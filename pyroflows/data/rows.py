@@ -101,8 +101,9 @@ def checked_context(
         raise ValueError(
             f"{name}: this flow needs one of shape (rows, {', '.join(map(str, wanted))}), got None"
         )
-    if hasattr(flow, "one_hot"):
-        context = flow.one_hot(as_tensor(context, name))  # of labels, where the model has classes
+    one_hot = getattr(flow, "one_hot", None)
+    if one_hot is not None:
+        context = one_hot(as_tensor(context, name))  # of labels, where the model has classes
     context = _floats(flow, context, name)
     shape = tuple(context.shape)
     if shape[1:] != wanted or not shape[0] or shape[0] != (rows or shape[0]):

@@ -114,8 +114,8 @@ def _patches(
     for start in range(0, n, _CHUNK):
         size = min(_CHUNK, n - start)
         place = tuple(rng.integers(0, bound, size) for bound in windows.shape[:3])
-        chunk = windows[place].reshape(size, -1)
-        chunk = (chunk + rng.random(chunk.shape)) / 256
+        levels = windows[place].reshape(size, -1)
+        chunk = (levels + rng.random(levels.shape)) / 256
         chunk -= chunk.mean(axis=1, keepdims=True)
         rows[start : start + size] = torch.from_numpy(chunk[:, :-1])
     return rows

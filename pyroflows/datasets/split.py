@@ -8,11 +8,9 @@ from typing import TypeVar
 
 import torch
 
+
 # Equality is by identity: comparing tensors elementwise has no single truth value.
-_frozen = dataclasses.dataclass(frozen=True, eq=False)
-
-
-@_frozen
+@dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Training, validation and test rows of one data set.
 
@@ -42,7 +40,7 @@ class Split:
         yield self.test
 
 
-@_frozen
+@dataclasses.dataclass(frozen=True, eq=False)
 class LabelledSplit(Split):
     """A split whose rows carry class labels.
 

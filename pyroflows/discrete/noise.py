@@ -63,7 +63,8 @@ def _vector_noise(features: int) -> Flow:
 
 def _image_noise(shape: Size) -> Flow:
     """Couplings of the upper and the lower row of each 2 x 2 block by turns, given the picture."""
-    here = squeezed(tuple(shape))
+    colours, height, width = shape
+    here = squeezed((colours, height, width))
 
     def net(inputs: int, outputs: int, size: tuple[int, int]) -> ConvNet:
         return ConvNet(inputs, outputs, channels=NOISE_CHANNELS, size=size, context=shape)

@@ -6,12 +6,15 @@ It knows of shapes and checks; probabilities and draws are the model's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 from torch.distributions import constraints
+
+if TYPE_CHECKING:
+    from pyroflows.discrete.pixel_model import PixelCNN
 
 
 def _size(shape: int | Sequence[int]) -> Size:
@@ -32,7 +35,7 @@ class PixelDistribution(TorchDistribution):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PixelCNN,
         context: Tensor | None = None,
         batch_shape: Sequence[int] = (),
         validate_args: bool | None = None,

@@ -78,9 +78,10 @@ class PixelCNN(Synced):
         self.earlier = nn.ModuleList(
             nn.Linear(known, channels, bias=False) for known in range(1, colours)
         )
-        self.out = nn.ModuleList(nn.Linear(channels, law.params) for _ in range(colours))
+        out = [nn.Linear(channels, law.params) for _ in range(colours)]
+        self.out = nn.ModuleList(out)
         with torch.no_grad():
-            for layer in self.out:
+            for layer in out:
                 layer.bias.copy_(law.start())
         self.config: dict[str, Any] | None = None
 
@@ -266,7 +267,7 @@ class PixelCNN(Synced):
         u = to_unit(x.to(self.hidden.weight.dtype), self.bins)
         features = self.hidden(self.net(u, context).movedim(1, -1))  # (n, height, width, channels)
         pixels = u.movedim(1, -1)
-        log_prob = 0.0
+        log_prob = u.new_zeros(len(u))
         for colour in range(self.event_shape[0]):
             params = self._law_at(features, pixels, colour).to(u.dtype)
             log_prob = log_prob + self.law.log_prob(params, x[:, colour]).sum(dim=(1, 2))
@@ -372,7 +373,7 @@ def pixelcnn(
     if isinstance(mixture, str):
         if mixture != "categorical":
             raise ValueError(f"mixture: expected a number or 'categorical', got {mixture!r}")
-        law = Categorical(bins)
+        law: Categorical | LogisticMixture = Categorical(bins)
     else:
         law = LogisticMixture(bins, count("mixture", mixture))
     net = PixelNet(shape[0], channels=channels, layers=layers, kernel=kernel, context=classes)

@@ -155,9 +155,10 @@ def require_close(actual: Tensor, expected: Tensor, allowed: float, what: str) -
 def conditioners(transform: FlowTransform) -> dict[str, nn.Module]:
     """The networks that layers hold as ``net``, by name."""
     return {
-        f"{name}.net": layer.net
+        f"{name}.net": net
         for name, layer in transform.named_modules()
-        if isinstance(layer, FlowTransform) and isinstance(getattr(layer, "net", None), nn.Module)
+        if isinstance(layer, FlowTransform)
+        and isinstance(net := getattr(layer, "net", None), nn.Module)
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import torch
@@ -24,7 +25,7 @@ from pyroflows.testing.cases import (
 @contextmanager
 def _count_network_calls(flow: Flow) -> Iterator[dict[str, list[int]]]:
     """Counts of forward passes and of sequential solutions, by network."""
-    networks = conditioners(flow.transform)
+    networks: dict[str, Any] = conditioners(flow.transform)
     counts = {name: [0, 0] for name in networks}
     handles, patched = [], []
     for name, net in networks.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
@@ -186,10 +187,11 @@ def _check_nothing_is_kept_alive(d: FlowDistribution, shape: torch.Size) -> None
     x = d.rsample(shape)
     log_q = d.log_prob(x)
     token = _Token()
-    if log_q.requires_grad:
-        log_q.grad_fn.metadata["token"] = token
+    node: Any = log_q.grad_fn  # whose metadata torch's stubs take for a method
+    if node is not None:
+        node.metadata["token"] = token
     draw, graph = weakref.ref(x), weakref.ref(token)
-    del token, log_q
+    del token, log_q, node
     require(draw() is x, "the draw vanished")
     del x
     require(draw() is None, "a draw is kept alive")

@@ -80,8 +80,8 @@ def check_state(make: MakeFlow, dtype: torch.dtype = torch.float64) -> None:
     for name, layer in loaded.transform.named_modules():
         if isinstance(layer, ActNorm) and layer.initialized:
             before = copy.deepcopy(layer.state_dict())
-            shape = (9, len(layer.loc), *(2,) * (layer.dims - 1))
-            layer.initialize(3 + 2 * randn(shape, dtype, 4))
+            elsewhere = 3 + 2 * randn((9, len(layer.loc), *(2,) * (layer.dims - 1)), dtype, 4)
+            layer.initialize(elsewhere)
             for key, value in layer.state_dict().items():
                 require(torch.equal(value, before[key]), f"{name}.{key} was set again after load")
 

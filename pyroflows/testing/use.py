@@ -73,7 +73,7 @@ def check_pyro(make: MakeFlow, dtype: torch.dtype = torch.float64) -> None:
         trace = pyro.poutine.trace(model).get_trace()
         trace.compute_log_prob()
         require_shape(trace.nodes["x"]["log_prob"], (4,), "log_prob in a plate")
-        value = trace.nodes["x"]["value"].clone()
+        value = torch.as_tensor(trace.nodes["x"]["value"]).clone()
         require_close(
             trace.nodes["x"]["log_prob"], flow.log_prob(value, context), allowed, "in a plate"
         )
