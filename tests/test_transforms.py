@@ -822,3 +822,32 @@ def test_a_flow_over_scalars_scores_each_draw():
     x = torch.randn(5)
     expected = torch.distributions.Normal(1.0, 1.0).log_prob(x)
     torch.testing.assert_close(pf.Flow(Shift(), shape=()).log_prob(x), expected)
+
+
+class Mistyped(pf.FlowTransform):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def forward_and_log_det(self, x, context=None):
+        return x * self.weigth, x.sum(dim=-1)  # the mistake
+
+    def inverse_and_log_det(self, y, context=None):
+        return y / self.weight, -y.sum(dim=-1)
+
+
+class Misshapen(Mistyped):
+    def forward_and_log_det(self, x, context=None):
+        return torch.ones(3) @ x.mT @ torch.ones(7), x.sum(dim=-1)
+
+
+def test_a_mistake_in_ones_own_transform_comes_out_as_it_is():
+    with pytest.raises(AttributeError, match="weigth") as caught:
+        pf.Flow(Mistyped(), shape=2)
+    assert "forward_and_log_det" in [entry.name for entry in caught.traceback]
+
+
+def test_events_that_do_not_fit_name_the_line_that_failed():
+    with pytest.raises(ValueError, match="does not take events of shape") as caught:
+        pf.Flow(Misshapen(), shape=2)
+    assert isinstance(caught.value.__cause__, RuntimeError)

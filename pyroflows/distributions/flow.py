@@ -90,15 +90,18 @@ class Flow(Synced):
         tensors = (*self.parameters(), *self.buffers())
         like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
         context = None if context is None else context.to(like)
+        got: object = None
+        raised: Exception | None = None
         try:
             got = step(like.new_zeros(1, *shape), context)[0].shape[1:]
-        except (RuntimeError, IndexError, TypeError, AttributeError) as error:
-            got = error
+        except (RuntimeError, IndexError, TypeError) as error:  # what tensors that do not fit raise
+            got = raised = error
         if got != self.event_shape:
+            # With its cause: the mistake may be in the transform, and its traceback leads there.
             raise ValueError(
                 f"shape: the transform does not take events of shape {tuple(self.event_shape)} "
                 f"with context {tuple(self.context_shape)} ({got})"
-            )
+            ) from raised
 
     @property
     def fast(self) -> str:
