@@ -11,8 +11,9 @@ from pyro import poutine
 from torch import Tensor
 
 from pyroflows._checks import check_whole
+from pyroflows._pyro.guides import diverged
 from pyroflows.infer.importance import importance_weights, khat_threshold, psis
-from pyroflows.infer.neutra import NeuTra, diverged
+from pyroflows.infer.neutra import NeuTra
 from pyroflows.infer.predictive import ModelRuns
 
 _PROPOSALS = 10  # per draw kept, when draws are resampled by weight
@@ -115,7 +116,7 @@ def _draws_of(
     if isinstance(posterior, Mapping):
         return {k: torch.as_tensor(v) for k, v in posterior.items()}, {}, {}
     if isinstance(posterior, NeuTra):
-        if posterior.draws is None:
+        if posterior.draws is None or posterior.diverging is None:
             raise ValueError("posterior: this NeuTra has no draws yet; call its run first")
         return posterior.draws, {"diverging": posterior.diverging.flatten()}, {}
     if hasattr(posterior, "get_samples"):
@@ -163,6 +164,7 @@ def _in_arviz(
     if int(arviz.__version__.split(".")[0]) >= 1:
         attrs = {"sample_stats": attributes}
         return arviz.from_dict(arrays, dims=dims, coords=coords, attrs=attrs)
-    data = arviz.from_dict(**arrays, dims=dims, coords=coords)
+    every: dict[str, Any] = {**arrays, "dims": dims, "coords": coords}
+    data = arviz.from_dict(**every)
     data["sample_stats"].attrs.update(attributes)
     return data

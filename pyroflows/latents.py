@@ -308,10 +308,10 @@ def _differing(a: nn.Module, b: nn.Module) -> str | None:
     """A parameter or buffer in which two bases are not the same."""
     ours, theirs = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (a, b))
     for name in {**ours, **theirs}:
-        pair = [tensors.get(name) for tensors in (ours, theirs)]
-        if any(t is None for t in pair) or not torch.equal(
-            *(t.detach().cpu().double() for t in pair)
-        ):
+        a_value, b_value = ours.get(name), theirs.get(name)
+        if a_value is None or b_value is None:
+            return name
+        if not torch.equal(*(t.detach().cpu().double() for t in (a_value, b_value))):
             return name
     return None
 

@@ -22,6 +22,7 @@ from pyroflows.infer.vectorize import (
     plate_nesting,
     run_alone,
     run_together,
+    sample_sites,
 )
 
 _CHUNK = 10_000
@@ -100,7 +101,7 @@ def importance_weights(
         alone = _prototype(guide, args, kwargs)
         together = vectorize and can_run_together(model, guide, args, kwargs, 2, depth)
         most = _CHUNK if together else 1
-        parts = []
+        parts: list[WeightedDraws] = []
         for start in range(0, num_samples, most):
             count = min(most, num_samples - start)
             if together:
@@ -108,16 +109,19 @@ def importance_weights(
                 log_p, log_q = (per_particle(t, count, depth) for t in (ran, drawn))
             else:  # outside of any plate, where the model sees its own dimensions alone
                 ran, drawn = run_alone(model, guide, args, kwargs)
-                log_p, log_q = (t.log_prob_sum().reshape(1) for t in (ran, drawn))
-            parts.append((_values(ran, drawn, alone, count), log_p, log_q))
-    draws = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
-    return WeightedDraws(draws, *(torch.cat([part[i] for part in parts]) for i in (1, 2)))
+                log_p, log_q = (torch.as_tensor(t.log_prob_sum()).reshape(1) for t in (ran, drawn))
+            parts.append(WeightedDraws(_values(ran, drawn, alone, count), log_p, log_q))
+    return WeightedDraws(
+        {name: torch.cat([part.draws[name] for part in parts]) for name in parts[0].draws},
+        torch.cat([part.log_p for part in parts]),
+        torch.cat([part.log_q for part in parts]),
+    )
 
 
 def _prototype(guide: Callable[..., Any], args: tuple, kwargs: dict) -> dict[str, torch.Size]:
     """The shape that each site of the guide has in a run by itself."""
-    trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    return {n: s["value"].shape for n, s in trace.nodes.items() if s["type"] == "sample"}
+    sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+    return {name: site["value"].shape for name, site in sites.items()}
 
 
 def _values(
@@ -125,8 +129,8 @@ def _values(
 ) -> dict[str, Tensor]:
     """The model's latent sites, ``(count, *site shape)``."""
     found = {}
-    for name, site in drawn.nodes.items():
-        if site["type"] == "sample" and name in ran.nodes and name in shapes:
+    for name, site in sample_sites(drawn).items():
+        if name in ran.nodes and name in shapes:
             value, shape = site["value"], shapes[name]
             depth = value.dim() - 1 - len(shape)
             if depth < 0:  # one that does not depend on the particle

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import split_gelman_rubin
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyroflows._checks import check_whole
+from pyroflows._pyro.guides import diverged
 from pyroflows.distributions.flow import Flow
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.log_joint import LogJoint
-from pyroflows.infer.vectorize import is_subsampled
+from pyroflows.infer.vectorize import is_subsampled, sample_sites
 
 _STARTS = 100
 
@@ -40,7 +40,7 @@ class NeuTra:
         guide: an ``AutoFlow`` of this model, trained (``pf.fit_guide``).
 
     Attributes:
-        draws: of the last run, for each site ``(chains, draws, *site shape)``; None before.
+        draws: of the last run, for each site ``(chains, draws, *site shape)``; None before a run.
         diverging: of the last run, ``(chains, draws)``: whether the trajectory diverged.
 
     Raises:
@@ -135,7 +135,7 @@ class NeuTra:
         Raises:
             ValueError: nothing was run yet, or fewer than 4 draws a chain.
         """
-        if self.draws is None or self.diverging.shape[1] < 4:
+        if self.draws is None or self.diverging is None or self.diverging.shape[1] < 4:
             raise ValueError("draws: R-hat needs at least 4 draws a chain; call run first")
         return {name: split_gelman_rubin(value, 0, 1) for name, value in self.draws.items()}
 
@@ -146,36 +146,19 @@ class NeuTra:
         log_joint = self.guide.log_joint(args, kwargs, self.model)
         with torch.no_grad():
             trace, _ = log_joint.trace(self.guide.flow.sample(()))
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample":
-                continue
+        for name, site in sample_sites(trace).items():
             if any(is_subsampled(frame) for frame in site["cond_indep_stack"]):
                 raise ValueError(
                     f"model: site {name!r} stands in a plate that draws a subsample, so its "
                     "density changes from call to call; pass all rows and no subsample_size"
                 )
-            if not site["is_observed"] and not site_is_subsample(site):
+            if not site["is_observed"]:
                 kind = "a discrete" if site["fn"].support.is_discrete else "a"
                 raise ValueError(
                     f"model: {name!r} is {kind} latent site that the guide does not draw; "
                     "expected continuous sites only, all in the guide. Sum discrete ones out"
                 )
         return log_joint
-
-
-def diverged(mcmc: MCMC, chain: int, draws: int) -> Tensor:
-    """Which draws of a chain end a trajectory that diverged, ``(draws,)``.
-
-    Pyro's ``diagnostics()`` gives that only beside an effective size, which takes four draws.
-
-    Args:
-        mcmc: that has run.
-        chain: number of the chain.
-        draws: how many it has.
-    """
-    found = torch.zeros(draws, dtype=torch.bool)
-    found[mcmc._diagnostics[chain].get("divergences", [])] = True
-    return found
 
 
 def _potential(flow: Flow, log_joint: LogJoint, z: Tensor) -> Tensor:

@@ -20,7 +20,14 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pyroflows.distributions.flow_distribution import FlowDistribution
-from pyroflows.infer.vectorize import PLATE, per_particle, plate_nesting, run_together, summed
+from pyroflows.infer.vectorize import (
+    PLATE,
+    per_particle,
+    plate_nesting,
+    run_together,
+    sample_sites,
+    summed,
+)
 
 
 def _path_log_prob(name: str, fn: Distribution, value: Tensor) -> Tensor:
@@ -51,14 +58,10 @@ def _path_log_prob(name: str, fn: Distribution, value: Tensor) -> Tensor:
     return type(fn)(**arguments, validate_args=False).log_prob(value)
 
 
-def path_site(name: str, site: dict) -> Tensor:
+def path_site(name: str, site: Any) -> Tensor:
     """A guide site's log-density along the path of its draw, scaled and masked."""
     log_prob = _path_log_prob(name, site["fn"], site["value"])
     return scale_and_mask(log_prob, site["scale"], site["mask"])
-
-
-def _guide_sites(trace: Trace) -> list[tuple[str, dict]]:
-    return [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample"]
 
 
 class PathELBO(Trace_ELBO):
@@ -97,9 +100,10 @@ class PathELBO(Trace_ELBO):
 
     def _differentiable_loss_particle(
         self, model_trace: Trace, guide_trace: Trace
-    ) -> tuple[float, Tensor]:
-        log_q = sum(path_site(name, site).sum() for name, site in _guide_sites(guide_trace))
-        elbo = model_trace.log_prob_sum() - log_q
+    ) -> tuple[Tensor, Tensor]:
+        elbo = torch.as_tensor(model_trace.log_prob_sum())
+        for name, site in sample_sites(guide_trace).items():
+            elbo = elbo - path_site(name, site).sum()
         return -elbo.detach(), -elbo
 
 
@@ -117,10 +121,11 @@ class _Weighted(Trace_ELBO):
         return per_particle(trace, self.num_particles, self.max_plate_nesting)
 
     def _path(self, trace: Trace) -> Tensor:
-        return sum(
-            summed(path_site(n, s), self.num_particles, self.max_plate_nesting)
-            for n, s in _guide_sites(trace)
-        )
+        total = torch.zeros(())
+        for name, site in sample_sites(trace).items():
+            log_q = path_site(name, site)
+            total = total + summed(log_q, self.num_particles, self.max_plate_nesting)
+        return total
 
     def _surrogate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Any:
         raise NotImplementedError

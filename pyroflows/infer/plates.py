@@ -49,7 +49,7 @@ class _PlateFinder(Messenger):
         super().__init__()
         self.name = name
 
-    def _pyro_sample(self, msg: dict) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.name and site_is_subsample(msg):
             asked = msg["fn"]
             raise _Found(Plate(asked.size, asked.subsample_size, msg["value"], asked.device))
@@ -102,10 +102,10 @@ def plate_of_rows(name: str, dim: int, size: int | None, rows: Tensor) -> pyro.p
         )
     indices = torch.arange(items, device=rows.device)
     with poutine.block():
-        return pyro.plate(name, size, subsample=indices, dim=dim, device=rows.device)
+        return pyro.plate(name, size, subsample=indices, dim=dim, device=str(rows.device))
 
 
-def plate_with_latents(latents: dict[str, dict]) -> tuple[str, int]:
+def plate_with_latents(latents: dict[str, Any]) -> tuple[str, int]:
     """Name and dimension of the one plate that has latent sites in it.
 
     Args:
@@ -148,7 +148,7 @@ def plate_with_latents(latents: dict[str, dict]) -> tuple[str, int]:
     return plate
 
 
-def of_any_item(name: str, site: dict, plate_dim: int) -> constraints.Constraint:
+def of_any_item(name: str, site: Any, plate_dim: int) -> constraints.Constraint:
     """The site's support without the plate's size: its bounds once, not once an item.
 
     Args:

@@ -11,10 +11,10 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_factor, site_is_subsample
+from pyro.poutine.util import site_is_factor
 from torch import Size, Tensor
 
-from pyroflows.infer.vectorize import ERRORS, is_subsampled, mixed_up
+from pyroflows.infer.vectorize import ERRORS, is_subsampled, mixed_up, scored_sites
 
 _ELEMENTS = 2**24  # at most, over all sites, in one run of the model
 
@@ -34,7 +34,7 @@ class _Anew(Messenger):
         super().__init__()
         self.names = names
 
-    def _pyro_sample(self, msg: dict) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.names:
             msg.update(is_observed=False, value=None, done=False)
 
@@ -89,14 +89,8 @@ class ModelRuns:
             elif not site_is_factor(site):
                 self.observed.append(name)
 
-    def _trace(self, model: Callable[..., Any]) -> dict[str, dict]:
-        trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
-        trace.compute_log_prob()
-        return {
-            name: site
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and not site_is_subsample(site)
-        }
+    def _trace(self, model: Callable[..., Any]) -> dict[str, Any]:
+        return scored_sites(poutine.trace(model).get_trace(*self.args, **self.kwargs))
 
     def run(self, draws: dict[str, Tensor], size: int, anew: bool = False) -> Run:
         """Run the model at given draws ``(size, *site shape)``, or drawing its sites itself.
@@ -115,14 +109,15 @@ class ModelRuns:
             for at, rows in ((at, min(step, size - at)) for at in range(0, size, step))
         ]
         return Run(
-            *({k: torch.cat([p[i][k] for p in parts]) for k in parts[0][i]} for i in (0, 1)),
+            _joined([part.values for part in parts]),
+            _joined([part.log_likelihood for part in parts]),
             torch.cat([part.log_joint for part in parts]),
         )
 
     def _run_part(self, draws: dict[str, Tensor], size: int, anew: bool) -> Run:
         return self._collect(self._traced(draws, size, anew), size, anew)
 
-    def _traced(self, draws: dict[str, Tensor], size: int, anew: bool) -> dict[str, dict]:
+    def _traced(self, draws: dict[str, Tensor], size: int, anew: bool) -> dict[str, Any]:
         """The sites of one run: with all draws, or outside of any plate with the one there is."""
         model = _Anew(self.observed)(self.model) if anew else self.model
         if not self.vectorized:
@@ -135,12 +130,12 @@ class ModelRuns:
         with pyro.plate("_draws", size, dim=-1 - self.nesting):
             return self._trace(poutine.condition(model, data=values))
 
-    def _collect(self, sites: dict[str, dict], size: int, anew: bool) -> Run:
+    def _collect(self, sites: dict[str, Any], size: int, anew: bool) -> Run:
         values = {
             name: _rows(name, sites[name]["value"], size, self.sites[name]["value"].shape)
             for name in (self.sites if anew else self.deterministic)
         }
-        likelihood, joint = {}, 0.0
+        likelihood, joint = {}, torch.zeros(())
         for name, site in sites.items():
             if name in self.deterministic:
                 continue
@@ -171,7 +166,7 @@ class ModelRuns:
         )
         return False
 
-    def _changed(self, together: dict[str, dict], alone: list[dict[str, dict]]) -> str | None:
+    def _changed(self, together: dict[str, Any], alone: list[dict[str, Any]]) -> str | None:
         """Which values of two draws are others in one run than in runs by themselves."""
         both = self._collect(together, 2, False)
         runs = [self._collect(sites, 1, False) for sites in alone]
@@ -194,6 +189,11 @@ class ModelRuns:
                     names[batch + frame.dim] = frame.name
             named[name] = names
         return named
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The rows of several runs under each name, one after the other."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _rows(name: str, value: Tensor, size: int, shape: Size) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -34,14 +34,19 @@ def plate_nesting(model: Program, guide: Program, args: tuple, kwargs: dict) -> 
         return max(nesting(trace) for trace in run_alone(model, guide, args, kwargs))
 
 
+def sample_sites(trace: Trace) -> dict[str, Any]:
+    """The sample sites of a trace by name, without the row indices that plates draw."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site)
+    }
+
+
 def nesting(trace: Trace) -> int:
     """How many dimensions to the left the plates of a trace reach."""
-    frames = (
-        frame
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-    )
+    sites = sample_sites(trace).values()
+    frames = (frame for site in sites for frame in site["cond_indep_stack"])
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
@@ -69,9 +74,8 @@ def per_particle(trace: Trace, count: int, depth: int) -> Tensor:
     """The log-density of each particle's sites in nats, ``(count,)``."""
     trace.compute_log_prob()
     total: Any = 0.0
-    for site in trace.nodes.values():
-        if site["type"] == "sample" and not site_is_subsample(site):
-            total = total + summed(site["log_prob"], count, depth)
+    for site in sample_sites(trace).values():
+        total = total + summed(site["log_prob"], count, depth)
     return total
 
 
@@ -82,27 +86,20 @@ def summed(log_prob: Tensor, count: int, depth: int) -> Tensor:
     return log_prob.sum().expand(count)
 
 
-def mixed_up(
-    together: Mapping[str, dict], alone: Sequence[Mapping[str, dict]], depth: int
-) -> str | None:
+def mixed_up(together: dict[str, Any], alone: Sequence[dict[str, Any]], depth: int) -> str | None:
     """Whether draws in one run change each other's log-density: what is wrong, or None.
 
     Site by site, each to the rounding of its own terms: next to the many rows of another site a
     wrong term would pass for rounding. Nothing can be said of a model that sees random rows.
 
     Args:
-        together: the sites of a run with all draws, with their ``log_prob``.
+        together: the sample sites of a run with all draws, with their ``log_prob``.
         alone: the sites of each draw's run by itself.
         depth: how many dimensions to the left the plates reach.
     """
-    sites = {
-        name: site
-        for name, site in together.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
-    }
-    if any(is_subsampled(frame) for s in sites.values() for frame in s["cond_indep_stack"]):
+    if any(is_subsampled(frame) for s in together.values() for frame in s["cond_indep_stack"]):
         return None
-    for name, site in sites.items():
+    for name, site in together.items():
         among = summed(site["log_prob"], len(alone), depth)
         for draw, own in zip(among, alone, strict=True):
             terms = own[name]["log_prob"] if name in own else draw  # sites may come and go
@@ -116,10 +113,10 @@ def mixed_up(
     return None
 
 
-def scored_sites(trace: Trace) -> Mapping[str, dict]:
-    """The sites of a trace with their log-densities."""
+def scored_sites(trace: Trace) -> dict[str, Any]:
+    """The sample sites of a trace, their log-densities computed."""
     trace.compute_log_prob()
-    return trace.nodes
+    return sample_sites(trace)
 
 
 def can_run_together(
@@ -153,16 +150,13 @@ def _wrong_together(
     with pyro.plate(PLATE, 2, dim=-depth - 1):
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         both = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
-    shapes = {
-        name: site["value"].shape
-        for name, site in poutine.trace(guide).get_trace(*args, **kwargs).nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
-    }
+    single = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+    shapes = {name: site["value"].shape for name, site in single.items()}
     alone = []
     for particle in range(2):
         values = {
             name: site["value"].expand(2, *site["value"].shape[1:])[particle].reshape(shapes[name])
-            for name, site in drawn.nodes.items()
+            for name, site in sample_sites(drawn).items()
             if name in shapes and name in both.nodes
         }
         conditioned = poutine.condition(model, data=values)
