@@ -129,9 +129,9 @@ def test_spline_has_slope_one_at_its_edges(spline):
 @pytest.mark.parametrize("spline", SPLINES, ids=lambda s: f"bins{s.bins}")
 def test_spline_is_right_at_its_knots(spline):
     theta = thetas(spline, 50, 1.0, 3)
-    xs = spline._knots(theta[:, : spline.bins])
-    ys = spline._knots(theta[:, spline.bins : 2 * spline.bins])
-    slopes = spline._derivatives(theta[:, 2 * spline.bins :])
+    xs = spline.knots(theta[:, : spline.bins])
+    ys = spline.knots(theta[:, spline.bins : 2 * spline.bins])
+    slopes = spline.slopes(theta[:, 2 * spline.bins :])
     for k in range(1, spline.bins):
         y, log_derivative = spline.forward(xs[:, k], theta)
         torch.testing.assert_close(y, ys[:, k], rtol=1e-10, atol=1e-10)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyroflows.nets import MADE
-from pyroflows.transforms import Additive, Affine, Family, RationalQuadraticSpline
+from pyroflows.transforms import Family
 
 if TYPE_CHECKING:
     from pyroflows.distillation.pairs import Pair
@@ -28,8 +28,8 @@ def inherit(pair: Pair) -> bool:
     Nets that do not fit (another activation, fewer units of a degree) are left as they are.
     """
     teacher, student = pair.teacher.net, pair.student.net
-    turn = _first_order_inverse(pair.teacher.family)
-    if turn is None or pair.student.family != pair.teacher.family:
+    family = pair.teacher.family
+    if pair.student.family != family:
         return False
     if not (isinstance(teacher, MADE) and isinstance(student, MADE)):
         return False
@@ -50,29 +50,16 @@ def inherit(pair: Pair) -> bool:
         added.bias.zero_()
     if teacher.from_context is not None:
         student.from_context.weight[places[0]] = teacher.from_context.weight
-    order, sign = turn
     student.last.weight.zero_()
-    student.last.weight[:, read] = _turned(teacher.last.weight, order, sign)
-    student.last.bias.copy_(_turned(teacher.last.bias, order, sign))
+    student.last.weight[:, read] = _inverted(teacher.last.weight, family)
+    student.last.bias.copy_(_inverted(teacher.last.bias, family))
     return True
 
 
-def _turned(outputs: Tensor, order: list[int], sign: list[float]) -> Tensor:
-    """Rows of the last layer, so that they give the inverse's parameters."""
-    by_feature = outputs.unflatten(0, (-1, len(order)))
-    factors = outputs.new_tensor(sign).view(1, -1, *[1] * (outputs.dim() - 1))
-    return (by_feature[:, order] * factors).flatten(0, 1)
-
-
-def _first_order_inverse(family: Family) -> tuple[list[int], list[float]] | None:
-    """Which parameters, with which sign, make the inverse map where all are small."""
-    if isinstance(family, (Additive, Affine)):
-        return list(range(family.params)), [-1.0] * family.params
-    if isinstance(family, RationalQuadraticSpline):
-        n = family.bins  # widths and heights change places, slopes turn upside down
-        order = [*range(n, 2 * n), *range(n), *range(2 * n, family.params)]
-        return order, [1.0] * (2 * n) + [-1.0] * (n - 1)
-    return None
+def _inverted(outputs: Tensor, family: Family) -> Tensor:
+    """Weight or bias of the last layer with which it gives the parameters of the inverse map."""
+    by_feature = outputs.unflatten(0, (-1, family.params)).movedim(1, -1)
+    return family.first_order_inverse(by_feature).movedim(-1, 1).flatten(0, 1)
 
 
 def _places(teacher: MADE, student: MADE) -> list[Tensor] | None:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pyroflows.transforms import (
-    Additive,
-    Affine,
-    Autoregressive,
-)
+from pyroflows.transforms import Autoregressive
 
 
 class Pair(NamedTuple):
@@ -21,5 +17,4 @@ class Pair(NamedTuple):
     @property
     def gaussian(self) -> bool:
         """Whether both are conditional Gaussians where Gaussian noise goes in."""
-        kinds = (Affine, Additive)
-        return isinstance(self.teacher.family, kinds) and isinstance(self.student.family, kinds)
+        return self.teacher.family.keeps_gaussian and self.student.family.keeps_gaussian

@@ -6,7 +6,7 @@ tables below are read or written, so a file can ask for nothing else.
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from pyroflows.distributions.base import arguments_of
-from pyroflows.transforms import families as elementwise
+from pyroflows.transforms import Additive, Affine, RationalQuadraticSpline
+from pyroflows.transforms.families import Family, families, kinds
 from pyroflows.transforms.support import JoinedSupport
 
 constraints = dist.constraints  # torch's, and Pyro's own
@@ -39,7 +40,7 @@ BASES = (
     "Normal Laplace Cauchy StudentT Logistic Gumbel Uniform Exponential Gamma Beta Dirichlet "
     "MultivariateNormal"
 ).split()
-FAMILIES = ("Additive", "Affine", "RationalQuadraticSpline")
+CLASS_NAMES = {kind.__name__: kind for kind in (Additive, Affine, RationalQuadraticSpline)}
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
 
 Build = Callable[[Any], nn.Module]
@@ -74,11 +75,11 @@ def encode(value: Any, name: str) -> Any:
         return _encode_constraint(value, name)
     if isinstance(value, Distribution):
         return _encode_base(value, name)
-    if type(value).__name__ in FAMILIES and type(value).__module__ == elementwise.__name__:
-        arguments = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {"family": type(value).__name__, "arguments": encode(arguments, name)["dict"]}
-    if isinstance(value, nn.Module) and getattr(value, "config", None):
-        return {"flow": encode_config(value.config)}
+    if isinstance(value, Family):
+        return _encode_family(value, name)
+    config = getattr(value, "config", None)
+    if isinstance(value, nn.Module) and isinstance(config, dict):
+        return {"flow": encode_config(config)}
     raise _refused(value, name)
 
 
@@ -127,9 +128,9 @@ def _encode_constraint(value: Any, name: str) -> dict[str, Any]:
         parts = [_encode_constraint(c, name) for c in value.cseq]
         return {"constraint": "stack", "parts": parts, "dim": value.dim}
     if kind is JoinedSupport:
-        parts, lengths = zip(*value.parts, strict=True)
-        parts = [_encode_constraint(c, name) for c in parts]
-        return {"constraint": "joined", "parts": parts, "lengths": list(lengths)}
+        parts = [_encode_constraint(part, name) for part, _ in value.parts]
+        lengths = [length for _, length in value.parts]
+        return {"constraint": "joined", "parts": parts, "lengths": lengths}
     raise _refused(value, name)
 
 
@@ -143,6 +144,36 @@ def _encode_base(value: Distribution, name: str) -> dict[str, Any]:
         raise _refused(value, name)
     arguments = {n: encode(v, name) for n, v in arguments_of(value).items()}
     return {"distribution": kind, "arguments": arguments, "event_dims": 0}
+
+
+def _encode_family(value: Family, name: str) -> dict[str, Any]:
+    """Ours by name, any other by where to import its class from."""
+    kind = type(value)
+    try:
+        arguments = {n: getattr(value, n) for n in inspect.signature(kind).parameters}
+    except AttributeError as error:
+        raise ValueError(
+            f"{name}: cannot tell the arguments of {kind.__qualname__} ({error}); make it a frozen "
+            "dataclass, or keep each argument under its own name"
+        ) from None
+    is_ours = families().get(kind.name) is kind and kind.__module__.startswith("pyroflows.")
+    word = kind.name if is_ours else _path(kind)
+    return {"family": word, "arguments": encode(arguments, name)["dict"]}
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _decode_family(value: dict[str, Any], name: str, build: Build | None) -> Family:
+    word = value["family"]
+    known = {**{_path(k): k for k in kinds()}, **families(), **CLASS_NAMES}
+    if word not in known and isinstance(word, str) and ":" in word:
+        raise ValueError(
+            f"{name}: the family {word!r} is not defined; import {word.partition(':')[0]} first"
+        )
+    kind = known[_known(word, known, name)]
+    return kind(**{k: _decode(v, name, build) for k, v in value["arguments"].items()})
 
 
 def decode(value: Any, name: str, build: Build | None = None) -> Any:
@@ -181,8 +212,7 @@ def _decode(value: Any, name: str, build: Build | None) -> Any:
         made = kind(**{k: _decode(v, name, build) for k, v in value["arguments"].items()})
         return made.to_event(value["event_dims"]) if value["event_dims"] else made
     if "family" in value:
-        kind = getattr(elementwise, _known(value["family"], FAMILIES, name))
-        return kind(**{k: _decode(v, name, build) for k, v in value["arguments"].items()})
+        return _decode_family(value, name, build)
     if "flow" in value and build is not None:
         return build(value["flow"])
     raise ValueError(f"{name}: expected a known kind, got {_short(value)}")

@@ -5,7 +5,7 @@ from pyroflows.transforms.base import Conditioned, FlowTransform, Inverse
 from pyroflows.transforms.chain import Chain
 from pyroflows.transforms.context_affine import ContextAffine
 from pyroflows.transforms.coupling import Coupling
-from pyroflows.transforms.families import Additive, Affine, Family, RationalQuadraticSpline
+from pyroflows.transforms.families import Additive, Affine, Family
 from pyroflows.transforms.images.conv1x1 import Conv1x1
 from pyroflows.transforms.images.coupling import ImageCoupling
 from pyroflows.transforms.images.masked_conv import MaskedConv
@@ -20,6 +20,7 @@ from pyroflows.transforms.images.squeeze import (
 from pyroflows.transforms.linear import LULinear, Whiten
 from pyroflows.transforms.normalize import ActNorm, DiagonalScale, Standardize
 from pyroflows.transforms.permute import Permute
+from pyroflows.transforms.splines import RationalQuadraticSpline, Spline
 from pyroflows.transforms.support import ToSupport
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Family",
     "Additive",
     "Affine",
+    "Spline",
     "RationalQuadraticSpline",
     "Coupling",
     "Autoregressive",

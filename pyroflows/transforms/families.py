@@ -6,22 +6,31 @@ All are the identity at ``theta = 0`` and increase strictly for every ``theta``.
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import constraints
 
-from pyroflows._checks import check_positive, check_share, check_whole
+from pyroflows._checks import check_positive
 
 
 class Family:
     r"""A strictly increasing scalar map :math:`y = g(x; \theta)`, applied feature by feature.
 
+    One of your own is a frozen dataclass with ``params`` and two methods; its fields are what
+    ``pf.save`` writes. Give it a ``name`` and builders take that as their ``family=``.
+
     Attributes:
         params: how many numbers ``theta`` holds for one feature.
+        name: what ``family=`` calls it; empty for one that is only given as an instance.
+        support: the numbers that it takes and gives.
         volume_preserving: whether the derivative is one everywhere.
+        keeps_gaussian: whether y is Gaussian wherever x is.
 
     Example:
         >>> import torch, pyroflows as pf
@@ -31,8 +40,16 @@ class Family:
         (tensor([1., 1., 1., 1.]), torch.Size([4]))
     """
 
-    params: int
+    name = ""
+    support: constraints.Constraint = constraints.real
     volume_preserving = False
+    keeps_gaussian = False
+
+    if TYPE_CHECKING:  # an attribute, which some families compute
+
+        @property
+        def params(self) -> int:
+            """How many numbers ``theta`` holds for one feature."""
 
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``g(x)`` and ``log dg/dx``, both of x's shape; ``theta`` is ``(*x.shape, params)``."""
@@ -41,6 +58,15 @@ class Family:
     def inverse(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``x = g^-1(y)`` and ``log dx/dy``, both of y's shape."""
         raise NotImplementedError
+
+    def first_order_inverse(self, theta: Tensor) -> Tensor:
+        r"""Parameters ``(*batch, params)`` with which g is about its own inverse at ``theta``.
+
+        Linear in ``theta``, with an error of second order where that is small. As g is the identity
+        at zero, :math:`g(x; \theta) = x + \theta \cdot h(x) + O(\theta^2)`, so ``-theta`` does for
+        every family; one may know better.
+        """
+        return -theta
 
 
 @dataclass(frozen=True)
@@ -53,8 +79,10 @@ class Additive(Family):
         (tensor(1.5000), tensor(0.))
     """
 
+    name = "additive"
     params = 1
     volume_preserving = True
+    keeps_gaussian = True
 
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``x + theta``, derivative one."""
@@ -88,7 +116,9 @@ class Affine(Family):
     """
 
     bound: float = math.log(5.0)
+    name = "affine"
     params = 2
+    keeps_gaussian = True
 
     def __post_init__(self) -> None:
         check_positive(bound=self.bound)
@@ -105,108 +135,57 @@ class Affine(Family):
         return (y - theta.select(-1, 1)) * s.exp(), s
 
 
-@dataclass(frozen=True)
-class RationalQuadraticSpline(Family):
-    r"""A monotone rational-quadratic spline on ``[-bound, bound]``, the identity outside.
+def kinds(of: type[Family] = Family) -> Iterator[type[Family]]:
+    """All classes of families that are defined by now, a user's own among them."""
+    for kind in of.__subclasses__():
+        yield kind
+        yield from kinds(kind)
 
-    Durkan et al. 2019, arXiv:1906.04032, eqs. 4-8. The derivative is one at both ends, so the
-    density is continuous there. Bin widths and heights have a floor, and every formula is evaluated
-    at a point inside its bin, so values and gradients are finite everywhere.
 
-    Args:
-        bins: number of bins.
-        bound: half-width of the box; the tails beyond are linear.
-        min_bin: the least width and height of a bin, as a share in [0, 1) of the box divided by
-            ``bins``.
-        min_derivative: the least derivative at a knot, in (0, 1).
-
-    Raises:
-        ValueError: fewer than two bins, or another argument out of range.
+def families() -> dict[str, type[Family]]:
+    """The families that ``family=`` of a builder takes by name; to define one is to add it.
 
     Example:
-        >>> import torch
-        >>> spline = RationalQuadraticSpline(bins=4)
-        >>> x, theta = torch.tensor([0.3, 9.0]), torch.randn(2, spline.params)
-        >>> y, log_slope = spline.forward(x, theta)
-        >>> spline.inverse(y, theta)[0].allclose(x), log_slope[1]     # beyond the box: the identity
-        (True, tensor(0.))
+        >>> from pyroflows.transforms.families import families
+        >>> sorted(families())[:2]
+        ['additive', 'affine']
     """
+    return {kind.name: kind for kind in kinds() if kind.__dict__.get("name")}
 
-    bins: int = 8
-    bound: float = 5.0
-    min_bin: float = 1e-2
-    min_derivative: float = 1e-3
 
-    def __post_init__(self) -> None:
-        check_whole(2, bins=self.bins)
-        check_positive(bound=self.bound, min_derivative=self.min_derivative)
-        check_share(min_bin=self.min_bin, min_derivative=self.min_derivative)
+def family_from(family: str | Family, **sizes: float | None) -> Family:
+    """The family that a builder is asked for: one that is given, or a name and its sizes.
 
-    @property
-    def params(self) -> int:
-        """``bins`` widths, ``bins`` heights and ``bins - 1`` inner derivatives."""
-        return 3 * self.bins - 1
+    Args:
+        family: a name from ``families()``, or a family.
+        **sizes: arguments of the named family; None for its own default.
 
-    def _knots(self, raw: Tensor) -> Tensor:
-        """``bins + 1`` increasing positions from ``-bound`` to ``bound`` exactly."""
-        share = self.min_bin / self.bins + (1 - self.min_bin) * torch.softmax(raw, dim=-1)
-        inner = 2 * self.bound * share[..., :-1].cumsum(dim=-1) - self.bound
-        return F.pad(F.pad(inner, (1, 0), value=-self.bound), (0, 1), value=self.bound)
+    Raises:
+        ValueError: an unknown name, a size that the family has not or that is out of range, or any
+            size beside a family that is given, which has its own.
 
-    def _derivatives(self, raw: Tensor) -> Tensor:
-        """``bins + 1`` positive slopes; one at the ends, and one everywhere for ``raw = 0``."""
-        start = math.log(math.expm1(1 - self.min_derivative))
-        return F.pad(self.min_derivative + F.softplus(raw + start), (1, 1), value=1.0)
-
-    def _bin(self, value: Tensor, theta: Tensor, inverse: bool) -> tuple[Tensor, ...]:
-        """Left knot, width, left height, height and both slopes of the bin that holds ``value``."""
-        widths, heights, slopes = theta.split([self.bins, self.bins, self.bins - 1], dim=-1)
-        xs, ys, ds = self._knots(widths), self._knots(heights), self._derivatives(slopes)
-        inner = (ys if inverse else xs)[..., 1:-1]
-        left = (value[..., None] >= inner).sum(dim=-1, keepdim=True)
-        both = torch.cat([left, left + 1], dim=-1)
-        (x0, x1), (y0, y1), (d0, d1) = (k.gather(-1, both).unbind(-1) for k in (xs, ys, ds))
-        return x0, x1 - x0, y0, y1 - y0, d0, d1
-
-    @staticmethod
-    def _log_derivative(xi: Tensor, slope: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
-        """``log dy/dx`` at the fraction ``xi`` of a bin (eq. 5)."""
-        rest = 1 - xi
-        top = d1 * xi.square() + 2 * slope * xi * rest + d0 * rest.square()
-        return 2 * slope.log() + top.log() - 2 * (slope + (d0 + d1 - 2 * slope) * xi * rest).log()
-
-    def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The spline (eq. 4) and its log-derivative (eq. 5)."""
-        theta = theta.expand(*torch.broadcast_shapes(x.shape, theta.shape[:-1]), self.params)
-        x = x.expand(theta.shape[:-1])
-        inside = x.abs() < self.bound
-        safe = torch.where(inside, x, torch.zeros_like(x))  # double where: no NaN gradient outside
-        x0, width, y0, height, d0, d1 = self._bin(safe, theta, inverse=False)
-        xi = ((safe - x0) / width).clamp(0, 1)
-        slope = height / width
-        rise = slope * xi.square() + d0 * xi * (1 - xi)
-        y = y0 + height * rise / (slope + (d0 + d1 - 2 * slope) * xi * (1 - xi))
-        log_derivative = self._log_derivative(xi, slope, d0, d1)
-        return torch.where(inside, y, x), torch.where(inside, log_derivative, 0.0)
-
-    def inverse(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The root of the quadratic (eqs. 6-8), in the form that does not cancel."""
-        theta = theta.expand(*torch.broadcast_shapes(y.shape, theta.shape[:-1]), self.params)
-        y = y.expand(theta.shape[:-1])
-        inside = y.abs() < self.bound
-        safe = torch.where(inside, y, torch.zeros_like(y))
-        x0, width, y0, height, d0, d1 = self._bin(safe, theta, inverse=True)
-        slope = height / width
-        rise = (safe - y0).clamp(min=0)
-        bend = rise * (d0 + d1 - 2 * slope)
-        a, b, c = height * (slope - d0) + bend, height * d0 - bend, -slope * rise
-        # b^2 - 4ac >= 0 in exact arithmetic; rounding may put it a hair below.
-        floor = torch.finfo(y.dtype).tiny
-        root = (b.square() - 4 * a * c).clamp(min=floor).sqrt()
-        # Two forms of the same root: each adds numbers of one sign, so neither cancels.
-        positive = b >= 0
-        bottom = torch.where(positive, b + root, (2 * a).clamp(min=floor))
-        xi = (torch.where(positive, -2 * c, root - b) / bottom).clamp(0, 1)
-        x = x0 + xi * width
-        log_derivative = -self._log_derivative(xi, slope, d0, d1)
-        return torch.where(inside, x, y), torch.where(inside, log_derivative, 0.0)
+    Example:
+        >>> family_from("affine", bound=2.0)
+        Affine(bound=2.0)
+    """
+    given = {name: size for name, size in sizes.items() if size is not None}
+    if isinstance(family, Family):
+        for name, size in given.items():
+            raise ValueError(
+                f"{name}: expected None beside a family that has its own, {family}, got {size!r}"
+            )
+        if family.support is not constraints.real:
+            raise ValueError(
+                f"family: expected one on all real numbers, got {family} on {family.support}; put "
+                "it into pf.transforms.Autoregressive or Coupling and these into a pf.Flow"
+            )
+        return family
+    known = families()
+    if not isinstance(family, str) or family not in known:
+        names = ", ".join(map(repr, sorted(known)))
+        raise ValueError(f"family: expected one of {names}, or a Family, got {family!r}")
+    takes = inspect.signature(known[family]).parameters
+    for name, size in given.items():
+        if name not in takes:
+            raise ValueError(f"{name}: expected None, got {size!r}; the family {family!r} has none")
+    return known[family](**given)

@@ -1,0 +1,118 @@
+"""Families say what they are: by name, by their inverse's first order, in a saved folder."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.distributions import constraints
+
+import pyroflows as pf
+from pyroflows.saving.values import decode, encode
+from pyroflows.transforms import Additive, Affine, Family, RationalQuadraticSpline
+from pyroflows.transforms.families import families, family_from
+
+FLOAT64 = torch.float64
+
+
+@dataclass(frozen=True)
+class Soft(Family):
+    """y = x + size * softplus-like bend: increasing, and no inverse in the same family."""
+
+    size: float = 1.0
+    params = 1
+
+    def forward(self, x, theta):
+        t = self.size * theta[..., 0].tanh() / 2
+        y = x + t * x.tanh()
+        return y, (1 + t * (1 - x.tanh().square())).log()
+
+    def inverse(self, y, theta):
+        x = y
+        for _ in range(60):
+            x = y - (self.forward(x, theta)[0] - x)
+        return x, -self.forward(x, theta)[1]
+
+
+EACH = {name: kind() for name, kind in families().items()} | {"own": Soft()}
+
+
+@pytest.mark.parametrize("family", EACH.values(), ids=EACH)
+def test_first_order_inverse_has_an_error_of_second_order(family):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.linspace(-4, 4, 400, dtype=FLOAT64)
+    direction = torch.randn(400, family.params, generator=generator, dtype=FLOAT64)
+    errors = []
+    for size in (1e-2, 1e-3):
+        theta = size * direction
+        about = family.forward(z, family.first_order_inverse(theta))[0]
+        errors.append((about - family.inverse(z, theta)[0]).abs().mean().item())
+    assert errors[1] <= errors[0] / 50
+
+
+@pytest.mark.parametrize("family", EACH.values(), ids=EACH)
+def test_gaussian_stays_gaussian_where_the_family_says_so(family):
+    """A family that keeps Gaussians is affine in x, and no other is."""
+    theta = torch.full((3, family.params), 0.7, dtype=FLOAT64)
+    theta[:, ::2] *= -1
+    a, b, c = family.forward(torch.tensor([-1.0, 0.5, 2.0], dtype=FLOAT64), theta)[0]
+    assert family.keeps_gaussian == bool(((b - a) - (c - b)).abs() < 1e-9)
+
+
+def test_names_find_families_and_their_sizes():
+    assert family_from("affine") == Affine()
+    assert family_from("affine", bound=2.0, bins=None) == Affine(bound=2.0)
+    assert family_from("spline", bins=4) == RationalQuadraticSpline(bins=4)
+    assert family_from(Soft(2.0), bound=None) == Soft(2.0)
+    assert "" not in families()
+
+
+class OnInterval(Additive):
+    support = constraints.unit_interval
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "message"),
+    [
+        ("afine", {}, "family: expected one of 'additive', 'affine', .*, or a Family, got 'afine'"),
+        (Affine, {}, "family: expected one of .*, or a Family, got <class"),
+        (3, {}, "or a Family, got 3"),
+        ("additive", {"bound": 2.0}, "bound: expected None, got 2.0; the family 'additive' has no"),
+        ("affine", {"bound": -1.0}, "bound: expected a positive number"),
+        (Affine(), {"bound": 2.0}, "bound: expected None beside a family that has its own, Affine"),
+        (OnInterval(), {}, "family: expected one on all real numbers, got OnInterval.* on Interv"),
+    ],
+)
+def test_a_family_that_will_not_do(family, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        family_from(family, **sizes)
+
+
+@pytest.mark.parametrize("family", EACH.values(), ids=EACH)
+def test_a_family_is_written_and_read(family):
+    assert decode(encode(family, "family"), "family") == family
+
+
+def test_ours_is_written_by_name_and_read_by_the_class_of_older_folders():
+    assert encode(Affine(2.0), "f") == {"family": "affine", "arguments": {"bound": 2.0}}
+    old = {"family": "RationalQuadraticSpline", "arguments": {"bins": 4, "bound": 3.0}}
+    assert decode(old, "f") == RationalQuadraticSpline(4, 3.0)
+
+
+def test_one_of_your_own_says_where_it_comes_from():
+    written = encode(Soft(2.0), "f")
+    assert written["family"] == f"{__name__}:Soft"
+    with pytest.raises(ValueError, match="f: the family 'some_flows:Soft' is not defined; import"):
+        decode({**written, "family": "some_flows:Soft"}, "f")
+    with pytest.raises(ValueError, match="f: expected one of .*, got 'soft'"):
+        decode({**written, "family": "soft"}, "f")
+
+
+class Forgetful(Additive):
+    def __init__(self, size):
+        pass
+
+
+def test_one_whose_arguments_cannot_be_told_is_not_written():
+    with pytest.raises(ValueError, match="f: cannot tell the arguments of Forgetful.*dataclass"):
+        encode(Forgetful(3), "f")
+    assert pf.transforms.Family.name == ""
