@@ -10,6 +10,7 @@ import torch
 from torch.distributions import Normal, constraints, kl_divergence
 
 import pyroflows as pf
+from pyroflows.data.rows import Rows
 from pyroflows.distillation import measures
 from pyroflows.distillation import training as train
 from pyroflows.distillation.measures import (
@@ -272,7 +273,8 @@ def test_lessons_mix_data_and_draws_with_their_contexts():
     teacher = pf.maf(2, 1, layers=1, hidden=(8,))
     with torch.no_grad():
         teacher.transform.parts[-1].loc.fill_(100.0)
-    rows = torch.arange(2000.0)[:, None].expand(-1, 2), torch.arange(2000.0)[:, None]
+    numbers = torch.arange(2000.0)[:, None]
+    rows = Rows(numbers.expand(-1, 2), numbers)
     contexts = Contexts(torch.full((5, 1), -1.0))
     phases = [Phase(0.0, {"forward_kl": 1.0})]
     batches = list(Lessons(teacher, contexts, rows, phases, epochs=1, size=20))
@@ -285,10 +287,10 @@ def test_lessons_mix_data_and_draws_with_their_contexts():
 
 
 def test_few_rows_are_not_learned_by_heart():
-    rows = torch.zeros(10, 2), None
+    rows = Rows(torch.zeros(10, 2))
     phases = [Phase(0.0, {"forward_kl": 1.0})]
     lessons_of_few = Lessons(pf.maf(2), Contexts(None), rows, phases, epochs=20, size=100)
-    assert lessons_of_few.share * 20 * EPOCH * 100 == pytest.approx(20 * len(rows[0]))
+    assert lessons_of_few.share * 20 * EPOCH * 100 == pytest.approx(20 * len(rows))
 
 
 def quick(teacher, student, **kwargs):
@@ -454,7 +456,7 @@ def test_a_baseline_has_its_whole_schedule(monkeypatch):
     monkeypatch.setattr(
         measures, "fit", lambda *rows, **how: given.append(how) or time.sleep(0.001)
     )
-    measures.fit_for(1.0, pf.iaf(2), (gaussian_rows(20), None))
+    measures.fit_for(1.0, pf.iaf(2), Rows(gaussian_rows(20)))
     assert given[1]["patience"] == given[1]["max_epochs"] > 30
 
 

@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 import pyroflows as pf
 from pyroflows.data.batches import Batches
 from pyroflows.data.loaders import sources
+from pyroflows.data.rows import Rows
 from pyroflows.nets.mlp import Dropping
 from pyroflows.training.regularize import set_dropout
 
@@ -188,13 +189,13 @@ def test_bounded_data():
 
 def test_mini_batches_hold_every_row_once():
     x = torch.arange(10.0)[:, None]
-    seen = torch.cat([b for b, _ in Batches((x, None), 4, seed=0)])
+    seen = torch.cat([b for b, _ in Batches(Rows(x), 4, seed=0)])
     assert sorted(seen[:, 0].tolist()) == list(range(10))
 
 
 def test_mini_batches_of_two_processes_share_one_order():
     x = torch.arange(10.0)[:, None]
-    shards = [Batches((x, None), 4, seed=0, rank=r, processes=2) for r in (0, 1)]
+    shards = [Batches(Rows(x), 4, seed=0, rank=r, processes=2) for r in (0, 1)]
     seen = torch.cat([b for shard in shards for b, _ in shard])
     assert sorted(seen[:, 0].tolist()) == list(range(10))
     assert len(shards[0]) == len(shards[1]) == 3

@@ -85,7 +85,8 @@ def test_processes_share_each_batch(file):
 
 
 def test_held_out_rows_are_not_trained_on(file):
-    train, (held, _) = sources(flow(), file, None, 0.1, 64, 0, (0, 1))
+    train, validation = sources(flow(), file, None, 0.1, 64, 0, (0, 1))
+    held = validation.x
     rows = torch.cat([x for x, _ in train])
     assert len(held) == 100
     assert torch.equal(held, torch.as_tensor(numbered())[held[:, 0].long()])
@@ -96,7 +97,7 @@ def test_held_out_rows_are_not_trained_on(file):
 def test_of_many_rows_few_are_held_out(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "HELD", 50)
     np.save(tmp_path / "x.npy", numbered())
-    index, (rows, _) = hold_out(flow(), open_table(tmp_path / "x.npy"), 0.5, 0)
+    index, rows = hold_out(flow(), open_table(tmp_path / "x.npy"), 0.5, 0)
     assert len(index) == len(rows) == 50
 
 

@@ -16,7 +16,7 @@ from pyroflows.cli import columns as cols
 from pyroflows.cli.output import Json, command, note, result
 from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
 from pyroflows.cli.tables import BINARY, kind_of, read_table
-from pyroflows.data.batches import shuffled
+from pyroflows.data.rows import shuffled
 from pyroflows.distillation import distill as distill_flow
 from pyroflows.distillation import student_of
 from pyroflows.distributions.flow import Flow

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyroflows._files.atomic import write_atomically
 from pyroflows.cli.columns import check_names, values_of
 from pyroflows.cli.tables import Table
-from pyroflows.data.rows import reference
+from pyroflows.data.checks import reference
 from pyroflows.distributions.flow import Flow
 from pyroflows.saving.models import load, save
 

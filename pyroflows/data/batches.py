@@ -1,51 +1,14 @@
-"""Rows in batches, shuffled anew each epoch, and a share of them held out."""
+"""Mini-batches: of rows in memory, shuffled anew each epoch, or as another source gives them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from pyroflows.data.rows import Batch
-
-
-def split_rows(rows: Batch, share: float, seed: int) -> tuple[Batch, Batch]:
-    """A random share of the rows apart: ``(rest, share)``.
-
-    Raises:
-        ValueError: the share is not in (0, 1), or leaves one side empty.
-    """
-    x, context = rows
-    order = shuffled(len(x), torch.Generator().manual_seed(seed)).to(x.device)
-    held = held_count(len(x), share)
-
-    def take(index: Tensor) -> Batch:
-        return x[index], None if context is None else context[index]
-
-    return take(order[held:]), take(order[:held])
-
-
-def held_count(rows: int, share: float) -> int:
-    """How many of the rows a share is.
-
-    Raises:
-        ValueError: the share is not in (0, 1), or leaves one side empty.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"val: expected a share in (0, 1), rows, or None, got {share}")
-    held = round(share * rows)
-    if held in (0, rows):
-        raise ValueError(
-            f"val: a share of {share} of {rows} rows leaves nothing to train on or to validate "
-            "with; give more rows, or val=None"
-        )
-    return held
-
-
-def shuffled(count: int, generator: torch.Generator) -> Tensor:
-    """A random order from a generator on the CPU, whatever the default device is."""
-    return torch.randperm(count, generator=generator, device="cpu")
+from pyroflows.data.rows import Batch, Rows, shuffled
 
 
 class Batches:
@@ -62,9 +25,7 @@ class Batches:
         processes: how many there are.
     """
 
-    def __init__(
-        self, rows: Batch, size: int, seed: int, rank: int = 0, processes: int = 1
-    ) -> None:
+    def __init__(self, rows: Rows, size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
         self.rows = rows
         self.size = max(1, size // processes)
         self.rank = rank
@@ -72,19 +33,26 @@ class Batches:
         self.generator = torch.Generator().manual_seed(seed)
 
     def _order(self) -> Tensor:
-        count = len(self.rows[0])
-        order = shuffled(count, self.generator)
-        short = -count % self.processes  # equal shards: the first rows fill up the last ones
+        order = shuffled(len(self.rows), self.generator)
+        short = -len(order) % self.processes  # equal shards: the first rows fill up the last ones
         return torch.cat([order, order[:short]])[self.rank :: self.processes]
 
     def __iter__(self) -> Iterator[Batch]:
-        x, context = self.rows
-        for index in self._order().to(x.device).split(self.size):
-            yield x[index], None if context is None else context[index]
+        for index in self._order().to(self.rows.x.device).split(self.size):
+            yield self.rows[index].batch
 
     def __len__(self) -> int:
-        own = -(-len(self.rows[0]) // self.processes)
+        own = -(-len(self.rows) // self.processes)
         return -(-own // self.size)
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self.rows)
+
+    def first(self, most: int) -> Rows:
+        """Some of the rows, for the start that depends on data."""
+        return self.rows.spread(most)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the generator of the order stands."""
@@ -93,3 +61,30 @@ class Batches:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on with the orders that follow."""
         self.generator.set_state(state["generator"])
+
+
+class Streamed(ABC):
+    """A source whose batches come one after another, of a size of its own."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch."""
+
+    def chunks(self, _size: int) -> Iterator[Rows]:
+        """One epoch, in batches of the source's own size."""
+        return (Rows(*batch) for batch in self)
+
+    def first(self, most: int) -> Rows:
+        """The first batches, until there are so many rows, for the start that depends on data.
+
+        Raises:
+            ValueError: there is no batch.
+        """
+        parts: list[Rows] = []
+        for part in self.chunks(most):
+            parts.append(part)
+            if sum(map(len, parts)) >= most:
+                break
+        if not parts:
+            raise ValueError("x: the data loader gave no batch")
+        return Rows.joined(parts)

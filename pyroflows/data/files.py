@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyroflows.data.batches import held_count, shuffled
-from pyroflows.data.rows import Batch, checked_rows
+from pyroflows.data.batches import Streamed
+from pyroflows.data.checks import checked_rows
+from pyroflows.data.rows import Batch, Rows, shuffled, validation_count
 from pyroflows.distributions.flow import Flow
 
 BUFFER = 32 * 2**20  # bytes
@@ -154,8 +155,8 @@ class ParquetTable:
         return np.concatenate(found)
 
 
-class TableBatches:
-    """Random mini-batches from a table. Iterating is one epoch: every row once, but for those held.
+class TableBatches(Streamed):
+    """Random mini-batches from a table. Iterating is one epoch, each row once but those left out.
 
     Blocks come in a new random order, and the rows of about eight of them are mixed at a time. All
     processes read all blocks, and each takes its part, of equal size, of the same batches. A file
@@ -168,7 +169,7 @@ class TableBatches:
         seed: of the order.
         rank: number of this process.
         processes: how many there are.
-        held: rows to leave out, in rising order.
+        left_out: rows to leave out, in rising order.
     """
 
     def __init__(
@@ -179,67 +180,67 @@ class TableBatches:
         seed: int,
         rank: int = 0,
         processes: int = 1,
-        held: np.ndarray | None = None,
+        left_out: np.ndarray | None = None,
     ) -> None:
         self.flow = flow
         self.table = table
         self.size = max(1, size // processes) * processes
         self.rank = rank
         self.processes = processes
-        self.held = np.empty(0, dtype=int) if held is None else held
+        self.left_out = np.empty(0, dtype=int) if left_out is None else left_out
         self.generator = torch.Generator().manual_seed(seed)
-        self.rows = table.shape[0] - len(self.held)
-        if self.rows < 1:
+        self.count = table.shape[0] - len(self.left_out)
+        if self.count < 1:
             raise ValueError(f"x: expected at least one row, got none in {table.name}")
 
     def __len__(self) -> int:
-        return -(-self.rows // self.size)
+        return -(-self.count // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        rest: Batch | None = None
+        rest: Rows | None = None
         for mixed in self._mixed():
-            rows = mixed if rest is None else _joined([rest, mixed])
-            count = len(rows[0]) - len(rows[0]) % self.size
+            rows = mixed if rest is None else Rows.joined([rest, mixed])
+            count = len(rows) - len(rows) % self.size
             for begin in range(0, count, self.size):
-                yield self._part(_cut(rows, slice(begin, begin + self.size)))
+                yield self._part(rows[begin : begin + self.size])
             # A copy, so that the buffer is not kept for the sake of a few rows.
-            rest = _cut(rows, torch.arange(count, len(rows[0])))
+            rest = rows[torch.arange(count, len(rows))]
             del rows, mixed
-        if rest is not None and len(rest[0]):
+        if rest is not None and len(rest):
             yield self._part(rest)
 
-    def _part(self, batch: Batch) -> Batch:
+    def _part(self, rows: Rows) -> Batch:
         """This process's part; the first rows fill up the last ones."""
-        count = len(batch[0])
+        count = len(rows)
         index = torch.arange(count + -count % self.processes) % count
-        return _cut(batch, index[self.rank :: self.processes])
+        return rows[index[self.rank :: self.processes]].batch
 
-    def _mixed(self) -> Iterator[Batch]:
+    def _mixed(self) -> Iterator[Rows]:
         """Buffers of rows in random order."""
         blocks = self.table.blocks
-        buffer: list[Batch] = []
+        buffer: list[Rows] = []
         filled = 0
         for place in shuffled(len(blocks), self.generator).tolist():
             block = self._block(*blocks[place])
             if block is not None:
                 buffer.append(block)
-                filled += sum(t.nbytes for t in block if t is not None)
+                filled += block.nbytes
             if filled >= BUFFER * (_BLOCKS - 1) / _BLOCKS:
                 yield self._shuffled(buffer)
                 buffer, filled = [], 0
         if buffer:
             yield self._shuffled(buffer)
 
-    def _shuffled(self, buffer: list[Batch]) -> Batch:
-        rows = _joined(buffer)
+    def _shuffled(self, buffer: list[Rows]) -> Rows:
+        rows = Rows.joined(buffer)
         buffer.clear()
-        return _cut(rows, shuffled(len(rows[0]), self.generator))
+        return rows[shuffled(len(rows), self.generator)]
 
-    def _block(self, begin: int, stop: int) -> Batch | None:
+    def _block(self, begin: int, stop: int) -> Rows | None:
         rows = self.table.read(begin, stop)
-        low, high = np.searchsorted(self.held, [begin, stop])
+        low, high = np.searchsorted(self.left_out, [begin, stop])
         if low < high:
-            rows = np.delete(rows, self.held[low:high] - begin, axis=0)
+            rows = np.delete(rows, self.left_out[low:high] - begin, axis=0)
         where = f"rows {begin} to {stop - 1} of {self.table.name}"
         return _checked(self.flow, rows, where) if len(rows) else None
 
@@ -252,32 +253,22 @@ class TableBatches:
         self.generator.set_state(state["generator"])
 
 
-def hold_out(flow: Flow, table: Table, share: float, seed: int) -> tuple[np.ndarray, Batch]:
+def hold_out(flow: Flow, table: Table, share: float, seed: int) -> tuple[np.ndarray, Rows]:
     """Which rows to hold out, a random share of 65,536 at most, and these rows."""
-    count = min(held_count(table.shape[0], share), HELD)
+    count = min(validation_count(table.shape[0], share), HELD)
     generator = torch.Generator().manual_seed(seed)
     if table.shape[0] <= 2**24:
         index = shuffled(table.shape[0], generator)[:count].sort().values
     else:  # an order of all rows would be too large; among so many hardly two are the same
         drawn = torch.randint(table.shape[0], (count,), generator=generator, device="cpu")
         index = drawn.unique()
-    held = index.numpy()
-    return held, _checked(flow, table.take(held), f"rows held out of {table.name}")
+    left_out = index.numpy()
+    return left_out, _checked(flow, table.take(left_out), f"rows held out of {table.name}")
 
 
-def _checked(flow: Flow, rows: np.ndarray, where: str) -> Batch:
+def _checked(flow: Flow, rows: np.ndarray, where: str) -> Rows:
     features = tuple(flow.event_shape)
     context = None
     if flow.context_shape and len(features) == rows.ndim - 1 == 1:
         rows, context = rows[:, : features[0]], rows[:, features[0] :]
     return checked_rows(flow, rows, context, name=f"x ({where})", context_name=f"context ({where})")
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    xs, contexts = zip(*parts, strict=True)
-    return torch.cat(xs), None if contexts[0] is None else torch.cat(contexts)
-
-
-def _cut(rows: Batch, index: Any) -> Batch:
-    x, context = rows
-    return x[index], None if context is None else context[index]

@@ -20,15 +20,16 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from pyroflows.data.batches import Batches, held_count, split_rows
+from pyroflows.data.batches import Batches, Streamed
+from pyroflows.data.checks import as_pair, checked_rows
 from pyroflows.data.files import TableBatches, hold_out, is_table, open_table
-from pyroflows.data.rows import Batch, as_pair, checked_rows
+from pyroflows.data.rows import Batch, Rows, validation_count
 from pyroflows.distributions.flow import Flow
 
 _STREAMED = 256  # rows in a batch, where nobody knows how many there are
 
 
-class Loader:
+class Loader(Streamed):
     """A data loader, its batches checked as they come."""
 
     def __init__(self, flow: Flow, loader: DataLoader) -> None:
@@ -51,7 +52,7 @@ class Loader:
                 context,
                 name=f"x (batch {index} of the loader)",
                 context_name=f"context (batch {index} of the loader)",
-            )
+            ).batch
 
     def state_dict(self) -> dict[str, Any]:
         """The passes so far, and where the loader's own generators stand."""
@@ -70,7 +71,7 @@ class Loader:
         return list(dict.fromkeys(g for g in found if g is not None))
 
     @property
-    def rows(self) -> float:
+    def count(self) -> float:
         """How many there are; infinity for a stream."""
         dataset: Any = self.loader.dataset
         try:
@@ -79,7 +80,8 @@ class Loader:
             return math.inf
 
 
-Source = Batch | Loader | TableBatches
+Source = Batches | Loader | TableBatches
+Validation = Rows | Loader | TableBatches
 
 
 def sources(
@@ -90,8 +92,18 @@ def sources(
     batch_size: int | None,
     seed: int,
     shard: tuple[int, int],
-) -> tuple[Source, Source | None]:
-    """Training data and what is held out, checked."""
+) -> tuple[Source, Validation | None]:
+    """Training batches and validation rows, checked.
+
+    Args:
+        flow: decides what rows may be.
+        x: as in ``pf.fit``, and so the next three.
+        context: of rows in memory.
+        val: a share of the rows, rows, or None.
+        batch_size: rows in a batch, over all processes; None for the usual.
+        seed: of the split and of the batches' order.
+        shard: number of this process, and how many there are.
+    """
     if is_table(x):
         if context is not None:
             raise ValueError("context: a file brings its own, in the columns after the features")
@@ -100,12 +112,13 @@ def sources(
         if context is not None:
             raise ValueError("context: a Dataset or DataLoader brings its own, in pairs with x")
         return _streams(flow, x, val, batch_size, seed, shard)
-    train = checked_rows(flow, x, context)
-    if val is None:
-        return train, None
+    rows = checked_rows(flow, x, context)
+    validation: Validation | None = None
     if isinstance(val, Real):
-        return split_rows(train, float(val), seed)
-    return train, _held_out(flow, val, shard)
+        rows, validation = rows.split(float(val), seed)
+    elif val is not None:
+        validation = _validation(flow, val, shard)
+    return Batches(rows, batch_size or default_size(len(rows)), seed, *shard), validation
 
 
 def _in_file(
@@ -115,20 +128,20 @@ def _in_file(
     batch_size: int | None,
     seed: int,
     shard: tuple[int, int],
-) -> tuple[Source, Source | None]:
+) -> tuple[Source, Validation | None]:
     """The same for a file, which is read in part only."""
     table = open_table(x)
     index: np.ndarray | None = None
-    held: Source | None = None
+    validation: Validation | None = None
     if isinstance(val, Real):
-        index, held = hold_out(flow, table, float(val), seed)
+        index, validation = hold_out(flow, table, float(val), seed)
     elif val is not None:
-        held = _held_out(flow, val, shard)
+        validation = _validation(flow, val, shard)
     size = batch_size or default_size(table.shape[0])
-    return TableBatches(flow, table, size, seed, *shard, held=index), held
+    return TableBatches(flow, table, size, seed, *shard, left_out=index), validation
 
 
-def _held_out(flow: Flow, val: Any, shard: tuple[int, int]) -> Source:
+def _validation(flow: Flow, val: Any, shard: tuple[int, int]) -> Validation:
     if is_table(val):
         return TableBatches(flow, open_table(val, "val"), 4096, seed=0)
     if isinstance(val, DataLoader):
@@ -152,7 +165,7 @@ def _streams(
     batch_size: int | None,
     seed: int,
     shard: tuple[int, int],
-) -> tuple[Source, Source | None]:
+) -> tuple[Source, Validation | None]:
     """The same for a data set, or for a loader, which cannot be split."""
     if isinstance(x, TensorDataset):
         if len(x.tensors) > 2:
@@ -167,7 +180,7 @@ def _streams(
             f"batch_size: a DataLoader brings its own ({x.batch_size}), got {batch_size}; build "
             "the loader with another, or give the Dataset"
         )
-    held = None
+    validation: Validation | None = None
     if isinstance(val, Real):
         if isinstance(x, (DataLoader, IterableDataset)):
             what = "a DataLoader" if isinstance(x, DataLoader) else "an IterableDataset"
@@ -175,13 +188,13 @@ def _streams(
                 f"val: {what} cannot be split; give val= rows or a DataLoader, or None"
             )
         count = len(x)
-        part = held_count(count, float(val))
+        part = validation_count(count, float(val))
         generator = torch.Generator().manual_seed(seed)
         x, val = random_split(x, [count - part, part], generator=generator)
     if val is not None:
-        held = _held_out(flow, val, shard)
+        validation = _validation(flow, val, shard)
     if isinstance(x, DataLoader):
-        return Loader(flow, x), held
+        return Loader(flow, x), validation
     rank, processes = shard
     usual = _STREAMED if isinstance(x, IterableDataset) else default_size(len(x))
     size = max(1, (batch_size or usual) // processes)
@@ -192,7 +205,7 @@ def _streams(
             x, processes, rank, shuffle=True, seed=seed
         )
         x = DataLoader(x, batch_size=size, sampler=sampler)
-    return Loader(flow, x), held
+    return Loader(flow, x), validation
 
 
 class EachNth(IterableDataset):
@@ -212,36 +225,14 @@ class EachNth(IterableDataset):
             yield group[self.rank]
 
 
-def batches_of(
-    train: Source, batch_size: int | None, seed: int, shard: tuple[int, int]
-) -> Batches | Loader | TableBatches:
-    """Mini-batches of rows held in memory; a loader or a file brings its own."""
-    if not isinstance(train, tuple):
-        return train
-    return Batches(train, batch_size or default_size(len(train[0])), seed, *shard)
-
-
 def default_size(rows: int) -> int:
     """Near 2.5 sqrt(rows), a power of two: 128 at 3,000 rows, 1,024 from 130,000 on."""
     return min(max(2 ** round(math.log2(2.5 * max(rows, 1) ** 0.5)), 64), 1024)
 
 
-def count_rows(train: Source) -> float:
-    """How many rows there are; infinity for a stream."""
-    return len(train[0]) if isinstance(train, tuple) else train.rows
-
-
-def count_batches(batches: Batches | Loader | TableBatches) -> int:
+def count_batches(batches: Source) -> int:
     """Batches an epoch; a guess for a stream."""
     try:
         return max(len(batches), 1)
     except TypeError:
         return 40
-
-
-def chunks(rows: Batch, size: int = 4096) -> Iterator[Batch]:
-    """All rows in order, ``size`` at a time."""
-    x, context = rows
-    for begin in range(0, len(x), size):
-        stop = begin + size
-        yield x[begin:stop], None if context is None else context[begin:stop]

@@ -26,7 +26,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from pyroflows._checks import count
-from pyroflows.data.rows import reference
+from pyroflows.data.checks import reference
 from pyroflows.discrete.noise import fixed_noise, leaves_the_unit_interval, noise, noise_flow
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution

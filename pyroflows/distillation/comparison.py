@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from pyroflows._checks import check_whole
-from pyroflows.data.batches import split_rows
-from pyroflows.data.rows import (
-    Batch,
+from pyroflows.data.checks import (
     as_pair,
     check_is_flow,
     checked_context,
     checked_rows,
     reference,
 )
+from pyroflows.data.rows import Rows
 from pyroflows.distillation.measures import Contexts, drawn, scored
 from pyroflows.distillation.schedule import CHOICES
 from pyroflows.distillation.student import matched
@@ -102,20 +101,20 @@ def check_draws(draws: int, classifier_draws: int) -> None:
         )
 
 
-def check_baseline(rows: Batch | None) -> None:
+def check_baseline(rows: Rows | None) -> None:
     """Raise a ``ValueError`` where no flow can be trained on the data directly."""
     if rows is None:
         raise ValueError("baseline: expected data= to train a flow on directly, got none")
-    if not round(_HELD * len(rows[0])):
+    if not round(_HELD * len(rows)):
         raise ValueError(
-            f"baseline: expected enough data= to hold a tenth of them out, got {len(rows[0])} rows "
+            f"baseline: expected enough data= to hold a tenth of them out, got {len(rows)} rows "
             "to train on; give more, or baseline=False"
         )
 
 
 def checked_data(
     teacher: Flow, data: Any, test: Any, context: Any
-) -> tuple[Batch | None, Batch | None, Tensor | None]:
+) -> tuple[Rows | None, Rows | None, Tensor | None]:
     """Rows to learn from, held-out rows, and contexts to draw under.
 
     A tenth of the data is held out where no test rows are given.
@@ -126,9 +125,9 @@ def checked_data(
         rows = checked_rows(teacher, x, context if given is None else given, name="data")
     if test is not None:
         held = checked_rows(teacher, *as_pair(test), name="test")
-    elif rows is not None and round(_HELD * len(rows[0])) > 0:
-        rows, held = split_rows(rows, _HELD, seed=0)
-    known = next((r[1] for r in (rows, held) if r is not None), None)
+    elif rows is not None and round(_HELD * len(rows)) > 0:
+        rows, held = rows.split(_HELD, seed=0)
+    known = next((r.context for r in (rows, held) if r is not None), None)
     if context is not None or known is None:
         known = checked_context(teacher, context)
     return rows, held, None if known is None else known.to(reference(teacher).device)

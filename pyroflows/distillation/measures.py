@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyroflows.data.rows import Batch, reference
+from pyroflows.data.checks import reference
+from pyroflows.data.rows import Rows
 from pyroflows.distillation.objectives import layer_loss, lessons
 from pyroflows.distillation.report import Distillation, Estimate
 from pyroflows.distillation.student import matched, parts_of
@@ -33,7 +33,7 @@ def measure(
     teacher: Flow,
     student: Flow,
     contexts: Contexts,
-    held: Batch | None,
+    held: Rows | None,
     *,
     draws: int,
     classifier_draws: int,
@@ -64,7 +64,7 @@ def measure(
     scores = {}
     if held is not None:
         flows = {"teacher": teacher, "student": student, "baseline": baseline}
-        scores = {n: scored(f, *held).double() for n, f in flows.items() if f is not None}
+        scores = {n: scored(f, *held.batch).double() for n, f in flows.items() if f is not None}
     nats = {name: score.mean().item() for name, score in scores.items()}
     rates = {
         name: {n: sampling_speed(flow, contexts, n) for n in speed_batches}
@@ -135,14 +135,8 @@ def drawn(flow: Flow, context: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def scored(flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
     """Log-densities in nats, in chunks, each row like any other value."""
-    givens = itertools.repeat(None) if context is None else context.split(_CHUNK)
-    rows = x.clone().split(_CHUNK)
-    return torch.cat(
-        [
-            flow(given, validate_args=False).log_prob(part)
-            for part, given in zip(rows, givens, strict=False)
-        ]
-    )
+    parts = Rows(x.clone(), context).chunks(_CHUNK)
+    return torch.cat([flow(p.context, validate_args=False).log_prob(p.x) for p in parts])
 
 
 def divergence_on(draws: tuple[Tensor, Tensor], other: Flow, context: Tensor | None) -> Tensor:
@@ -257,7 +251,7 @@ def untrained(student: Flow) -> Flow:
     return build(**copy.deepcopy(student.config["arguments"])).to(reference(student))
 
 
-def fit_for(seconds: float, flow: Flow, rows: Batch, **devices: Any) -> None:
+def fit_for(seconds: float, flow: Flow, rows: Rows, **devices: Any) -> None:
     """Maximum likelihood for about so many seconds; the schedule is cut to the time there is.
 
     It takes the whole of it, without a stop before. The first epoch, by which the others are
@@ -270,7 +264,8 @@ def fit_for(seconds: float, flow: Flow, rows: Batch, **devices: Any) -> None:
         **devices: arguments of ``pf.fit``.
     """
     begin = time.perf_counter()
-    fit(copy.deepcopy(flow), *rows, max_epochs=1, progress=False, **devices)
+    fit(copy.deepcopy(flow), rows.x, rows.context, max_epochs=1, progress=False, **devices)
     an_epoch = time.perf_counter() - begin
     epochs = max(1, round(seconds / an_epoch))
-    fit(flow, *rows, max_epochs=epochs, patience=epochs, progress=False, **devices)
+    x, context = rows.batch
+    fit(flow, x, context, max_epochs=epochs, patience=epochs, progress=False, **devices)

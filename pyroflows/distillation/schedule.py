@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyroflows.data.rows import Batch
+from pyroflows.data.rows import Rows
 from pyroflows.distillation.measures import Contexts, drawn
 from pyroflows.distillation.objectives import OBJECTIVES
 from pyroflows.distillation.pairs import Pair
@@ -88,7 +88,7 @@ class Lessons:
         self,
         teacher: Flow,
         contexts: Contexts,
-        rows: Batch | None,
+        rows: Rows | None,
         phases: list[Phase],
         epochs: int,
         size: int,
@@ -100,16 +100,15 @@ class Lessons:
         self.epochs = epochs
         self.size = size
         self.epoch = 0
-        count = 0 if rows is None else len(rows[0])
+        count = 0 if rows is None else len(rows)
         self.share = min(0.5, _MOST_REPEATS * count / (epochs * EPOCH * size))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, dict[str, float]]]:
-        x, context = self._points()
+        points = self._points()
         for step in range(EPOCH):
-            batch = slice(step * self.size, (step + 1) * self.size)
+            batch = points[step * self.size : (step + 1) * self.size]
             done = (self.epoch + step / EPOCH) / self.epochs
-            given = None if context is None else context[batch]
-            yield x[batch], given, weights_at(self.phases, done)
+            yield *batch.batch, weights_at(self.phases, done)
         self.epoch += 1
 
     def __len__(self) -> int:
@@ -123,16 +122,15 @@ class Lessons:
         """Go on from an epoch."""
         self.epoch = state["epoch"]
 
-    def _points(self) -> Batch:
+    def _points(self) -> Rows:
         """Points for an epoch, in random order."""
         count = EPOCH * self.size
         from_data = round(self.share * count)
         context = self.contexts.draw(count - from_data)
-        x = drawn(self.teacher, context, count - from_data)[0]
-        if not from_data:
-            return x, context
-        rows, given = self.rows
-        index = torch.randint(len(rows), (from_data,), device=rows.device)
-        order = torch.randperm(count, device=rows.device)
-        x = torch.cat([x, rows[index]])[order]
-        return x, None if context is None else torch.cat([context, given[index]])[order]
+        points = Rows(drawn(self.teacher, context, count - from_data)[0], context)
+        if self.rows is None or not from_data:
+            return points
+        device = points.x.device
+        index = torch.randint(len(self.rows), (from_data,), device=device)
+        order = torch.randperm(count, device=device)
+        return Rows.joined([points, self.rows[index]])[order]

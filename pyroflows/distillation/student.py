@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyroflows.data.rows import reference
+from pyroflows.data.checks import reference
 from pyroflows.distillation.inherit import inherit
 from pyroflows.distillation.pairs import Pair
 from pyroflows.distributions.flow import Flow

@@ -19,7 +19,7 @@ import torch
 
 from pyroflows._checks import check_positive, check_share, check_whole, plain
 from pyroflows._distributed import mean_over, open_fabric
-from pyroflows.data.rows import reference
+from pyroflows.data.checks import reference
 from pyroflows.distillation.comparison import (
     check_baseline,
     check_draws,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pyroflows._checks import check_not_negative, check_positive, check_share, check_whole, plain
 from pyroflows._distributed import gathered, open_fabric
-from pyroflows.data.loaders import Source, batches_of, chunks, count_batches, count_rows, sources
-from pyroflows.data.rows import check_is_flow, checked_rows, reference
+from pyroflows.data.checks import check_is_flow, checked_rows, reference
+from pyroflows.data.loaders import Validation, count_batches, sources
 from pyroflows.discrete.noise import fixed_noise
 from pyroflows.discrete.quantization import bits_per_dim, quantized
 from pyroflows.distributions.flow import Flow
@@ -62,10 +62,8 @@ def initialize(flow: Flow, x: Any, context: Any = None) -> None:
         tensor(20.)
     """
     check_is_flow(flow=flow)
-    rows, context = checked_rows(flow, x, context)
-    device = reference(flow).device
-    context = None if context is None else context.to(device)
-    flow.initialize(rows.to(device), context)
+    rows = checked_rows(flow, x, context).to(reference(flow).device)
+    flow.initialize(rows.x, rows.context)
 
 
 def fit(
@@ -195,10 +193,9 @@ def fit(
         num_nodes=num_nodes,
     )
     shard = fabric.global_rank, fabric.world_size
-    train, held = sources(flow, x, context, val, batch_size, seed, shard)
-    plenty = count_rows(train) / features(flow)
+    batches, validation = sources(flow, x, context, val, batch_size, seed, shard)
+    plenty = batches.count / features(flow)
     dropout = default_dropout(flow, plenty) if dropout is None else checked_dropout(flow, dropout)
-    batches = batches_of(train, batch_size, seed, shard)
     steps = count_batches(batches)
     if len(counts := set(gathered(fabric, steps))) > 1:
         raise ValueError(f"x: expected as many batches in each process, got {sorted(counts)}")
@@ -213,14 +210,15 @@ def fit(
         label="fit",
         compile=compile,
     )
-    evaluate = None if held is None else lambda: _score(flow, held, fabric, seed)
-    identity = {"fit": "maximum likelihood", "rows": str(count_rows(train)), "seed": seed}
+    evaluate = None if validation is None else lambda: _score(flow, validation, fabric, seed)
+    identity = {"fit": "maximum likelihood", "rows": str(batches.count), "seed": seed}
     identity.update(shapes_of(flow))
     keep = open_checkpoints(checkpoint, every, resume, identity, fabric)
     before = copy.deepcopy(flow.state_dict())
     try:
         if start and (keep is None or keep.found is None):
-            _start(flow, train)
+            rows = batches.first(INITIAL_IMAGES if len(flow.event_shape) == 3 else INITIAL_ROWS)
+            initialize(flow, rows.x, rows.context)
         set_dropout(flow, dropout)
         history = _empty_history(flow)
         return optimise(flow, _Loss(flow), batches, evaluate, settings, fabric, keep, history)
@@ -243,40 +241,21 @@ def _default_average(steps: int) -> float:
     return 1 - 1 / min(max(4 * steps, 100), 2000)
 
 
-def _start(flow: Flow, train: Source) -> None:
-    most = INITIAL_IMAGES if len(flow.event_shape) == 3 else INITIAL_ROWS
-    if isinstance(train, tuple):
-        # Evenly spaced: the first rows of sorted data would be no sample of them.
-        step = -(-len(train[0]) // most)
-        initialize(flow, *(None if t is None else t[::step] for t in train))
-        return
-    xs, contexts = [], []
-    for x, context in train:
-        xs.append(x)
-        contexts.append(context)
-        if sum(map(len, xs)) >= most:
-            break
-    if not xs:
-        raise ValueError("x: the data loader gave no batch")
-    initialize(flow, torch.cat(xs), None if contexts[0] is None else torch.cat(contexts))
-
-
 @torch.no_grad()
-def _score(flow: Flow, held: Source, fabric: Any, seed: int) -> float:
+def _score(flow: Flow, validation: Validation, fabric: Any, seed: int) -> float:
     """Mean log-likelihood of held-out rows in nats, each row once over all processes.
 
     Where it is a bound with noise in it, the noise is the same each time.
     """
     total = torch.zeros(2, dtype=torch.float64, device=fabric.device)
     size = 512 if len(flow.event_shape) == 3 else 4096  # rows, for what convolutions hold of each
-    batches = chunks(held, size) if isinstance(held, tuple) else held
     with fixed_noise(seed, fabric.device):
-        for index, (x, context) in enumerate(batches):
+        for index, rows in enumerate(validation.chunks(size)):
             if index % fabric.world_size == fabric.global_rank:
-                x, context = fabric.to_device((x, context))
-                log_prob = flow(context, validate_args=False).log_prob(x)
+                rows = rows.to(fabric.device)
+                log_prob = flow(rows.context, validate_args=False).log_prob(rows.x)
                 total[0] += log_prob.double().sum()
-                total[1] += len(x)
+                total[1] += len(rows)
     total = fabric.all_reduce(total, reduce_op="sum")
     if not total[1]:
         raise ValueError(
