@@ -7,6 +7,7 @@ import torch
 from torch.distributions import constraints
 
 import pyroflows as pf
+from pyroflows.flows import LinearRationalSpline
 from pyroflows.saving.values import decode, encode
 from pyroflows.transforms import Additive, Affine, Family, RationalQuadraticSpline
 from pyroflows.transforms.families import families, family_from
@@ -116,3 +117,52 @@ def test_one_whose_arguments_cannot_be_told_is_not_written():
     with pytest.raises(ValueError, match="f: cannot tell the arguments of Forgetful.*dataclass"):
         encode(Forgetful(3), "f")
     assert pf.transforms.Family.name == ""
+
+
+NAMED = {
+    "maf": lambda **a: pf.maf(3, layers=2, hidden=(8,), **a),
+    "iaf": lambda **a: pf.iaf(3, layers=2, hidden=(8,), **a),
+    "realnvp": lambda **a: pf.realnvp(3, layers=2, hidden=(8,), **a),
+    "nsf": lambda **a: pf.nsf(3, layers=2, hidden=(8,), scheme="autoregressive", **a),
+}
+
+
+@pytest.mark.parametrize("family", EACH.values(), ids=EACH)
+@pytest.mark.parametrize("make", NAMED.values(), ids=NAMED)
+def test_every_builder_takes_every_family_and_saves_it(make, family, tmp_path):
+    flow = make(family=family)
+    pf.testing.randomize(flow)
+    kinds = {layer.family for layer in flow.modules() if hasattr(layer, "family")}
+    assert kinds == {family}
+    again = pf.load(pf.save(flow, tmp_path))
+    x = flow.sample((5,))
+    assert torch.equal(again.log_prob(x), flow.eval().log_prob(x))
+
+
+@pytest.mark.parametrize("make", NAMED.values(), ids=NAMED)
+def test_a_name_is_the_family_it_names(make):
+    for name, family in families().items():
+        torch.manual_seed(0)
+        by_name = make(family=name)
+        torch.manual_seed(0)
+        assert repr(by_name) == repr(make(family=family()))
+    with pytest.raises(ValueError, match="family: expected one of .*'spline', or a Family, got"):
+        make(family="spliine")
+
+
+def test_bounds_are_those_of_the_family_by_name():
+    assert "bound=1.6" in repr(pf.maf(2, layers=1))
+    assert "bound=5.0" in repr(pf.maf(2, layers=1, family="spline"))
+    assert "bins=8, bound=5.0" in repr(pf.nsf(2, layers=1))
+    by_name = pf.nsf(2, layers=1, bound=2.0, family=LinearRationalSpline.name)
+    assert "bins=8, bound=2.0" in repr(by_name)
+    with pytest.raises(ValueError, match="bins: expected None, got 4; the family 'affine' has"):
+        pf.nsf(2, bins=4, family="affine")
+
+
+def test_a_linear_rational_spline_is_fitted():
+    x = torch.randn(400, 2).exp()
+    flow = pf.nsf(2, family="linear_rational_spline", layers=2, hidden=(16,))
+    before = flow.log_prob(x).mean()
+    pf.fit(flow, x, max_epochs=5, progress=False, seed=0)
+    assert flow.log_prob(x).mean() > before + 0.5

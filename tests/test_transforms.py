@@ -16,6 +16,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ComposeTransform
 
 import pyroflows as pf
+from pyroflows.flows import LinearRationalSpline
 from pyroflows.nets import MADE, MLP
 from pyroflows.testing import check_transform, randomize
 from pyroflows.transforms import (
@@ -44,6 +45,7 @@ FAMILIES = {
     "spline": RationalQuadraticSpline(),
     "spline_small": RationalQuadraticSpline(bins=2, bound=1.5),
     "spline_fine": RationalQuadraticSpline(bins=24, bound=3.0),
+    "spline_linear_rational": LinearRationalSpline(bins=5),
 }
 SPLINES = [family for name, family in FAMILIES.items() if name.startswith("spline")]
 

@@ -1,17 +1,27 @@
 """Named flows: functions that return a ``Flow``, one file a family, found by themselves."""
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable
+from types import ModuleType
 
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows.assembly import Example, builder, close
+from pyroflows.flows.assembly import MARKED, Example, builder, close, vector_flow
 from pyroflows.flows.autoregressive import iaf, maf
 from pyroflows.flows.coupling import nice, realnvp
 from pyroflows.flows.images import glow, mintnet, multiscale_realnvp
+from pyroflows.flows.linear_rational import LinearRationalSpline
 from pyroflows.flows.signals import wavenet
 from pyroflows.flows.spline import nsf
+
+
+def _files() -> list[ModuleType]:
+    """The modules of this folder: a flow or a family dropped into it needs no other mention."""
+    found = pkgutil.iter_modules(__path__)
+    return [importlib.import_module(f"{__name__}.{module.name}") for module in found]
+
+
+_files()  # families are known once their file is read
 
 
 def builders() -> dict[str, Callable[..., Flow]]:
@@ -22,12 +32,8 @@ def builders() -> dict[str, Callable[..., Flow]]:
         >>> "maf" in pf.flows.builders()
         True
     """
-    found: dict[str, Callable[..., Flow]] = {}
-    for module in pkgutil.iter_modules(__path__):
-        members = vars(importlib.import_module(f"{__name__}.{module.name}")).items()
-        marked = {k: v for k, v in members if getattr(v, "is_builder", False) is True}
-        found.update({k: v for k, v in marked.items() if inspect.isfunction(v)})
-    return found
+    names = [name for module in _files() for name in vars(module) if name in MARKED]
+    return {name: MARKED[name] for name in names}
 
 
 def examples() -> dict[str, Example]:
@@ -39,8 +45,8 @@ def examples() -> dict[str, Example]:
         'log_prob'
     """
     found: dict[str, Example] = {}
-    for module in pkgutil.iter_modules(__path__):
-        found.update(getattr(importlib.import_module(f"{__name__}.{module.name}"), "EXAMPLES", {}))
+    for module in _files():
+        found.update(getattr(module, "EXAMPLES", {}))
     return found
 
 
@@ -54,8 +60,10 @@ __all__ = [
     "multiscale_realnvp",
     "glow",
     "mintnet",
+    "LinearRationalSpline",
     "builder",
     "builders",
+    "vector_flow",
     "close",
     "Example",
     "examples",

@@ -1,4 +1,4 @@
-"""What all builders share: how layers are mixed, how a flow is closed, how it is remembered."""
+"""What all builders share: layers are mixed, a flow is closed, and how it was made is noted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +16,8 @@ from pyroflows._checks import count, plain
 from pyroflows.distributions.flow import Flow
 from pyroflows.transforms import (
     Chain,
+    DiagonalScale,
+    Family,
     FlowTransform,
     LULinear,
     Permute,
@@ -24,6 +26,21 @@ from pyroflows.transforms import (
 )
 
 MIXING = ("lu", "lu_inverse", "permute", "reverse")
+
+# What makes one layer: of features, a family, a context, and whether they are taken descending.
+Layer = Callable[[int, Family, int, bool], FlowTransform]
+
+
+class Built(Protocol):
+    """What a builder returns: a module that can be told how it was made."""
+
+    config: dict[str, Any] | None
+
+
+P = ParamSpec("P")
+B = TypeVar("B", bound=Built)
+# All that ``builder`` has marked, by the name that ``flow.config`` has.
+MARKED: dict[str, Callable[..., Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -45,13 +62,13 @@ class Example:
     fast: str
 
 
-def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
+def builder(function: Callable[P, B]) -> Callable[P, B]:
     """Mark a function as a builder: its flows carry its name and arguments as ``flow.config``.
 
     One from outside the package is named by where to import it from, ``"module:function"``.
 
     Args:
-        function: takes ``features`` or ``shape`` first and returns a ``Flow``.
+        function: takes ``features`` or ``shape`` first and returns a flow.
 
     Raises:
         ValueError: an argument of the function cannot be given by name.
@@ -77,10 +94,9 @@ def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
     name = function.__name__ if own else f"{function.__module__}:{function.__qualname__}"
 
     @functools.wraps(function)
-    def build(*args: object, **kwargs: object) -> Flow:
-        args = [plain(value) for value in args]
-        kwargs = {name: plain(value) for name, value in kwargs.items()}
-        arguments = signature.bind(*args, **kwargs)
+    def build(*args: P.args, **kwargs: P.kwargs) -> B:
+        numbers = {name: plain(value) for name, value in kwargs.items()}
+        arguments = signature.bind(*map(plain, args), **numbers)
         arguments.apply_defaults()
         noted = {name: _noted(value) for name, value in arguments.arguments.items()}
         for option in options:
@@ -93,7 +109,7 @@ def builder(function: Callable[..., Flow]) -> Callable[..., Flow]:
         flow.config = {"builder": name, "arguments": noted}
         return flow
 
-    build.is_builder = True
+    MARKED[name] = build
     return build
 
 
@@ -143,20 +159,20 @@ def stack(
     *,
     layers: int,
     linear: str,
-    fast: str,
+    invert: bool,
 ) -> list[FlowTransform]:
     """Layers with something between them that mixes features, base to data.
 
     Args:
-        make_layer: makes one layer, cheap in its forward direction, for features in ascending or
-            (given True) in descending order.
+        make_layer: makes one layer, for features in ascending or (given True) in descending order.
         features: number of features.
         layers: how many.
         linear: ``"reverse"`` takes the features in turn ascending and descending; ``"lu"`` adds an
             LU-linear map after each layer, the last one towards the data too; ``"lu_inverse"`` adds
             its inverse, which is what an inverted stack has there; ``"permute"`` puts a random
             order between layers.
-        fast: ``"sample"`` keeps the layers as they are, ``"log_prob"`` inverts each.
+        invert: whether each map is replaced by its inverse, so that what was cheap in sampling is
+            cheap in scoring.
     """
     one_of("linear", linear, MIXING)
     parts: list[FlowTransform] = []
@@ -168,7 +184,57 @@ def stack(
             parts.append(LULinear(features).inv)
         elif linear == "permute" and index < layers - 1:
             parts.append(shuffle(features, index))
-    return [part.inv for part in parts] if fast == "log_prob" else parts
+    return [part.inv for part in parts] if invert else parts
+
+
+def vector_flow(
+    layer: Layer,
+    features: int,
+    context: int,
+    *,
+    family: Family,
+    layers: int,
+    linear: str,
+    invert: bool,
+    scale: bool = False,
+    base: Distribution | nn.Module | None,
+    support: constraints.Constraint | None,
+) -> Flow:
+    """A flow over vectors: layers of one family, mixed, scaled and closed.
+
+    Args:
+        layer: makes a layer of ``(features, family, context, descending)``.
+        features: number of features of the data.
+        context: number of context features; 0 for none.
+        family: of the layers.
+        layers: how many.
+        linear: what mixes the features between layers, see ``stack``.
+        invert: whether each layer, and what mixes, is inverted.
+        scale: whether one learnt scale a feature follows the layers.
+        base: base distribution; standard normal by default.
+        support: where the data live, if not in all of R^n.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> def layer(features, family, context, descending):
+        ...     net = pf.nets.MADE(features, family.params, context=context, descending=descending)
+        ...     return pf.transforms.Autoregressive(net, family)
+        >>> options = {"layers": 2, "linear": "lu", "invert": False, "base": None, "support": None}
+        >>> vector_flow(layer, 3, 0, family=pf.transforms.Additive(), **options).fast
+        'sample'
+    """
+    features = count("features", features)
+    free = free_features(features, support)
+    parts = stack(
+        lambda descending: layer(free, family, context, descending),
+        free,
+        layers=layers,
+        linear=linear,
+        invert=invert,
+    )
+    if scale:
+        parts.append(DiagonalScale(free))
+    return close(parts, features, context, base, support)
 
 
 def close(

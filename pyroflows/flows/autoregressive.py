@@ -1,17 +1,18 @@
-"""MAF and IAF: affine autoregressive flows, each fast in one direction."""
+"""MAF and IAF: autoregressive flows, each fast in one direction."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 from torch.distributions import Distribution, constraints
 
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows.assembly import Example, builder, close, count, free_features, stack
+from pyroflows.flows.assembly import Example, builder, vector_flow
 from pyroflows.nets import MADE
-from pyroflows.transforms import Affine, Autoregressive, Family
+from pyroflows.transforms import Autoregressive, Family
+from pyroflows.transforms.families import family_from
 
 
 def autoregressive_layer(
@@ -44,8 +45,9 @@ def maf(
     *,
     layers: int = 5,
     hidden: Sequence[int] = (128, 128),
+    family: str | Family = "affine",
     linear: str = "lu",
-    bound: float = math.log(5.0),
+    bound: float | None = None,
     activation: str = "relu",
     residual: bool = True,
     base: Distribution | nn.Module | None = None,
@@ -61,10 +63,13 @@ def maf(
         context: number of context features; 0 for none.
         layers: number of autoregressive layers.
         hidden: widths of each net's hidden layers.
+        family: what a layer does to each feature: ``"affine"``, ``"additive"``, ``"spline"``, the
+            name of another family, or a ``pf.transforms.Family``.
         linear: what mixes the features between layers: ``"reverse"`` (they are taken ascending
             and descending in turn), ``"lu"`` (the same, and an LU-linear map), ``"lu_inverse"``
             (its inverse, for a flow that another one's inverse is to fit) or ``"permute"``.
-        bound: largest absolute log-scale of one layer.
+        bound: of a family by name: largest absolute log-scale of an affine layer (log 5 by
+            default), half-width of a spline's box (5 by default).
         activation: of the nets.
         residual: skips between hidden layers of equal width.
         base: base distribution over the features (standard normal by default).
@@ -78,18 +83,16 @@ def maf(
         >>> pf.maf(3).log_prob(torch.zeros(5, 3)).shape
         torch.Size([5])
     """
-    return _affine(
+    return vector_flow(
+        partial(autoregressive_layer, hidden=hidden, activation=activation, residual=residual),
         features,
         context,
-        fast="log_prob",
+        family=family_from(family, bound=bound),
         layers=layers,
         linear=linear,
-        bound=bound,
+        invert=True,
         base=base,
         support=support,
-        hidden=hidden,
-        activation=activation,
-        residual=residual,
     )
 
 
@@ -100,8 +103,9 @@ def iaf(
     *,
     layers: int = 5,
     hidden: Sequence[int] = (128, 128),
+    family: str | Family = "affine",
     linear: str = "lu",
-    bound: float = math.log(5.0),
+    bound: float | None = None,
     activation: str = "relu",
     residual: bool = True,
     base: Distribution | nn.Module | None = None,
@@ -117,10 +121,13 @@ def iaf(
         context: number of context features; 0 for none.
         layers: number of autoregressive layers.
         hidden: widths of each net's hidden layers.
+        family: what a layer does to each feature: ``"affine"``, ``"additive"``, ``"spline"``, the
+            name of another family, or a ``pf.transforms.Family``.
         linear: what mixes the features between layers: ``"reverse"`` (they are taken ascending
             and descending in turn), ``"lu"`` (the same, and an LU-linear map), ``"lu_inverse"``
             (its inverse, for a flow that another one's inverse is to fit) or ``"permute"``.
-        bound: largest absolute log-scale of one layer.
+        bound: of a family by name: largest absolute log-scale of an affine layer (log 5 by
+            default), half-width of a spline's box (5 by default).
         activation: of the nets.
         residual: skips between hidden layers of equal width.
         base: base distribution over the features (standard normal by default).
@@ -135,42 +142,17 @@ def iaf(
         >>> x.shape, log_q.shape
         (torch.Size([5, 3]), torch.Size([5]))
     """
-    return _affine(
+    return vector_flow(
+        partial(autoregressive_layer, hidden=hidden, activation=activation, residual=residual),
         features,
         context,
-        fast="sample",
+        family=family_from(family, bound=bound),
         layers=layers,
         linear=linear,
-        bound=bound,
+        invert=False,
         base=base,
         support=support,
-        hidden=hidden,
-        activation=activation,
-        residual=residual,
     )
-
-
-def _affine(
-    features: int,
-    context: int,
-    *,
-    fast: str,
-    layers: int,
-    linear: str,
-    bound: float,
-    base: Distribution | nn.Module | None,
-    support: constraints.Constraint | None,
-    **nets: object,
-) -> Flow:
-    free = free_features(count("features", features), support)
-    parts = stack(
-        lambda descending: autoregressive_layer(free, Affine(bound), context, descending, **nets),
-        free,
-        layers=layers,
-        linear=linear,
-        fast=fast,
-    )
-    return close(parts, features, context, base, support)
 
 
 EXAMPLES = {

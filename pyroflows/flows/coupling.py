@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
 from torch.distributions import Distribution, constraints
 
+from pyroflows._checks import count
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows.assembly import Example, builder, close, count, free_features, stack
+from pyroflows.flows.assembly import Example, builder, vector_flow
 from pyroflows.nets import MLP
-from pyroflows.transforms import Additive, Affine, Coupling, DiagonalScale, Family
+from pyroflows.transforms import Additive, Coupling, Family
+from pyroflows.transforms.families import family_from
 
 
 def coupling_layer(
@@ -25,7 +27,13 @@ def coupling_layer(
     activation: str,
     residual: bool,
 ) -> Coupling:
-    """A coupling that keeps the first half of the features (or the last) and moves the others."""
+    """A coupling that keeps the first half of the features (or the last) and moves the others.
+
+    Raises:
+        ValueError: there is one feature.
+    """
+    why = " for a coupling flow, which splits them (pf.maf or pf.iaf takes one)"
+    features = count("features", features, 2, why)
     mask = torch.arange(features) < features // 2
     mask = mask.flip(0) if descending else mask
     kept = int(mask.sum())
@@ -38,18 +46,6 @@ def coupling_layer(
         residual=residual,
     )
     return Coupling(net, family, mask)
-
-
-def coupling_features(features: int, support: constraints.Constraint | None) -> int:
-    """The unconstrained dimension, which a coupling needs to be at least two.
-
-    Raises:
-        ValueError: it is one.
-    """
-    count("features", features)
-    free = free_features(features, support)
-    why = " for a coupling flow, which splits them (pf.maf or pf.iaf takes one)"
-    return count("features", free, 2, why)
 
 
 @builder
@@ -91,20 +87,18 @@ def nice(
         >>> pf.nice(3).sample((5,)).shape
         torch.Size([5, 3])
     """
-    free = coupling_features(features, support)
-    nets = {
-        "hidden": hidden,
-        "activation": activation,
-        "residual": residual,
-    }
-    parts = stack(
-        lambda descending: coupling_layer(free, Additive(), context, descending, **nets),
-        free,
+    return vector_flow(
+        partial(coupling_layer, hidden=hidden, activation=activation, residual=residual),
+        features,
+        context,
+        family=Additive(),
         layers=layers,
         linear=linear,
-        fast="both",
+        invert=False,
+        scale=True,
+        base=base,
+        support=support,
     )
-    return close([*parts, DiagonalScale(free)], features, context, base, support)
 
 
 @builder
@@ -114,8 +108,9 @@ def realnvp(
     *,
     layers: int = 8,
     hidden: Sequence[int] = (128, 128),
+    family: str | Family = "affine",
     linear: str = "lu",
-    bound: float = math.log(5.0),
+    bound: float | None = None,
     activation: str = "relu",
     residual: bool = True,
     base: Distribution | nn.Module | None = None,
@@ -130,9 +125,12 @@ def realnvp(
         context: number of context features; 0 for none.
         layers: number of couplings.
         hidden: widths of each net's hidden layers.
+        family: what a layer does to each feature: ``"affine"``, ``"additive"``, ``"spline"``, the
+            name of another family, or a ``pf.transforms.Family``.
         linear: what mixes the features between couplings: ``"reverse"`` (the halves swap roles),
             ``"lu"`` (the same, and an LU-linear map) or ``"permute"``.
-        bound: largest absolute log-scale of one layer.
+        bound: of a family by name: largest absolute log-scale of an affine layer (log 5 by
+            default), half-width of a spline's box (5 by default).
         activation: of the nets.
         residual: skips between hidden layers of equal width.
         base: base distribution over the features (standard normal by default).
@@ -146,20 +144,17 @@ def realnvp(
         >>> pf.realnvp(3, context=2)(torch.zeros(5, 2)).batch_shape
         torch.Size([5])
     """
-    free = coupling_features(features, support)
-    nets = {
-        "hidden": hidden,
-        "activation": activation,
-        "residual": residual,
-    }
-    parts = stack(
-        lambda descending: coupling_layer(free, Affine(bound), context, descending, **nets),
-        free,
+    return vector_flow(
+        partial(coupling_layer, hidden=hidden, activation=activation, residual=residual),
+        features,
+        context,
+        family=family_from(family, bound=bound),
         layers=layers,
         linear=linear,
-        fast="log_prob",
+        invert=True,
+        base=base,
+        support=support,
     )
-    return close(parts, features, context, base, support)
 
 
 EXAMPLES = {

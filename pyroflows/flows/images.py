@@ -224,8 +224,9 @@ def multiscale_realnvp(
         raise ValueError("masks: 'channels' needs at least 2 channels, got shape with 1")
 
     def net(inputs: int, outputs: int, size: tuple[int, int]) -> ConvResNet:
-        sizes = {"channels": channels, "blocks": blocks, "size": size}
-        return ConvResNet(inputs, outputs, context=context, **sizes)
+        return ConvResNet(
+            inputs, outputs, channels=channels, blocks=blocks, size=size, context=context
+        )
 
     def couple(here: Shape, mask: Tensor, kind: Family = kind) -> list[FlowTransform]:
         return [image_coupling(here, mask, kind, net, context), ActNorm(here[0], dims=3)]

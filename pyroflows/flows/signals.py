@@ -10,7 +10,8 @@ from torch.distributions import Distribution, constraints
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows.assembly import Example, builder, close, count, free_features, one_of
 from pyroflows.nets import CausalConv
-from pyroflows.transforms import Affine, Autoregressive, RationalQuadraticSpline
+from pyroflows.transforms import Autoregressive, FlowTransform
+from pyroflows.transforms.families import family_from
 
 
 @builder
@@ -69,11 +70,10 @@ def wavenet(
     """
     one_of("fast", fast, ("log_prob", "sample"))
     free = free_features(count("features", features), support)
-    make = RationalQuadraticSpline if count("bins", bins, least=0) else Affine
-    sizes = ({"bins": bins} if bins else {}) | ({} if bound is None else {"bound": bound})
-    family = make(**sizes)
+    kind = "spline" if count("bins", bins, least=0) else "affine"
+    family = family_from(kind, bins=bins or None, bound=bound)
 
-    def layer() -> Autoregressive:
+    def layer() -> FlowTransform:
         net = CausalConv(
             free,
             family.params,
@@ -82,10 +82,10 @@ def wavenet(
             kernel=kernel,
             context=context,
         )
-        return Autoregressive(net, family)
+        made = Autoregressive(net, family)
+        return made.inv if fast == "log_prob" else made
 
     parts = [layer() for _ in range(count("layers", layers))]
-    parts = [part.inv for part in parts] if fast == "log_prob" else parts
     return close(parts, features, context, base, support)
 
 

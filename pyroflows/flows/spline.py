@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 from torch.distributions import Distribution, constraints
 
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows.assembly import Example, builder, close, count, free_features, one_of, stack
+from pyroflows.flows.assembly import Example, builder, one_of, vector_flow
 from pyroflows.flows.autoregressive import autoregressive_layer
-from pyroflows.flows.coupling import coupling_features, coupling_layer
-from pyroflows.transforms import RationalQuadraticSpline
+from pyroflows.flows.coupling import coupling_layer
+from pyroflows.transforms import Family
+from pyroflows.transforms.families import family_from
 
 
 @builder
@@ -23,8 +25,9 @@ def nsf(
     fast: str = "log_prob",
     layers: int = 5,
     hidden: Sequence[int] = (128, 128),
-    bins: int = 8,
-    bound: float = 5.0,
+    family: str | Family = "spline",
+    bins: int | None = None,
+    bound: float | None = None,
     linear: str = "lu",
     activation: str = "relu",
     residual: bool = True,
@@ -43,8 +46,10 @@ def nsf(
             the other is exact, at about two passes.
         layers: number of spline layers.
         hidden: widths of each net's hidden layers.
-        bins: bins of a spline.
-        bound: half-width of the splines' box; the standardised data should lie mostly inside.
+        family: the splines: ``"spline"`` (rational-quadratic), the name of another family, or a
+            ``pf.transforms.Family``.
+        bins: bins of a spline by name (8 by default).
+        bound: half-width of its box (5 by default); the standardised data should lie mostly inside.
         linear: what mixes the features between layers: ``"reverse"`` (they are taken ascending
             and descending in turn), ``"lu"`` (the same, and an LU-linear map), ``"lu_inverse"``
             (its inverse, for a flow that another one's inverse is to fit) or ``"permute"``.
@@ -63,27 +68,18 @@ def nsf(
     """
     one_of("scheme", scheme, ("coupling", "autoregressive"))
     one_of("fast", fast, ("log_prob", "sample"))
-    family = RationalQuadraticSpline(bins, bound)
-    if scheme == "coupling":
-        free, make = coupling_features(features, support), coupling_layer
-    else:
-        free, make = free_features(count("features", features), support), autoregressive_layer
-    parts = stack(
-        lambda descending: make(
-            free,
-            family,
-            context,
-            descending,
-            hidden=hidden,
-            activation=activation,
-            residual=residual,
-        ),
-        free,
+    make = coupling_layer if scheme == "coupling" else autoregressive_layer
+    return vector_flow(
+        partial(make, hidden=hidden, activation=activation, residual=residual),
+        features,
+        context,
+        family=family_from(family, bins=bins, bound=bound),
         layers=layers,
         linear=linear,
-        fast=fast,
+        invert=fast == "log_prob",
+        base=base,
+        support=support,
     )
-    return close(parts, features, context, base, support)
 
 
 EXAMPLES = {
