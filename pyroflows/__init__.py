@@ -3,8 +3,9 @@
 from pyroflows import datasets, infer, latents, nets, plots, testing, transforms
 from pyroflows._version import __version__
 from pyroflows.arviz_export import to_arviz
+from pyroflows.discrete.levels import bits_per_dim
 from pyroflows.discrete.pixel_model import PixelCNN, pixelcnn
-from pyroflows.discrete.quantization import bits_per_dim, quantized
+from pyroflows.discrete.quantization import quantized
 from pyroflows.distillation import Distillation, distill, student_of
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution

@@ -1,4 +1,4 @@
-"""Arguments that have to be numbers: whatever else comes is a ``ValueError`` that names them."""
+"""Arguments that have to be numbers, or of a shape: else a ``ValueError`` that names them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+from torch import Size, Tensor
 
 
 def is_number(value: Any) -> bool:
@@ -98,14 +99,66 @@ def context_shape(context: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(context)
 
 
-def as_size(shape: int | Sequence[int]) -> torch.Size:
+def shape_text(*sizes: int | str) -> str:
+    """A shape as errors write it.
+
+    Example:
+        >>> shape_text("*batch", 3, 8)
+        '(*batch, 3, 8)'
+    """
+    return f"({', '.join(map(str, sizes))})"
+
+
+def check_shape(name: str, value: Tensor, event: Sequence[int]) -> Size:
+    """The batch shape of a tensor, if it is ``(*batch, *event)``.
+
+    Args:
+        name: the argument's, for the error.
+        value: of the argument.
+        event: the dimensions on the right.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> check_shape("x", torch.zeros(5, 4, 3), (3,))
+        torch.Size([5, 4])
+    """
+    cut = value.dim() - len(event)
+    if cut < 0 or tuple(value.shape[cut:]) != tuple(event):
+        wanted = shape_text("*batch", *event)
+        raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
+    return value.shape[:cut]
+
+
+def common_batch(name: str, batch: Size, others: Size) -> Size:
+    """The batch shape of a value and a distribution together.
+
+    Args:
+        name: the argument's, for the error.
+        batch: of the value.
+        others: of the distribution.
+
+    Raises:
+        ValueError: they do not broadcast.
+    """
+    try:
+        return torch.broadcast_shapes(batch, others)
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: a batch of shape {tuple(batch)} does not go with the distribution's "
+            f"{tuple(others)}"
+        ) from None
+
+
+def as_size(shape: int | Sequence[int]) -> Size:
     """A number of draws, or a shape of draws, as a shape.
 
     Example:
         >>> as_size(3), as_size((2, 3))
         (torch.Size([3]), torch.Size([2, 3]))
     """
-    return torch.Size([shape] if isinstance(shape, int) else shape)
+    return Size([shape] if isinstance(shape, int) else shape)
 
 
 def check_positive(**values: Any) -> None:

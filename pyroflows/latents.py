@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Size, Tensor, nn
 
+from pyroflows._checks import check_shape
 from pyroflows.discrete.quantization import Quantized
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution
@@ -39,7 +40,7 @@ def encode(flow: AnyFlow, x: Tensor, context: Tensor | None = None) -> Tensor:
         >>> torch.allclose(pf.latents.decode(flow, z), x, atol=1e-5)
         True
     """
-    _check("x", x, flow.event_shape)
+    check_shape("x", x, flow.event_shape)
     if isinstance(flow, Quantized):
         x = flow.dequantize(x, seed=0)[0]
     return _distribution(flow, context).transforms[0].inverse_and_log_det(x)[0]
@@ -64,7 +65,7 @@ def decode(flow: AnyFlow, z: Tensor, context: Tensor | None = None) -> Tensor:
         >>> decode(flow, encode(flow, x)).allclose(x, atol=1e-4)
         True
     """
-    _check("z", z, _codes(flow)[0])
+    check_shape("z", z, _codes(flow)[0])
     y = _distribution(flow, context).transforms[0].forward_and_log_det(z)[0]
     return flow.quantize(y) if isinstance(flow, Quantized) else y
 
@@ -314,14 +315,6 @@ def _differing(a: nn.Module, b: nn.Module) -> str | None:
         if not torch.equal(*(t.detach().cpu().double() for t in (a_value, b_value))):
             return name
     return None
-
-
-def _check(name: str, value: Tensor, event: Size) -> None:
-    if value.dim() < len(event) or value.shape[value.dim() - len(event) :] != event:
-        raise ValueError(
-            f"{name}: expected shape (*batch, {', '.join(map(str, event))}), got "
-            f"{tuple(value.shape)}"
-        )
 
 
 def _angle(a: Tensor, b: Tensor, event_dim: int) -> Tensor:

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyroflows as pf
-from pyroflows.discrete.pixel_likelihoods import Categorical, LogisticMixture, to_level, to_unit
+from pyroflows.discrete.levels import to_level, to_unit
+from pyroflows.discrete.pixel_likelihoods import Categorical, LogisticMixture
 from pyroflows.nets import PixelNet
 
 SMALL = {"channels": 8, "layers": 2, "kernel": 3}
@@ -35,16 +36,18 @@ def all_images(shape, bins):
     return torch.tensor(list(itertools.product(range(bins), repeat=size))).reshape(-1, *shape)
 
 
-# The laws of one level.
+# Likelihoods of one level.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("law", [Categorical(5), LogisticMixture(5, 3), LogisticMixture(256, 2)])
-def test_a_law_sums_to_one_with_gradients(law, dtype):
+@pytest.mark.parametrize(
+    "likelihood", [Categorical(5), LogisticMixture(5, 3), LogisticMixture(256, 2)]
+)
+def test_a_likelihood_sums_to_one_with_gradients(likelihood, dtype):
     for spread in (0.0, 1.0, 30.0, 1000.0):
-        params = (spread * torch.randn(50, law.params, dtype=dtype)).requires_grad_()
-        levels = torch.arange(law.bins).expand(50, -1)
-        log_prob = law.log_prob(params[:, None].expand(-1, law.bins, -1), levels)
+        params = (spread * torch.randn(50, likelihood.params, dtype=dtype)).requires_grad_()
+        levels = torch.arange(likelihood.bins).expand(50, -1)
+        log_prob = likelihood.log_prob(params[:, None].expand(-1, likelihood.bins, -1), levels)
         assert log_prob.dtype == dtype
         total = log_prob.logsumexp(dim=1)
         assert torch.allclose(total, torch.zeros_like(total), atol=2e-5)
@@ -53,11 +56,11 @@ def test_a_law_sums_to_one_with_gradients(law, dtype):
 
 
 def test_a_logistic_scores_bins_far_out_as_an_exact_reference():
-    law = LogisticMixture(256, 1)
+    likelihood = LogisticMixture(256, 1)
     params = torch.tensor([0.0, 0.9, -5.0], dtype=torch.float64)
     x = torch.tensor([0, 1, 100, 254, 255])
-    got = law.log_prob(params.float().expand(5, -1), x).double()
-    log_scale = law._split(params)[2]
+    got = likelihood.log_prob(params.float().expand(5, -1), x).double()
+    log_scale = likelihood._split(params)[2]
     # Far below the mean F is its lower tail, exp(a): differences of F would be zero in float32.
     low, high = (
         (to_unit(x.double() + shift, 256) - 0.9) / log_scale.exp() for shift in (-0.5, 0.5)
@@ -68,15 +71,15 @@ def test_a_logistic_scores_bins_far_out_as_an_exact_reference():
     assert torch.allclose(got, mass.log(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("law", [Categorical(5), LogisticMixture(5, 3)])
-def test_draws_of_a_law_follow_its_probabilities(law):
-    params = torch.randn(law.params, dtype=torch.float64)
-    side = 400 if law.uniforms == 2 else 160_000
+@pytest.mark.parametrize("likelihood", [Categorical(5), LogisticMixture(5, 3)])
+def test_draws_of_a_likelihood_follow_its_probabilities(likelihood):
+    params = torch.randn(likelihood.params, dtype=torch.float64)
+    side = 400 if likelihood.uniforms == 2 else 160_000
     grid = (torch.arange(side, dtype=torch.float64) + 0.5) / side
-    uniforms = torch.cartesian_prod(*[grid] * law.uniforms).reshape(-1, law.uniforms)
-    x = law.draw(params.expand(len(uniforms), -1), uniforms)
+    uniforms = torch.cartesian_prod(*[grid] * likelihood.uniforms).reshape(-1, likelihood.uniforms)
+    x = likelihood.draw(params.expand(len(uniforms), -1), uniforms)
     share = torch.bincount(x.long(), minlength=5) / len(x)
-    expected = law.log_prob(params.expand(5, -1), torch.arange(5)).exp()
+    expected = likelihood.log_prob(params.expand(5, -1), torch.arange(5)).exp()
     assert torch.allclose(share.double(), expected, atol=4e-3)
 
 
@@ -163,13 +166,13 @@ def fill_by_full_passes(model, x, known, context, seed):
     colours, height, width = model.event_shape
     x = x.double()
     generator = torch.Generator().manual_seed(seed)
-    size = (height, width, colours, len(x), model.law.uniforms)
+    size = (height, width, colours, len(x), model.likelihood.uniforms)
     uniforms = torch.rand(size, dtype=torch.float64, generator=generator)
     for i, j, colour in itertools.product(range(height), range(width), range(colours)):
         u = to_unit(x, model.bins)
         features = model.hidden(model.net(u, context).movedim(1, -1))[:, i, j]
-        params = model._law_at(features, u[:, :, i, j], colour)
-        level = model.law.draw(params, uniforms[i, j, colour])
+        params = model._likelihood_at(features, u[:, :, i, j], colour)
+        level = model.likelihood.draw(params, uniforms[i, j, colour])
         x[:, colour, i, j] = torch.where(known[:, colour, i, j], x[:, colour, i, j], level)
     return x.long()
 
@@ -439,11 +442,11 @@ def test_it_draws_in_a_plate():
 def test_images_that_do_not_fit_are_refused():
     model = make(bins=4)
     x = model.sample((2,))
-    with pytest.raises(ValueError, match=r"0 to 3, got 1 pixels that are not, the first 9"):
+    with pytest.raises(ValueError, match=r"1 of 40 do not fit, the first is 9"):
         model.log_prob(torch.where(torch.arange(40).reshape(x.shape) == 17, 9, x))
-    with pytest.raises(ValueError, match=r"whole numbers 0 to 3.* -1"):
+    with pytest.raises(ValueError, match=r"integers from 0 to 3.* -1"):
         model.log_prob(-torch.ones(1, 4, 5))
-    with pytest.raises(ValueError, match=r"whole numbers 0 to 3.* 0\.25"):
+    with pytest.raises(ValueError, match=r"integers from 0 to 3.* 0\.25"):
         model.log_prob(torch.full((1, 4, 5), 0.25))
     with pytest.raises(ValueError, match=r"nan"):
         model.log_prob(torch.full((1, 4, 5), float("nan")))
@@ -500,13 +503,13 @@ def test_uses_that_do_not_fit_are_refused():
     for prior in bad:
         with pytest.raises(ValueError, match="prior: expected 3 finite weights"):
             model.classify(x, prior)
-    with pytest.raises(ValueError, match="first 7"):
+    with pytest.raises(ValueError, match="first is 7"):
         model.classify(torch.full((1, 4, 5), 7))
     with pytest.raises(ValueError, match="booleans"):
         model.complete(x, known.float(), torch.tensor(0))
     with pytest.raises(ValueError, match=r"\(3, 5\) does not broadcast"):
         model.complete(x, known[:3], torch.tensor(0))
-    with pytest.raises(ValueError, match="first 7"):
+    with pytest.raises(ValueError, match="first is 7"):
         model.complete(torch.full((1, 4, 5), 7), known, torch.tensor(0))
     with pytest.raises(ValueError, match=r"got \(2, 4, 5\)"):
         model.complete(x[:, 0], known, torch.tensor(0))

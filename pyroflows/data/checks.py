@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyroflows._checks import shape_text
 from pyroflows.data.rows import Rows
 from pyroflows.distributions.flow import Flow
 
@@ -39,7 +40,7 @@ def checked_rows(
     x = _integers(flow, x, name) if discrete else _floats(flow, x, name)
     if tuple(x.shape[1:]) != shape or x.dim() != len(shape) + 1:
         raise ValueError(
-            f"{name}: expected shape (rows, {', '.join(map(str, shape))}) for this flow, "
+            f"{name}: expected shape {shape_text('rows', *shape)} for this flow, "
             f"got {tuple(x.shape)}"
         )
     if len(x) == 0:
@@ -99,7 +100,7 @@ def checked_context(
         return None
     if context is None:
         raise ValueError(
-            f"{name}: this flow needs one of shape (rows, {', '.join(map(str, wanted))}), got None"
+            f"{name}: this flow needs one of shape {shape_text('rows', *wanted)}, got None"
         )
     one_hot = getattr(flow, "one_hot", None)
     if one_hot is not None:
@@ -107,8 +108,8 @@ def checked_context(
     context = _floats(flow, context, name)
     shape = tuple(context.shape)
     if shape[1:] != wanted or not shape[0] or shape[0] != (rows or shape[0]):
-        what = ", ".join(map(str, (rows or "rows", *wanted)))
-        raise ValueError(f"{name}: expected shape ({what}), got {shape}")
+        what = shape_text(rows or "rows", *wanted)
+        raise ValueError(f"{name}: expected shape {what}, got {shape}")
     bad = ~torch.isfinite(context).flatten(1).all(dim=1)
     _refuse(name, "NaN or infinite", bad, "drop or impute them")
     return context

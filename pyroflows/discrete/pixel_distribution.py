@@ -6,26 +6,23 @@ It knows of shapes and checks; probabilities and draws are the model's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-if TYPE_CHECKING:
-    from pyroflows.discrete.pixel_model import PixelCNN
-
-
-def _size(shape: int | Sequence[int]) -> Size:
-    return Size([shape] if isinstance(shape, int) else shape)
+from pyroflows._checks import as_size, check_shape, common_batch
+from pyroflows.discrete.levels import check_levels
+from pyroflows.discrete.pixel_scores import PixelScores
 
 
 class PixelDistribution(TorchDistribution):
     """What calling a ``PixelCNN`` returns: images ``(colours, height, width)`` of whole numbers.
 
     Args:
-        model: a ``PixelCNN``; its parameters decide, as they are when it is asked.
+        model: what scores and draws; its parameters decide, as they are when it is asked.
         context: ``(*batch, classes)``, or None; its batch shape is the distribution's.
         batch_shape: the batch shape, where there is no context.
         validate_args: as everywhere in torch.
@@ -35,7 +32,7 @@ class PixelDistribution(TorchDistribution):
 
     def __init__(
         self,
-        model: PixelCNN,
+        model: PixelScores,
         context: Tensor | None = None,
         batch_shape: Sequence[int] = (),
         validate_args: bool | None = None,
@@ -73,7 +70,7 @@ class PixelDistribution(TorchDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: int | Sequence[int] = ()) -> Tensor:
         """Images ``(*sample, *batch, colours, height, width)`` of integers, about one pass."""
-        batch = _size(sample_shape) + self.batch_shape
+        batch = as_size(sample_shape) + self.batch_shape
         blank = torch.zeros(batch.numel(), *self.event_shape, device=self.model.device)
         known = torch.zeros_like(blank, dtype=torch.bool)
         images = self.model.fill(blank, known, rows_of(self.context, batch))
@@ -84,37 +81,6 @@ class PixelDistribution(TorchDistribution):
             f"PixelDistribution(batch_shape={tuple(self.batch_shape)}, "
             f"event_shape={tuple(self.event_shape)}, bins={self.model.bins})"
         )
-
-
-def check_shape(name: str, x: Tensor, shape: Size) -> None:
-    """Refuse what is not ``(*batch, *shape)``."""
-    if x.dim() < len(shape) or x.shape[x.dim() - len(shape) :] != shape:
-        raise ValueError(
-            f"{name}: expected images of shape (*batch, {', '.join(map(str, shape))}), "
-            f"got {tuple(x.shape)}"
-        )
-
-
-def check_levels(name: str, x: Tensor, bins: int) -> None:
-    """Refuse what is not whole numbers 0 to bins - 1."""
-    bad = ~((x >= 0) & (x <= bins - 1) & (x % 1 == 0))
-    if bad.any():
-        raise ValueError(
-            f"{name}: expected whole numbers 0 to {bins - 1}, got {int(bad.sum())} pixels that are "
-            f"not, the first {x[bad][0].item():g}; quantise the images, or build the model with "
-            "another bins="
-        )
-
-
-def common_batch(name: str, batch: Size, others: Size) -> Size:
-    """The batch shape of images and contexts together, or a ``ValueError``."""
-    try:
-        return torch.broadcast_shapes(batch, others)
-    except RuntimeError:
-        raise ValueError(
-            f"{name}: a batch of shape {tuple(batch)} does not go with the distribution's "
-            f"{tuple(others)}"
-        ) from None
 
 
 def rows_of(context: Tensor | None, batch: Size) -> Tensor | None:

@@ -1,7 +1,7 @@
-"""Laws of one grey level, 0 to bins - 1, whose parameters a network sets: what PixelCNN ends in.
+"""Likelihoods of one grey level, 0 to bins - 1, by a network's outputs: what PixelCNN ends in.
 
-A law scores levels and draws them from given uniform numbers, so that the same numbers give the
-same image however the parameters were computed.
+A likelihood scores levels and draws them from given uniform numbers, so that the same numbers give
+the same image however its parameters were computed.
 """
 
 from __future__ import annotations
@@ -12,15 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def to_unit(x: Tensor, bins: int) -> Tensor:
-    """Levels 0 to bins - 1 as -1 to 1."""
-    return x * (2 / (bins - 1)) - 1
-
-
-def to_level(u: Tensor, bins: int) -> Tensor:
-    """The level nearest to a number in units where levels go from -1 to 1."""
-    return ((u + 1) * ((bins - 1) / 2)).round().clamp(0, bins - 1)
+from pyroflows.discrete.levels import to_level, to_unit
 
 
 def _choose(logits: Tensor, uniform: Tensor) -> Tensor:

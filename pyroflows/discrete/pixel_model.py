@@ -11,26 +11,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Size, Tensor, nn
-from torch.distributions import constraints
-from torch.nn import functional as F
+from torch import Size, Tensor
 
-from pyroflows._pyro.store import Synced
-from pyroflows.discrete.pixel_distribution import (
-    PixelDistribution,
-    check_levels,
-    check_shape,
-    common_batch,
-    rows_of,
-)
-from pyroflows.discrete.pixel_likelihoods import Categorical, LogisticMixture, to_level, to_unit
+from pyroflows._checks import check_shape, common_batch
+from pyroflows.discrete.levels import check_levels
+from pyroflows.discrete.pixel_distribution import PixelDistribution, rows_of
+from pyroflows.discrete.pixel_likelihoods import Categorical, LogisticMixture
+from pyroflows.discrete.pixel_scores import PixelScores
 from pyroflows.flows.assembly import builder, count
 from pyroflows.nets import PixelNet
 
 ROWS_AT_ONCE = 512  # of ``classify``
 
 
-class PixelCNN(Synced):
+class PixelCNN(PixelScores):
     """Images whose pixels are drawn one by one, each given those before it: ``pf.pixelcnn``.
 
     Colours of a pixel are drawn in turn, each given the ones before it. The call, ``model()`` or
@@ -45,7 +39,7 @@ class PixelCNN(Synced):
         classes: number of classes; 0 for none.
         bins: number of grey levels.
         net: ``(n, colours, height, width)`` to features of each pixel, ``channels`` wide.
-        law: of one level.
+        likelihood: of one level.
         channels: width of the features.
 
     Example:
@@ -63,37 +57,13 @@ class PixelCNN(Synced):
         classes: int,
         bins: int,
         net: PixelNet,
-        law: Categorical | LogisticMixture,
+        likelihood: Categorical | LogisticMixture,
         channels: int,
     ) -> None:
-        super().__init__()
-        self.event_shape = Size(shape)
+        super().__init__(shape, bins, net, likelihood, channels)
         self.context_shape = Size([classes] if classes else [])
         self.classes = classes
-        self.bins = bins
-        self.law = law
-        self.net = net
-        colours = shape[0]
-        self.hidden = nn.Linear(channels, channels)
-        self.earlier = nn.ModuleList(
-            nn.Linear(known, channels, bias=False) for known in range(1, colours)
-        )
-        out = [nn.Linear(channels, law.params) for _ in range(colours)]
-        self.out = nn.ModuleList(out)
-        with torch.no_grad():
-            for layer in out:
-                layer.bias.copy_(law.start())
         self.config: dict[str, Any] | None = None
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Whole numbers 0 to bins - 1."""
-        return constraints.independent(constraints.integer_interval(0, self.bins - 1), 3)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.hidden.weight.device
 
     def forward(
         self, context: Tensor | None = None, *, validate_args: bool | None = None
@@ -149,10 +119,8 @@ class PixelCNN(Synced):
                 )
             # Not F.one_hot, which looks at the labels again.
             context = context[..., None] == torch.arange(classes, device=context.device)
-        elif context.dim() < 1 or context.shape[-1] != classes:
-            raise ValueError(
-                f"context: expected shape (*batch, {classes}), got {tuple(context.shape)}"
-            )
+        else:
+            check_shape("context", context, (classes,))
         return context.to(self.hidden.weight.dtype)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -259,65 +227,12 @@ class PixelCNN(Synced):
         )
         return joint.softmax(dim=-1).reshape(*batch, self.classes)
 
-    def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-probability ``(n,)`` of ``(n, colours, height, width)``, unchecked.
-
-        What distributions call; ``log_prob`` takes any batch shape and checks.
-        """
-        u = to_unit(x.to(self.hidden.weight.dtype), self.bins)
-        features = self.hidden(self.net(u, context).movedim(1, -1))  # (n, height, width, channels)
-        pixels = u.movedim(1, -1)
-        log_prob = u.new_zeros(len(u))
-        for colour in range(self.event_shape[0]):
-            params = self._law_at(features, pixels, colour).to(u.dtype)
-            log_prob = log_prob + self.law.log_prob(params, x[:, colour]).sum(dim=(1, 2))
-        return log_prob
-
-    def _law_at(self, features: Tensor, pixels: Tensor, colour: int) -> Tensor:
-        """Of a colour's law, from a pixel's features and its colours before this one."""
-        if colour:
-            features = features + self.earlier[colour - 1](pixels[..., :colour])
-        return self.out[colour](F.elu(features))
-
-    @torch.no_grad()
-    def fill(
-        self,
-        x: Tensor,
-        known: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Draw the pixels of ``(n, colours, height, width)`` that are not known, unchecked.
-
-        What ``sample`` and ``complete`` call. The uniform numbers of all pixels are drawn first.
-        """
-        colours, height, width = self.event_shape
-        u = to_unit(x.to(self.hidden.weight.dtype), self.bins)
-        uniforms = torch.rand(
-            (height, width, colours, len(x), self.law.uniforms),
-            dtype=u.dtype,
-            device=u.device,
-            generator=generator,
-        )
-
-        def step(features: Tensor, i: int, j: int) -> None:
-            features = self.hidden(features)
-            for colour in range(colours):
-                params = self._law_at(features, u[:, :, i, j], colour)
-                level = self.law.draw(params, uniforms[i, j, colour])
-                pixel = u[:, colour, i, j]
-                pixel.copy_(torch.where(known[:, colour, i, j], pixel, to_unit(level, self.bins)))
-
-        rows = (~known).any(dim=3).any(dim=1).any(dim=0).nonzero()[:, 0].tolist()
-        self.net.walk(u, step, context, rows)
-        return to_level(u, self.bins).long()
-
     def __repr__(self) -> str:
         classes = f", classes={self.classes}" if self.classes else ""
         layers, channels = len(self.net.layers), self.hidden.in_features
         return (
             f"PixelCNN(shape={tuple(self.event_shape)}{classes}, layers={layers}, "
-            f"channels={channels}, law={self.law})"
+            f"channels={channels}, likelihood={self.likelihood})"
         )
 
 
@@ -373,8 +288,8 @@ def pixelcnn(
     if isinstance(mixture, str):
         if mixture != "categorical":
             raise ValueError(f"mixture: expected a number or 'categorical', got {mixture!r}")
-        law: Categorical | LogisticMixture = Categorical(bins)
+        likelihood: Categorical | LogisticMixture = Categorical(bins)
     else:
-        law = LogisticMixture(bins, count("mixture", mixture))
+        likelihood = LogisticMixture(bins, count("mixture", mixture))
     net = PixelNet(shape[0], channels=channels, layers=layers, kernel=kernel, context=classes)
-    return PixelCNN(Size(shape), classes, bins, net, law, channels)
+    return PixelCNN(Size(shape), classes, bins, net, likelihood, channels)

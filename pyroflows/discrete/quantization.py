@@ -25,44 +25,13 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from pyroflows._checks import count
+from pyroflows._checks import check_shape, common_batch, count, shape_text
 from pyroflows.data.checks import reference
+from pyroflows.data.rows import Rows
+from pyroflows.discrete.levels import bits_per_dim, check_levels, levels
 from pyroflows.discrete.noise import fixed_noise, leaves_the_unit_interval, noise, noise_flow
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution
-
-
-def bits_per_dim(
-    log_prob: Any, shape: int | Sequence[int], *, bins: int | None = None, log_det: Any = 0.0
-) -> Any:
-    r"""A log-probability as bits per dimension: :math:`\log_2 b - (\ell + J) / (D \ln 2)`.
-
-    Lower is better; log2 of the number of levels is what knowing nothing costs.
-
-    Args:
-        log_prob: :math:`\ell` in nats, a number or a tensor: the log-probability of integers, as
-            ``pf.quantized`` and ``pf.pixelcnn`` give it, or a log-density.
-        shape: of one data point, or its number of dimensions :math:`D`.
-        bins: None where ``log_prob`` is of the integers; where it is the density of
-            ``(x + u) / bins``, the number of levels :math:`b`.
-        log_det: where it is the density of a function of that, such as its logit, the log-det
-            :math:`J` of the function, in nats.
-
-    Raises:
-        ValueError: no dimensions, or less than two levels.
-
-    Example:
-        MAF's log-density of MNIST in logit space (Papamakarios et al. 2017, arXiv:1705.07057):
-
-        >>> import pyroflows as pf
-        >>> round(pf.bits_per_dim(-1300.5, (1, 28, 28), bins=256, log_det=4620.1), 2)
-        1.89
-    """
-    dims = shape if isinstance(shape, int) else math.prod(shape)
-    if dims < 1:
-        raise ValueError(f"shape: expected at least one dimension, got {shape}")
-    levels = 0.0 if bins is None else math.log2(count("bins", bins, 2))
-    return levels - (log_prob + log_det) / (dims * math.log(2))
 
 
 def quantized(
@@ -153,8 +122,7 @@ class Quantized(nn.Module):
     @property
     def support(self) -> constraints.Constraint:
         """Events of integers from 0 to ``bins - 1``."""
-        levels = constraints.integer_interval(0, self.bins - 1)
-        return constraints.independent(levels, len(self.event_shape))
+        return levels(self.bins, len(self.event_shape))
 
     def forward(
         self,
@@ -201,17 +169,15 @@ class Quantized(nn.Module):
         event = tuple(self.event_shape)
         if x.dim() != 1 + len(event) or tuple(x.shape[1:]) != event or len(x) == 0:
             raise ValueError(
-                f"x: expected rows of shape (n, {', '.join(map(str, event))}), at least one, got "
+                f"x: expected rows of shape {shape_text('n', *event)}, at least one, got "
                 f"{tuple(x.shape)}"
             )
         draws = self.samples if samples is None else samples
         noise = self.dequantizer or "uniform"
         tight = Quantized(self.flow, self.bins, noise, self.logit, draws)
         total = 0.0
-        for rows in torch.arange(len(x), device=x.device).split(max(1, 500 // draws)):
-            total += (
-                tight.log_prob(x[rows], None if context is None else context[rows]).sum().item()
-            )
+        for rows in Rows(x, context).chunks(max(1, 500 // draws)):
+            total += tight.log_prob(rows.x, rows.context).sum().item()
         return bits_per_dim(total / len(x), self.event_shape)
 
     @torch.no_grad()
@@ -234,7 +200,7 @@ class Quantized(nn.Module):
             ValueError: data of another shape, or that are not 0, 1, ..., bins - 1; or more levels
                 than the flow's dtype takes.
         """
-        self._check("x", x)
+        self.check("x", x)
         with fixed_noise(seed, x.device):
             y, weight = self._noisy(x, 1)
         return y[0], weight[0]
@@ -270,20 +236,14 @@ class Quantized(nn.Module):
             -event_dim
         ).sum(-1)
 
-    def _check(self, name: str, value: Tensor) -> None:
-        """Refuse what is not whole numbers ``(*batch, *shape)`` from 0 to ``bins - 1``."""
-        event = tuple(self.event_shape)
-        if value.dim() < len(event) or tuple(value.shape[value.dim() - len(event) :]) != event:
-            raise ValueError(
-                f"{name}: expected shape (*batch, {', '.join(map(str, event))}), got "
-                f"{tuple(value.shape)}"
-            )
-        if value.numel() and not self.support.check(value).all():
-            whole = "" if bool((value == value.floor()).all()) else "not all of them whole, "
-            raise ValueError(
-                f"{name}: expected integers from 0 to {self.bins - 1}, got {value.dtype} "
-                f"values, {whole}from {value.min():g} to {value.max():g}"
-            )
+    def check(self, name: str, value: Tensor) -> None:
+        """See that these are integers ``(*batch, *shape)`` from 0 to ``bins - 1``.
+
+        Raises:
+            ValueError: they are not.
+        """
+        check_shape(name, value, self.event_shape)
+        check_levels(name, value, self.bins)
 
     def extra_repr(self) -> str:
         """All but the flows."""
@@ -333,9 +293,9 @@ class QuantizedDistribution(dist.TorchDistribution):
             ValueError: where arguments are validated: values that are not 0, 1, ..., bins - 1.
         """
         if self._validate_args:
-            self._owner._check("value", value)
+            self._owner.check("value", value)
         batch = value.shape[: value.dim() - len(self.event_shape)]
-        batch = torch.broadcast_shapes(batch, self.batch_shape)
+        batch = common_batch("value", batch, self.batch_shape)
         value = value.expand(batch + self.event_shape)
         draws = self._owner.samples
         with fixed_noise(self._seed, value.device):

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from pyroflows._checks import as_size, context_shape
+from pyroflows._checks import as_size, context_shape, shape_text
 from pyroflows._pyro.memo import Memo
 from pyroflows._pyro.store import Synced
 from pyroflows.distributions.base import Base
@@ -139,7 +139,7 @@ class Flow(Synced):
         if isinstance(context, Tensor):
             came = f"a tensor of shape {tuple(context.shape)}"
         if wanted:
-            shape = f"(*batch, {', '.join(map(str, wanted))})"
+            shape = shape_text("*batch", *wanted)
             raise ValueError(f"context: this flow needs one of shape {shape}, got {came}")
         raise ValueError(
             f"context: this flow takes none, got {came}; build it with context=..., and ask for "

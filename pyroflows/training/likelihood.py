@@ -13,8 +13,9 @@ from pyroflows._checks import check_not_negative, check_positive, check_share, c
 from pyroflows._distributed import gathered, open_fabric
 from pyroflows.data.checks import check_is_flow, checked_rows, reference
 from pyroflows.data.loaders import Validation, count_batches, sources
+from pyroflows.discrete.levels import bits_per_dim
 from pyroflows.discrete.noise import fixed_noise
-from pyroflows.discrete.quantization import bits_per_dim, quantized
+from pyroflows.discrete.quantization import quantized
 from pyroflows.distributions.flow import Flow
 from pyroflows.training.checkpoints import open_checkpoints, shapes_of
 from pyroflows.training.history import History
