@@ -18,12 +18,12 @@ def is_number(value: Any) -> bool:
     return not isinstance(value, Integral) or abs(int(value)) < 2**63
 
 
-def plain(value: Any) -> Any:
+def to_builtin(value: Any) -> Any:
     """A number as Python's own, such as a checkpoint can hold; anything else as it is.
 
     Example:
         >>> import numpy as np
-        >>> plain(np.int64(3)), plain(np.float32(0.5)), plain(True), plain(None)
+        >>> to_builtin(np.int64(3)), to_builtin(np.float32(0.5)), to_builtin(True), to_builtin(None)
         (3, 0.5, True, None)
     """
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -42,10 +42,10 @@ def check_whole(least: int, **values: Any) -> None:
         ValueError: one is not.
     """
     for name, value in values.items():
-        count(name, value, least)
+        checked_int(name, value, least)
 
 
-def count(name: str, value: int, least: int = 1, why: str = "") -> int:
+def checked_int(name: str, value: int, least: int = 1, why: str = "") -> int:
     """``value`` as Python's own integer, if it is one of at least ``least``, below ``2**63``.
 
     Args:
@@ -64,7 +64,7 @@ def count(name: str, value: int, least: int = 1, why: str = "") -> int:
     return int(value)
 
 
-def counts(name: str, values: Sequence[int], fewest: int = 1) -> tuple[int, ...]:
+def checked_ints(name: str, values: Sequence[int], fewest: int = 1) -> tuple[int, ...]:
     """``values`` as a tuple, if they are positive integers.
 
     Args:
@@ -76,7 +76,7 @@ def counts(name: str, values: Sequence[int], fewest: int = 1) -> tuple[int, ...]
         ValueError: they are not, or too few, or no sequence.
 
     Example:
-        >>> counts("hidden", [8, 8])
+        >>> checked_ints("hidden", [8, 8])
         (8, 8)
     """
     sequence = isinstance(values, Sequence) and not isinstance(values, str)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyroflows._checks import count
+from pyroflows._checks import checked_int
 
 
 def levels(bins: int, event_dim: int) -> constraints.Constraint:
@@ -72,5 +72,5 @@ def bits_per_dim(
     dims = shape if isinstance(shape, int) else math.prod(shape)
     if dims < 1:
         raise ValueError(f"shape: expected at least one dimension, got {shape}")
-    known = 0.0 if bins is None else math.log2(count("bins", bins, 2))
+    known = 0.0 if bins is None else math.log2(checked_int("bins", bins, 2))
     return known - (log_prob + log_det) / (dims * math.log(2))

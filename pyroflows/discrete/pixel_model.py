@@ -18,7 +18,7 @@ from pyroflows.discrete.levels import check_levels
 from pyroflows.discrete.pixel_distribution import PixelDistribution, rows_of
 from pyroflows.discrete.pixel_likelihoods import Categorical, LogisticMixture
 from pyroflows.discrete.pixel_scores import PixelScores
-from pyroflows.flows.assembly import builder, count
+from pyroflows.flows.assembly import builder, checked_int
 from pyroflows.nets import PixelNet
 
 ROWS_AT_ONCE = 512  # of ``classify``
@@ -278,18 +278,18 @@ def pixelcnn(
     if not isinstance(shape, Sequence) or len(shape) != 3:
         raise ValueError(f"shape: expected (colours, height, width), got {shape!r}")
     for size in shape:
-        count("shape", size)
-    count("classes", classes, least=0)
-    count("bins", bins, least=2)
-    count("channels", channels)
-    count("layers", layers)
-    if count("kernel", kernel, least=3) % 2 == 0:
+        checked_int("shape", size)
+    checked_int("classes", classes, least=0)
+    checked_int("bins", bins, least=2)
+    checked_int("channels", channels)
+    checked_int("layers", layers)
+    if checked_int("kernel", kernel, least=3) % 2 == 0:
         raise ValueError(f"kernel: expected an odd number, got {kernel}")
     if isinstance(mixture, str):
         if mixture != "categorical":
             raise ValueError(f"mixture: expected a number or 'categorical', got {mixture!r}")
         likelihood: Categorical | LogisticMixture = Categorical(bins)
     else:
-        likelihood = LogisticMixture(bins, count("mixture", mixture))
+        likelihood = LogisticMixture(bins, checked_int("mixture", mixture))
     net = PixelNet(shape[0], channels=channels, layers=layers, kernel=kernel, context=classes)
     return PixelCNN(Size(shape), classes, bins, net, likelihood, channels)

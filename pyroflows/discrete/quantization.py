@@ -25,7 +25,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from pyroflows._checks import check_shape, common_batch, count, shape_text
+from pyroflows._checks import check_shape, checked_int, common_batch, shape_text
 from pyroflows.data.checks import reference
 from pyroflows.data.rows import Rows
 from pyroflows.discrete.levels import bits_per_dim, check_levels, levels
@@ -91,9 +91,9 @@ class Quantized(nn.Module):
         if logit is not None and not 0 < logit < 0.5:
             raise ValueError(f"logit: expected a lambda in (0, 0.5), or None, got {logit}")
         self.flow = flow
-        self.bins = count("bins", bins, 2)
+        self.bins = checked_int("bins", bins, 2)
         self.logit = logit
-        self.samples = count("samples", samples)
+        self.samples = checked_int("samples", samples)
         self.event_shape, self.context_shape = flow.event_shape, flow.context_shape
         self.dequantizer = noise_flow(dequantizer, self.event_shape)
         self._noise = dequantizer if isinstance(dequantizer, str) else None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyroflows._checks import check_positive, check_share, check_whole, plain
+from pyroflows._checks import check_positive, check_share, check_whole, to_builtin
 from pyroflows._distributed import mean_over, open_fabric
 from pyroflows.data.checks import reference
 from pyroflows.distillation.comparison import (
@@ -171,7 +171,7 @@ def distill(
         precision=precision,
         num_nodes=num_nodes,
     )
-    max_steps, batch_size, draws = plain(max_steps), plain(batch_size), plain(draws)
+    max_steps, batch_size, draws = to_builtin(max_steps), to_builtin(batch_size), to_builtin(draws)
     frozen = teacher.detached()
     if reference(teacher).device != fabric.device:
         frozen = copy.deepcopy(frozen).to(fabric.device)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution, constraints
 
-from pyroflows._checks import count, plain
+from pyroflows._checks import checked_int, to_builtin
 from pyroflows.distributions.flow import Flow
 from pyroflows.transforms import (
     Chain,
@@ -95,8 +95,8 @@ def builder(function: Callable[P, B]) -> Callable[P, B]:
 
     @functools.wraps(function)
     def build(*args: P.args, **kwargs: P.kwargs) -> B:
-        numbers = {name: plain(value) for name, value in kwargs.items()}
-        arguments = signature.bind(*map(plain, args), **numbers)
+        numbers = {name: to_builtin(value) for name, value in kwargs.items()}
+        arguments = signature.bind(*map(to_builtin, args), **numbers)
         arguments.apply_defaults()
         noted = {name: _noted(value) for name, value in arguments.arguments.items()}
         for option in options:
@@ -104,7 +104,7 @@ def builder(function: Callable[P, B]) -> Callable[P, B]:
         context = noted.get("context", 0)
         of_vectors = own and "features" in noted
         if of_vectors or not isinstance(context, (tuple, list)):
-            count("context", context, least=0)
+            checked_int("context", context, least=0)
         flow = function(*args, **kwargs)
         flow.config = {"builder": name, "arguments": noted}
         return flow
@@ -119,7 +119,7 @@ def _noted(value: Any) -> Any:
         return tuple(_noted(v) for v in value)
     if isinstance(value, dict):
         return {k: _noted(v) for k, v in value.items()}
-    return plain(value)
+    return to_builtin(value)
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
@@ -176,7 +176,7 @@ def stack(
     """
     one_of("linear", linear, MIXING)
     parts: list[FlowTransform] = []
-    for index in range(count("layers", layers)):
+    for index in range(checked_int("layers", layers)):
         parts.append(make_layer(index % 2 == 1 and linear != "permute"))
         if linear == "lu":
             parts.append(LULinear(features))
@@ -223,7 +223,7 @@ def vector_flow(
         >>> vector_flow(layer, 3, 0, family=pf.transforms.Additive(), **options).fast
         'sample'
     """
-    features = count("features", features)
+    features = checked_int("features", features)
     free = free_features(features, support)
     parts = stack(
         lambda descending: layer(free, family, context, descending),

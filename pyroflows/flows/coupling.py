@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution, constraints
 
-from pyroflows._checks import count
+from pyroflows._checks import checked_int
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows.assembly import Example, builder, vector_flow
 from pyroflows.nets import MLP
@@ -33,7 +33,7 @@ def coupling_layer(
         ValueError: there is one feature.
     """
     why = " for a coupling flow, which splits them (pf.maf or pf.iaf takes one)"
-    features = count("features", features, 2, why)
+    features = checked_int("features", features, 2, why)
     mask = torch.arange(features) < features // 2
     mask = mask.flip(0) if descending else mask
     kept = int(mask.sum())

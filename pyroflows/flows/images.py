@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from pyroflows._checks import context_shape
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows.assembly import Example, builder, count, one_of
+from pyroflows.flows.assembly import Example, builder, checked_int, one_of
 from pyroflows.nets import ConvNet, ConvResNet
 from pyroflows.transforms import (
     ActNorm,
@@ -47,7 +47,7 @@ def image_shape(shape: Sequence[int], levels: int) -> Shape:
     if not isinstance(shape, Sequence) or len(shape) != 3:
         raise ValueError(f"shape: expected (channels, height, width), got {shape!r}")
     for name, number in zip(("channels", "height", "width"), shape, strict=True):
-        count(f"shape: {name}", number)
+        checked_int(f"shape: {name}", number)
     channels, height, width = shape
     if height % 2**levels or width % 2**levels:
         most = 0
@@ -137,8 +137,8 @@ def glow(
         >>> digits(torch.eye(10)).sample().shape
         torch.Size([10, 1, 8, 8])
     """
-    shape = image_shape(shape, count("levels", levels))
-    count("channels", channels)
+    shape = image_shape(shape, checked_int("levels", levels))
+    checked_int("channels", channels)
     kind = family_named(family, bound)
     one_of("linear", linear, ("lu", "plain"))
 
@@ -160,7 +160,7 @@ def glow(
             parts.insert(0, image_coupling(here, first_half(here), Affine(bound), net, context))
         return MultiScale(Chain(parts), level((here[0] // 2, *here[1:]), left - 1))
 
-    count("steps", steps)
+    checked_int("steps", steps)
     return close_images([level(shape, levels)], shape, context, base)
 
 
@@ -211,10 +211,10 @@ def multiscale_realnvp(
         >>> flow.sample((2,)).shape
         torch.Size([2, 3, 8, 8])
     """
-    shape = image_shape(shape, count("levels", levels))
-    count("channels", channels)
-    count("blocks", blocks, least=0)
-    count("steps", steps)
+    shape = image_shape(shape, checked_int("levels", levels))
+    checked_int("channels", channels)
+    checked_int("blocks", blocks, least=0)
+    checked_int("steps", steps)
     kind = family_named(family, bound)
     if isinstance(masks, str) or not masks:
         raise ValueError(f"masks: expected a tuple of names, got {masks!r}")
@@ -290,9 +290,9 @@ def mintnet(
         >>> flow.fast, flow.log_prob(torch.zeros(3, 1, 4, 4)).shape
         ('log_prob', torch.Size([3]))
     """
-    shape = image_shape(shape, count("levels", levels, least=0))
-    count("channels", channels)
-    count("steps", steps)
+    shape = image_shape(shape, checked_int("levels", levels, least=0))
+    checked_int("channels", channels)
+    checked_int("steps", steps)
 
     def layer(here: Shape, descending: bool, concave: bool) -> FlowTransform:
         return MaskedConv(

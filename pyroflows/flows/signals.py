@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import Distribution, constraints
 
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows.assembly import Example, builder, close, count, free_features, one_of
+from pyroflows.flows.assembly import Example, builder, checked_int, close, free_features, one_of
 from pyroflows.nets import CausalConv
 from pyroflows.transforms import Autoregressive, FlowTransform
 from pyroflows.transforms.families import family_from
@@ -69,8 +69,8 @@ def wavenet(
         (torch.Size([5]), torch.Size([5, 100]))
     """
     one_of("fast", fast, ("log_prob", "sample"))
-    free = free_features(count("features", features), support)
-    kind = "spline" if count("bins", bins, least=0) else "affine"
+    free = free_features(checked_int("features", features), support)
+    kind = "spline" if checked_int("bins", bins, least=0) else "affine"
     family = family_from(kind, bins=bins or None, bound=bound)
 
     def layer() -> FlowTransform:
@@ -85,7 +85,7 @@ def wavenet(
         made = Autoregressive(net, family)
         return made.inv if fast == "log_prob" else made
 
-    parts = [layer() for _ in range(count("layers", layers))]
+    parts = [layer() for _ in range(checked_int("layers", layers))]
     return close(parts, features, context, base, support)
 
 

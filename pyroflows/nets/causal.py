@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows._checks import check_whole, counts
+from pyroflows._checks import check_whole, checked_ints
 from pyroflows.nets.mlp import Dropping
 
 
@@ -121,7 +121,7 @@ class CausalConv(nn.Module):
         if dilations is None:
             dilations = covering_dilations(features, kernel)
         self.features, self.params, self.channels = features, params, channels
-        self.dilations, self.kernel = counts("dilations", dilations, fewest=0), kernel
+        self.dilations, self.kernel = checked_ints("dilations", dilations, fewest=0), kernel
         self.first = nn.Linear(1, channels)
         self.blocks = nn.ModuleList(
             CausalBlock(channels, kernel, d, context) for d in self.dilations

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pyroflows._checks import check_whole, counts
+from pyroflows._checks import check_whole, checked_ints
 from pyroflows.nets import made_gradient as walk_back
 from pyroflows.nets import made_inverse as walk
 from pyroflows.nets.masked_linear import MaskedLinear
@@ -61,7 +61,7 @@ class MADE(Dropping):
         check_whole(0, context=context)
         self.features = features
         self.params = params
-        self.hidden = counts("hidden", hidden)
+        self.hidden = checked_ints("hidden", hidden)
         self.activation = activation
         self.activate = activation_named(activation)
         self.residual = residual

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows._checks import check_whole, counts
+from pyroflows._checks import check_whole, checked_ints
 
 
 class Dropping(nn.Module):
@@ -99,7 +99,7 @@ class MLP(Dropping):
         super().__init__()
         check_whole(1, inputs=inputs, outputs=outputs)
         check_whole(0, context=context)
-        self.hidden = counts("hidden", hidden)
+        self.hidden = checked_ints("hidden", hidden)
         self.activation = activation
         self.activate = activation_named(activation)
         self.residual = residual

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyroflows._checks import check_not_negative, check_positive, check_share, check_whole, plain
+from pyroflows._checks import (
+    check_not_negative,
+    check_positive,
+    check_share,
+    check_whole,
+    to_builtin,
+)
 from pyroflows._distributed import gathered, open_fabric
 from pyroflows.data.checks import check_is_flow, checked_rows, reference
 from pyroflows.data.loaders import Validation, count_batches, sources
@@ -184,7 +190,7 @@ def fit(
         check_share(average=average)
     if weight_decay is not None:
         check_not_negative(weight_decay=weight_decay)
-    seed, batch_size = plain(seed), plain(batch_size)
+    seed, batch_size = to_builtin(seed), to_builtin(batch_size)
     fabric = open_fabric(
         reference(flow),
         accelerator=accelerator,

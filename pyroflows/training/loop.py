@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from pyroflows._checks import plain
+from pyroflows._checks import to_builtin
 from pyroflows._distributed import draw_apart
 from pyroflows.data.position import Passes
 from pyroflows.training.checkpoints import Checkpoints
@@ -83,7 +83,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Numbers of numpy's become Python's: a history of them could not be saved."""
         for name, value in vars(self).items():
-            object.__setattr__(self, name, plain(value))
+            object.__setattr__(self, name, to_builtin(value))
 
 
 def optimise(
