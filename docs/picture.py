@@ -62,7 +62,7 @@ def distilled(ax: Axes) -> None:
     teacher = pf.maf(2, layers=8, hidden=(128, 128))
     pf.fit(teacher, data.train, val=data.val, max_epochs=40)
     student = pf.student_of(teacher)
-    pf.distill(teacher, student, data=data.train, test=data.test, max_steps=3000)
+    pf.distill(teacher, student, data=data.train, max_steps=3000)
     draws = student.sample((12_000,))
     ax.scatter(*draws.T, s=1, color="tab:blue", alpha=0.5, lw=0)
     edge = 1.05 * data.train.abs().max().item()

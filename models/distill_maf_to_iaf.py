@@ -170,15 +170,16 @@ def run(name: str, case: Case, data: pf.datasets.Split, smoke: bool) -> tuple[Ro
     history = pf.fit(teacher, data.train, val=data.val, **fit)
     changes = {} if case.hidden is None else {"hidden": case.hidden}
     student = pf.student_of(teacher, **changes)
-    report = pf.distill(
+    course = pf.distill(teacher, student, data=data.train, **distill)
+    report = pf.compare(
         teacher,
         student,
-        data=data.train,
-        test=data.test,
+        data.test,
         draws=draws,
         classifier_draws=draws,
-        baseline=True,
-        **distill,
+        data=data.train,
+        baseline=course.seconds,
+        history=course,
     )
     print(f"\n{name}\n{report}")
     pictures = {
@@ -186,10 +187,11 @@ def run(name: str, case: Case, data: pf.datasets.Split, smoke: bool) -> tuple[Ro
         "teacher": teacher.sample((draws,)),
         "student": student.sample((draws,)),
     }
-    return [(f"{name}: {what}", value) for what, value in table(report, data, history)], pictures
+    rows = table(report, data, (history.seconds, course.seconds))
+    return [(f"{name}: {what}", value) for what, value in rows], pictures
 
 
-def table(report: pf.Distillation, data: pf.datasets.Split, history: pf.History) -> Rows:
+def table(report: pf.Distillation, data: pf.datasets.Split, seconds: tuple[float, float]) -> Rows:
     """What the comparison came to."""
     gaussian = gaussian_nats(data)
     gap, error = report.gap
@@ -210,10 +212,7 @@ def table(report: pf.Distillation, data: pf.datasets.Split, history: pf.History)
     for name, by_batch in report.speeds.items():
         for n, rate in by_batch.items():
             rows.append((f"{name}, samples / s, batch {n:,}", f"{rate:,.0f}"))
-    return [
-        *rows,
-        ("seconds: teacher, student", f"{history.seconds:.0f}, {report.history.seconds:.0f}"),
-    ]
+    return [*rows, ("seconds: teacher, student", "{:.0f}, {:.0f}".format(*seconds))]
 
 
 def draw(pictures: dict[str, dict[str, Tensor]], path: Path) -> None:

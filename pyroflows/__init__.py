@@ -6,7 +6,7 @@ from pyroflows.arviz_export import to_arviz
 from pyroflows.discrete.levels import bits_per_dim
 from pyroflows.discrete.pixel_model import PixelCNN, pixelcnn
 from pyroflows.discrete.quantization import quantized
-from pyroflows.distillation import Distillation, distill, student_of
+from pyroflows.distillation import Distillation, compare, distill, student_of
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.distributions.registry import FlowConstraint
@@ -69,6 +69,7 @@ __all__ = [
     # distillation
     "student_of",
     "distill",
+    "compare",
     "Distillation",
     # keep and share
     "save",

@@ -127,9 +127,8 @@ def distill_case(where, rank):
     teacher = pf.maf(2, layers=1, hidden=(8,))
     torch.manual_seed(rank)
     student = pf.student_of(teacher)
-    settings = {"max_steps": 100, "batch_size": 32, "draws": 100, "classifier_draws": 0}
-    report = pf.distill(teacher, student, progress=False, **settings, **where)
-    return {"train": report.history.train, "val": report.history.val, "state": digest(student)}
+    history = pf.distill(teacher, student, max_steps=100, batch_size=32, progress=False, **where)
+    return {"train": history.train, "val": history.val, "state": digest(student)}
 
 
 def answer(case, where, rank, folder):

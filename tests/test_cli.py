@@ -179,13 +179,18 @@ def test_distill_learns_from_training_rows_and_is_judged_by_held_out_ones(
     fitted, tmp_path, monkeypatch
 ):
     given = {}
-    true_distill = fitting.distill_flow
+    true_distill, true_compare = fitting.distill_flow, fitting.compare
 
-    def watched(*args, **options):
+    def distilled(*args, **options):
         given.update(options)
         return true_distill(*args, **options)
 
-    monkeypatch.setattr(fitting, "distill_flow", watched)
+    def compared(teacher, student, test, **options):
+        given.update(test=test)
+        return true_compare(teacher, student, test, **options)
+
+    monkeypatch.setattr(fitting, "distill_flow", distilled)
+    monkeypatch.setattr(fitting, "compare", compared)
     ok("distill", fitted[1], "--out", tmp_path / "fast", "--steps", 50)
     run_of = runs.read_run(fitted[1])
     torch.testing.assert_close(given["data"], run_of.tensor(run_of.train))

@@ -180,8 +180,8 @@ def test_distill_compiles():
     teacher = pf.maf(2, layers=1, hidden=(8,))
     randomize(teacher, gain=0.3)
     student = pf.student_of(teacher)
-    report = pf.distill(teacher, student, max_steps=150, compile=True, progress=False)
-    assert report.reverse_kl[0] < 0.2
+    history = pf.distill(teacher, student, max_steps=150, compile=True, progress=False)
+    assert history.curves["reverse KL"][history.best] < 0.2
 
 
 def test_compile_asks_for_a_compiler(monkeypatch):

@@ -2,6 +2,8 @@
 
 import math
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,16 @@ from torch.distributions import constraints
 
 import pyroflows as pf
 
+mpl.use("Agg")
+
 BRIEF = {"draws": 4000, "classifier_draws": 0, "speed_batches": (1,)}  # of the report
+FEW = {"draws": 100, "classifier_draws": 0, "speed_batches": (1,)}
+
+
+def untouched(flow):
+    """A function that says whether the flow is as it is now, to the bit."""
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    return lambda: all(torch.equal(v, before[name]) for name, v in flow.state_dict().items())
 
 
 @pytest.fixture(scope="module")
@@ -24,18 +35,50 @@ def teacher():
 def test_student_comes_close(teacher):
     test = pf.datasets.moons(4000).test
     student = pf.student_of(teacher)
-    report = pf.distill(teacher, student, test=test, max_steps=150, progress=False)
+    history = pf.distill(teacher, student, max_steps=150, progress=False)
+    report = pf.compare(teacher, student, test, history=history)
     assert report.reverse_kl[0] < 0.05 + 3 * report.reverse_kl[1]
     assert report.forward_kl[0] < 0.05 + 3 * report.forward_kl[1]
     assert report.teacher_nats - report.student_nats == pytest.approx(report.gap[0], abs=1e-4)
     assert report.gap[0] < 0.1
-    assert report.student_speed > 0
+    assert report.speeds["student"][10_000] > 0
     assert "reverse KL" in str(report)
+    assert "all 3 looks done" in str(report)
+
+
+def test_history_has_both_divergences(teacher):
+    history = pf.distill(teacher, pf.student_of(teacher), max_steps=150, progress=False)
+    assert list(history.curves) == ["reverse KL", "forward KL"]
+    reverse, forward = history.curves.values()
+    assert history.val == [-(a + b) for a, b in zip(reverse, forward, strict=True)]
+    ax = history.plot()
+    assert ax.get_xlabel() == "step"
+    drawn = {line.get_label(): line.get_xdata() for line in ax.get_lines()}
+    assert list(drawn["reverse KL"]) == list(drawn["forward KL"]) == [50, 100, 150]
+    assert drawn["weights kept"][0] == 50 * (history.steps[history.best] + 1)
+    plt.close(ax.figure)
+
+
+@pytest.mark.parametrize("name", ["test", "draws", "classifier_draws", "speed_batches", "baseline"])
+def test_what_compare_takes_is_said_to_be_its_own(teacher, name):
+    student = pf.student_of(teacher)
+    same = untouched(student)
+    with pytest.raises(
+        TypeError, match=rf"{name}= belongs to pf\.compare\(teacher, student, {name}="
+    ):
+        pf.distill(teacher, student, **{name: 10}, max_steps=50, progress=False)
+    assert same()
+
+
+def test_an_unknown_argument_is_one(teacher):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
+        pf.distill(teacher, pf.student_of(teacher), steps=50)
 
 
 def test_estimates_agree_with_the_student_it_leaves(teacher):
     student = pf.student_of(teacher)
-    report = pf.distill(teacher, student, max_steps=50, **BRIEF, progress=False)
+    pf.distill(teacher, student, max_steps=50, progress=False)
+    report = pf.compare(teacher, student, **BRIEF)
     with torch.no_grad():
         x = teacher.sample((20_000,))
         ratio = teacher.log_prob(x) - student.log_prob(x)
@@ -45,10 +88,12 @@ def test_estimates_agree_with_the_student_it_leaves(teacher):
 
 def test_teacher_is_left_exactly_as_it_was(teacher):
     teacher.train()
-    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    same = untouched(teacher)
     flags = [(p.requires_grad, p.grad) for p in teacher.parameters()]
-    pf.distill(teacher, pf.student_of(teacher), max_steps=50, **BRIEF, progress=False)
-    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    student = pf.student_of(teacher)
+    pf.distill(teacher, student, max_steps=50, progress=False)
+    pf.compare(teacher, student, **FEW)
+    assert same()
     assert flags == [(p.requires_grad, p.grad) for p in teacher.parameters()]
     assert all(m.training for m in teacher.modules())
     teacher.eval()
@@ -61,8 +106,8 @@ def test_conditional_teacher():
     flow = pf.maf(2, 1, layers=1, hidden=(16,))
     pf.fit(flow, x, context, max_epochs=10, lr=5e-3, progress=False)
     student = pf.student_of(flow)
-    brief = {**BRIEF, "max_steps": 100, "progress": False}
-    report = pf.distill(flow, student, data=(x, context), **brief)
+    pf.distill(flow, student, data=(x, context), max_steps=100, progress=False)
+    report = pf.compare(flow, student, (x, context), **BRIEF)
     assert report.forward_kl[0] < 0.1
 
 
@@ -128,10 +173,13 @@ BAD = {
 def test_refuses(case):
     make_teacher, make_student, message = BAD[case]
     student = make_student()
-    before = {k: v.clone() for k, v in student.state_dict().items()}
+    same = untouched(student)
     with pytest.raises(ValueError, match=message):
         pf.distill(make_teacher(), student, max_steps=10, progress=False)
-    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+    assert same()
+    if case != "slow":  # which is no reason not to compare
+        with pytest.raises(ValueError, match=message):
+            pf.compare(make_teacher(), student, **FEW)
 
 
 def nan_student():
@@ -164,11 +212,9 @@ def test_layers_need_a_student_that_matches(teacher):
 
 def test_speeds_are_of_the_batches_asked_for(teacher):
     with pytest.raises(ValueError, match="speed_batches.*expected"):
-        pf.distill(teacher, pf.student_of(teacher), speed_batches=(0,), progress=False)
-    brief = {**BRIEF, "max_steps": 50, "speed_batches": (2, 30), "progress": False}
-    report = pf.distill(teacher, pf.student_of(teacher), **brief)
+        pf.compare(teacher, pf.student_of(teacher), speed_batches=(0,))
+    report = pf.compare(teacher, pf.student_of(teacher), **{**FEW, "speed_batches": (2, 30)})
     assert {tuple(by_batch) for by_batch in report.speeds.values()} == {(2, 30)}
-    assert report.student_speed == report.speeds["student"][30]
 
 
 def test_reconstruction_needs_bases_of_one_shape(teacher, monkeypatch):
@@ -178,27 +224,64 @@ def test_reconstruction_needs_bases_of_one_shape(teacher, monkeypatch):
         pf.distill(teacher, student, objective="mixed", progress=False)
 
 
-def test_baseline_needs_data(teacher):
-    with pytest.raises(ValueError, match="baseline: expected data="):
-        pf.distill(teacher, pf.student_of(teacher), baseline=True, progress=False)
+BASELINES = {
+    "no data": ({"baseline": 1.0, "test": torch.randn(20, 2)}, "baseline: expected data="),
+    "no test": ({"baseline": 1.0, "data": torch.randn(20, 2)}, "baseline: expected test="),
+    "few": (
+        {"baseline": 1.0, "data": torch.randn(4, 2), "test": torch.randn(20, 2)},
+        "baseline: expected enough data=.*got 4 rows",
+    ),
+    "no time": (
+        {"baseline": 0, "data": torch.randn(20, 2), "test": torch.randn(20, 2)},
+        "baseline: expected a positive number",
+    ),
+    "truth": (
+        {"baseline": True, "data": torch.randn(20, 2), "test": torch.randn(20, 2)},
+        "baseline: expected a positive number, got True",
+    ),
+    "word": (
+        {"baseline": "iaf", "test": torch.randn(20, 2)},
+        "baseline: expected a flow, got str",
+    ),
+    "no baseline": ({"data": torch.randn(20, 2)}, "data: only a baseline is trained on it"),
+    "shape": (
+        {"baseline": pf.iaf(3), "test": torch.randn(20, 2)},
+        r"baseline: its event_shape \(3,\) differs from the student's",
+    ),
+}
 
 
-def test_baseline_needs_enough_data_and_says_so_before_any_step(teacher):
-    student = pf.student_of(teacher)
-    before = {k: v.clone() for k, v in student.state_dict().items()}
-    few = {"data": torch.randn(4, 2), "test": torch.randn(20, 2)}
-    with pytest.raises(ValueError, match=r"baseline: expected enough data=.*got 4 rows"):
-        pf.distill(teacher, student, **few, baseline=True, max_steps=50, **BRIEF, progress=False)
-    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+@pytest.mark.parametrize("case", BASELINES)
+def test_refuses_a_baseline(teacher, case):
+    arguments, message = BASELINES[case]
+    with pytest.raises(ValueError, match=message):
+        pf.compare(teacher, pf.student_of(teacher), **arguments, **FEW)
+
+
+def test_a_student_made_by_hand_needs_a_baseline_made_by_hand(teacher):
+    hand_made = pf.Flow(pf.transforms.LULinear(2), shape=2)
+    rows = {"data": torch.randn(20, 2), "test": torch.randn(20, 2)}
+    with pytest.raises(ValueError, match="train one yourself and pass baseline=flow"):
+        pf.compare(teacher, hand_made, baseline=1.0, **rows, **FEW)
+    report = pf.compare(teacher, hand_made, rows["test"], baseline=pf.iaf(2), **FEW)
+    assert math.isfinite(report.baseline_gap[0])
+
+
+def test_any_two_flows_over_the_same_rows_compare(teacher):
+    report = pf.compare(teacher, teacher, torch.randn(20, 2), **FEW)
+    assert report.gap == (0.0, 0.0)
+    assert report.history is None
+    assert "training" not in str(report)
 
 
 def test_a_classifier_needs_some_draws(teacher):
-    few = {**BRIEF, "max_steps": 50, "draws": 10, "progress": False}
+    student = pf.student_of(teacher)
     for name, value in (("classifier_draws", 9), ("draws", 9)):
         with pytest.raises(ValueError, match=rf"^{name}: expected .*(at least|>=) 10, got 9"):
-            pf.distill(teacher, pf.student_of(teacher), **{**few, name: value})
-    report = pf.distill(teacher, pf.student_of(teacher), **{**few, "classifier_draws": 10})
+            pf.compare(teacher, student, **{**FEW, "draws": 10, name: value})
+    report = pf.compare(teacher, student, **{**FEW, "draws": 10, "classifier_draws": 10})
     assert 0 <= report.auc <= 1
+    assert pf.compare(teacher, student, **{**FEW, "classifier_draws": 200}).classifier_draws == 100
 
 
 @pytest.mark.parametrize(
@@ -215,9 +298,10 @@ def test_a_classifier_needs_some_draws(teacher):
 )
 def test_contexts_are_checked_as_rows_are(context, message):
     flow = pf.maf(2, 1, layers=1, hidden=(8,))
-    brief = {**BRIEF, "max_steps": 50, "draws": 100, "progress": False}
     with pytest.raises(ValueError, match=f"context: {message}"):
-        pf.distill(flow, pf.student_of(flow), context=context, **brief)
+        pf.distill(flow, pf.student_of(flow), context=context, max_steps=50, progress=False)
+    with pytest.raises(ValueError, match=f"context: {message}"):
+        pf.compare(flow, pf.student_of(flow), context=context, **FEW)
 
 
 def test_student_of_needs_contexts_that_are_vectors():
@@ -232,19 +316,23 @@ def test_student_of_needs_contexts_that_are_vectors():
 
 
 def test_numbers_of_numpy_are_numbers(teacher, tmp_path):
-    few = {"max_steps": np.int64(50), "batch_size": np.int64(32), "draws": np.int64(100)}
+    few = {"max_steps": np.int64(50), "batch_size": np.int64(32)}
     pf.distill(
         teacher,
         pf.student_of(teacher),
         **few,
         lr=np.float32(1e-3),
         average=np.float32(0.9),
-        classifier_draws=np.int64(10),
-        speed_batches=(np.int64(1),),
         checkpoint=tmp_path,
         progress=False,
     )
     assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+    numbers = {"draws": np.int64(100), "classifier_draws": np.int64(10)}
+    report = pf.compare(
+        teacher, pf.student_of(teacher), **numbers, speed_batches=(np.int64(1),), seed=np.int64(0)
+    )
+    assert type(report.draws) is type(report.classifier_draws) is int
+    assert [type(size) for size in report.speeds["student"]] == [int]
 
 
 def test_unconditional_teacher_takes_no_context(teacher):
@@ -260,13 +348,19 @@ def test_contexts_of_another_width_are_refused():
 
 def test_conditional_teacher_needs_contexts():
     flow = pf.maf(2, 1, layers=1, hidden=(8,))
-    with pytest.raises(ValueError, match="context: this flow needs one of shape"):
-        pf.distill(flow, pf.student_of(flow), progress=False)
+    for call in (pf.distill, pf.compare):
+        with pytest.raises(ValueError, match="context: this flow needs one of shape"):
+            call(flow, pf.student_of(flow), progress=False)
 
 
-def test_bad_held_out_rows_are_named(teacher):
+def test_bad_rows_are_named(teacher):
+    student, bad = pf.student_of(teacher), torch.zeros(5, 3)
     with pytest.raises(ValueError, match="data: expected shape"):
-        pf.distill(teacher, pf.student_of(teacher), data=torch.zeros(5, 3), progress=False)
+        pf.distill(teacher, student, data=bad, progress=False)
+    with pytest.raises(ValueError, match="test: expected shape"):
+        pf.compare(teacher, student, bad)
+    with pytest.raises(ValueError, match="data: expected shape"):
+        pf.compare(teacher, student, torch.zeros(5, 2), data=bad, baseline=1.0)
 
 
 def test_student_has_a_base_of_its_own():
@@ -286,7 +380,8 @@ def test_student_of_a_hand_made_flow_has_its_support():
     parts = [pf.transforms.LULinear(2), pf.transforms.ToSupport(constraints.positive, 2)]
     teacher = pf.Flow(pf.Chain(parts), shape=2)
     student = pf.student_of(teacher, hidden=(8,))
-    report = pf.distill(teacher, student, max_steps=50, **BRIEF, progress=False)
+    pf.distill(teacher, student, max_steps=50, progress=False)
+    report = pf.compare(teacher, student, **BRIEF)
     assert math.isfinite(report.reverse_kl[0])
 
 
@@ -295,9 +390,13 @@ def test_refuses_another_dtype(teacher):
         pf.distill(teacher, pf.student_of(teacher).double(), max_steps=10, progress=False)
 
 
-@pytest.mark.parametrize(
-    "name", ["lr", "clip", "max_steps", "batch_size", "draws", "classifier_draws"]
-)
+@pytest.mark.parametrize("name", ["lr", "clip", "max_steps", "batch_size"])
 def test_refuses_argument(teacher, name):
     with pytest.raises(ValueError, match=name):
         pf.distill(teacher, pf.student_of(teacher), **{name: -1}, progress=False)
+
+
+@pytest.mark.parametrize("name", ["draws", "classifier_draws", "seed"])
+def test_compare_refuses_argument(teacher, name):
+    with pytest.raises(ValueError, match=name):
+        pf.compare(teacher, pf.student_of(teacher), **{name: -1})

@@ -11,16 +11,10 @@ from torch.distributions import Normal, constraints, kl_divergence
 
 import pyroflows as pf
 from pyroflows.data.rows import Rows
-from pyroflows.distillation import measures
+from pyroflows.distillation import comparison
 from pyroflows.distillation import training as train
-from pyroflows.distillation.measures import (
-    Contexts,
-    plain_inverse,
-    plain_loop_speed,
-    scored,
-    two_sample_auc,
-    untrained,
-)
+from pyroflows.distillation.draws import Contexts, scored
+from pyroflows.distillation.measures import plain_inverse, plain_loop_speed, two_sample_auc
 from pyroflows.distillation.objectives import (
     OBJECTIVES,
     Objectives,
@@ -30,7 +24,6 @@ from pyroflows.distillation.objectives import (
 )
 from pyroflows.distillation.schedule import EPOCH, Lessons, Phase, plan, weights_at
 from pyroflows.distillation.student import matched, parts_of
-from pyroflows.flows import builder
 from pyroflows.testing import randomize
 
 mpl.use("Agg")
@@ -243,9 +236,8 @@ def test_every_objective_brings_the_student_closer(objective, name):
     context = torch.randn(2000, 2) if teacher.context_shape else None
     x = teacher(context).sample(() if teacher.context_shape else (2000,))
     before = (scored(teacher, x, context) - scored(student, x, context)).mean()
-    report = quick(
-        teacher, student, context=context, objective=objective, max_steps=50, lr=5e-3, draws=2000
-    )
+    quick(teacher, student, context=context, objective=objective, max_steps=50, lr=5e-3)
+    report = pf.compare(teacher, student, None, context, **{**BRIEF, "draws": 2000})
     assert report.forward_kl[0] < 0.5 * before
 
 
@@ -293,10 +285,11 @@ def test_few_rows_are_not_learned_by_heart():
     assert lessons_of_few.share * 20 * EPOCH * 100 == pytest.approx(20 * len(rows))
 
 
+BRIEF = {"draws": 500, "classifier_draws": 0, "speed_batches": (1,)}
+
+
 def quick(teacher, student, **kwargs):
-    brief = {"draws": 500, "classifier_draws": 0, "speed_batches": (1,), "progress": False}
-    kwargs = {**brief, **kwargs}
-    return pf.distill(teacher, student, **kwargs)
+    return pf.distill(teacher, student, progress=False, **kwargs)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(monkeypatch):
@@ -309,10 +302,11 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(monkeypatch):
         return layers(self, *args) * (math.nan if next(calls) % 10 == 3 else 1.0)
 
     monkeypatch.setattr(Objectives, "_layers", sometimes_nan)
-    report = quick(teacher, student, max_steps=100, lr=5e-3)
-    assert report.skipped >= 5
-    assert f"{report.skipped} steps not finite" in str(report)
-    assert report.history.rollbacks == 0
+    history = quick(teacher, student, max_steps=100, lr=5e-3)
+    assert history.skipped >= 5
+    assert history.rollbacks == 0
+    report = pf.compare(teacher, student, history=history, **BRIEF)
+    assert f"{history.skipped} steps not finite" in str(report)
     assert abs(report.reverse_kl[0]) < 1
 
 
@@ -325,9 +319,9 @@ def test_a_loss_scaled_too_far_is_skipped_until_it_fits(monkeypatch):
     fabric = Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
     monkeypatch.setattr(train, "open_fabric", lambda *_, **__: fabric)
     teacher = random_teacher("lu").float()
-    report = quick(teacher, pf.student_of(teacher), max_steps=50)
-    assert 5 < report.skipped < 25
-    assert report.history.rollbacks == 0
+    history = quick(teacher, pf.student_of(teacher), max_steps=50)
+    assert 5 < history.skipped < 25
+    assert history.rollbacks == 0
     assert scaler.get_scale() < 2.0**25
 
 
@@ -353,23 +347,26 @@ def test_interrupted_it_returns_the_best_student(monkeypatch):
         return layers(self, *args)
 
     monkeypatch.setattr(Objectives, "_layers", interrupted)
-    report = quick(teacher, student, max_steps=400, lr=5e-3, draws=4000)
-    assert report.history.stopped == "interrupted"
-    assert len(report.course) == 2
-    best = max(report.history.val)
+    history = quick(teacher, student, max_steps=400, lr=5e-3)
+    assert history.stopped == "interrupted"
+    assert [len(values) for values in history.curves.values()] == [2, 2]
+    best = max(history.val)
+    report = pf.compare(teacher, student, **{**BRIEF, "draws": 4000})
     measured = -(report.reverse_kl[0] + report.forward_kl[0])
     assert measured == pytest.approx(best, abs=0.1)
 
 
-def test_interrupted_at_once_it_still_reports(monkeypatch):
+def test_interrupted_at_once_it_still_gives_a_history(monkeypatch):
     def interrupted(self, *args):
         raise KeyboardInterrupt
 
     teacher = random_teacher("lu").float()
     monkeypatch.setattr(Objectives, "_layers", interrupted)
-    report = quick(teacher, pf.student_of(teacher), max_steps=100)
-    assert report.history.stopped == "interrupted"
-    report.plot()
+    student = pf.student_of(teacher)
+    history = quick(teacher, student, max_steps=100)
+    assert history.stopped == "interrupted"
+    history.plot()
+    pf.compare(teacher, student, history=history, **BRIEF).plot()
     mpl.pyplot.close("all")
 
 
@@ -403,15 +400,12 @@ def test_a_base_that_could_learn_stays_the_teachers():
 def test_stops_early(monkeypatch):
     teacher = random_teacher("lu").float()
     plain = {"objective": "reverse_kl", "path": False}
-    monkeypatch.setattr(train._Judge, "__call__", lambda self: self.course.append((0, 0, 0)) or 0.0)
-    report = quick(
+    monkeypatch.setattr(train._Judge, "__call__", lambda self: 0.0)
+    history = quick(
         teacher, pf.student_of(teacher), max_steps=5000, patience=2, batch_size=8, **plain
     )
-    assert report.history.stopped == "no better score for 2 looks"
-    assert len(report.course) == 3
-    ax = report.history.plot()
-    assert ax.get_xlabel() == "look"
-    mpl.pyplot.close(ax.figure)
+    assert history.stopped == "no better score for 2 looks"
+    assert len(history.steps) == 3
 
 
 def test_auc_tells_samples_apart():
@@ -437,14 +431,16 @@ def test_plain_loop_is_for_flows_with_a_slow_direction():
 
 def test_the_plain_loop_is_timed_once_for_a_number_of_rows(monkeypatch):
     teacher, timed = random_teacher("lu").float(), []
-    clock = measures.plain_loop_speed
+    clock = comparison.plain_loop_speed
 
     def counted(flow, contexts, n):
         timed.append(n)
         return clock(flow, contexts, n)
 
-    monkeypatch.setattr(measures, "plain_loop_speed", counted)
-    report = quick(teacher, pf.student_of(teacher), max_steps=50, speed_batches=(1, 1000, 2000))
+    monkeypatch.setattr(comparison, "plain_loop_speed", counted)
+    report = pf.compare(
+        teacher, pf.student_of(teacher), **{**BRIEF, "speed_batches": (1, 1000, 2000)}
+    )
     assert timed == [1, 1000]
     loop = report.speeds["plain loop"]
     assert list(loop) == [1, 1000, 2000]
@@ -454,9 +450,9 @@ def test_the_plain_loop_is_timed_once_for_a_number_of_rows(monkeypatch):
 def test_a_baseline_has_its_whole_schedule(monkeypatch):
     given = []
     monkeypatch.setattr(
-        measures, "fit", lambda *rows, **how: given.append(how) or time.sleep(0.001)
+        comparison, "fit", lambda *rows, **how: given.append(how) or time.sleep(0.001)
     )
-    measures.fit_for(1.0, pf.iaf(2), Rows(gaussian_rows(20)))
+    comparison.fitted_like(pf.iaf(2), gaussian_rows(20), 1.0)
     assert given[1]["patience"] == given[1]["max_epochs"] > 30
 
 
@@ -478,29 +474,25 @@ def full_report():
     x = gaussian_rows(2000)
     pf.fit(teacher, x, max_epochs=5, lr=1e-2, progress=False)
     student = pf.student_of(teacher)
-    return pf.distill(
+    history = pf.distill(teacher, student, data=x, max_steps=200, lr=5e-3, progress=False)
+    return pf.compare(
         teacher,
         student,
-        data=x,
-        test=gaussian_rows(1000),
-        max_steps=200,
-        lr=5e-3,
+        gaussian_rows(1000),
         classifier_draws=1000,
-        baseline=True,
+        data=x,
+        baseline=history.seconds,
+        history=history,
         progress=False,
     )
 
 
-@builder
-def from_elsewhere(features):
-    return pf.iaf(features, layers=1, hidden=(4,))
-
-
-@pytest.mark.parametrize("build", [pf.iaf, from_elsewhere], ids=["ours", "elsewhere"])
-def test_a_baseline_is_a_flow_like_the_student(build):
-    student = build(2)
-    fresh = untrained(student)
+def test_a_baseline_is_a_fresh_flow_like_the_student(monkeypatch):
+    monkeypatch.setattr(comparison, "fit", lambda *rows, **how: time.sleep(0.001))
+    student = pf.student_of(random_teacher("lu"))
+    fresh = comparison.fitted_like(student, torch.randn(20, 3), 0.01)
     assert fresh.state_dict().keys() == student.state_dict().keys()
+    assert next(fresh.parameters()).dtype == torch.float64
     assert not set(fresh.parameters()) & set(student.parameters())
 
 
@@ -527,20 +519,27 @@ def test_report_says_who_is_better(full_report):
         ((0.5, 0.1), "the student is better"),
         ((-0.5, 0.1), "the flow trained directly is better"),
         ((0.1, 0.1), "no clear difference"),
-        (None, "baseline=True"),
+        (None, "baseline=seconds"),
     ):
         assert words in replace(full_report, baseline_gap=gap).verdict
 
 
 def test_picture(full_report):
-    figure = full_report.plot()
-    assert len(figure.axes) == 6
-    assert all(ax.get_title() for ax in figure.axes)
-    mpl.pyplot.close(figure)
+    from dataclasses import replace
+
+    for report, pictures in ((full_report, 6), (replace(full_report, history=None), 5)):
+        figure = report.plot()
+        assert len(figure.axes) == pictures
+        assert all(ax.get_title() for ax in figure.axes)
+        mpl.pyplot.close(figure)
 
 
-def test_a_tenth_of_the_data_is_held_out():
+def test_the_classifier_has_a_seed():
     teacher = random_teacher("lu").float()
-    report = quick(teacher, pf.student_of(teacher), data=teacher.sample((200,)), max_steps=50)
-    assert report.gap is not None
-    assert report.baseline_nats is None
+    student = pf.student_of(teacher)
+
+    def auc(seed):
+        torch.manual_seed(0)
+        return pf.compare(teacher, student, **{**BRIEF, "classifier_draws": 500}, seed=seed).auc
+
+    assert auc(0) == auc(0) != auc(1)

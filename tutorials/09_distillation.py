@@ -155,21 +155,23 @@ print(f"the true density         {-math.log(8) - math.log(2 * math.pi * math.e *
 #   \frac{(\sigma^t_i)^2 + (\mu^t_i - \mu^s_i)^2}{2 (\sigma^s_i)^2} - \frac12 .$$
 #
 # No inversion, no mode to miss: this is what `pf.distill` takes by default (`objective="auto"`)
-# where layers match; `"reverse_kl"` and `"forward_kl"` are there by name. The report has both
-# divergences, the weights $t / s$ with their $\hat k$ (below its threshold they can correct what is
-# left), a classifier that tries to tell the draws apart (0.5: it cannot), and samples a second.
+# where layers match; `"reverse_kl"` and `"forward_kl"` are there by name. Then `pf.compare` reports
+# both divergences, the weights $t / s$ with their $\hat k$ (below its threshold they can correct
+# what is left), a classifier that tries to tell the draws apart (0.5: it cannot), and samples a
+# second.
 
 # %%
 student = pf.student_of(teacher)
-report = pf.distill(
+course = pf.distill(
+    teacher, student, data=blobs.train, max_steps=50 if SMOKE else 700, progress=False
+)
+report = pf.compare(
     teacher,
     student,
-    data=blobs.train,
-    test=blobs.test,
-    max_steps=50 if SMOKE else 700,
+    blobs.test,
     draws=1000 if SMOKE else 10_000,
     classifier_draws=200 if SMOKE else 2000,
-    progress=False,
+    history=course,
 )
 print(report)
 

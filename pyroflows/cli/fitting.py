@@ -17,8 +17,8 @@ from pyroflows.cli.output import Json, command, note, result
 from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
 from pyroflows.cli.tables import BINARY, kind_of, read_table
 from pyroflows.data.rows import shuffled
+from pyroflows.distillation import compare, student_of
 from pyroflows.distillation import distill as distill_flow
-from pyroflows.distillation import student_of
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows import builders
 from pyroflows.training.likelihood import fit as fit_flow
@@ -217,16 +217,16 @@ def distill(
         note(f"note: this flow already samples in one pass (fast: {teacher.flow.fast})")
     torch.manual_seed(seed)
     student: Flow = student_of(teacher.flow)
-    told = distill_flow(
+    history = distill_flow(
         teacher.flow,
         student,
         data=teacher.tensor(teacher.train),
-        test=teacher.tensor(teacher.held),
         max_steps=steps,
         batch_size=batch_size,
         progress=not json,
     )
-    facts = {**teacher.facts, "history": dataclasses.asdict(told.history)}
+    told = compare(teacher.flow, student, teacher.tensor(teacher.held), history=history)
+    facts = {**teacher.facts, "history": dataclasses.asdict(history)}
     facts["teacher"] = teacher.builder
     made = Run(out, student, facts, teacher.train, teacher.held)
     _judge(made, made.held)

@@ -1,4 +1,4 @@
-"""What a distillation came to: numbers, a table in words, a picture."""
+"""How a student compares with its teacher: numbers, a table in words, a picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ Estimate = tuple[float, float]  # a mean and its standard error
 
 @dataclass
 class Distillation:
-    """What a distillation came to; printable, with ``.plot()``. KLs and scores are in nats.
+    """How a student compares with its teacher; printable, with ``.plot()``; in nats.
+
+    ``pf.compare`` makes it.
 
     Attributes:
         reverse_kl: ``E_student[log s - log t]`` and its standard error.
@@ -43,8 +45,7 @@ class Distillation:
         baseline_nats: held-out score of the same flow trained directly on the data, or None.
         baseline_gap: mean of ``log s - log baseline`` over the held-out rows and its paired
             standard error: positive where the student is better.
-        history: the course of training; its score is minus the sum of both divergences.
-        course: at each look at the student the step and both divergences.
+        history: of the distillation, where it was given.
         samples: draws of ``"teacher"`` and ``"student"``, for pictures.
         log_weights: ``log t - log s`` at the student's draws.
 
@@ -52,8 +53,8 @@ class Distillation:
         >>> import pyroflows as pf
         >>> teacher = pf.maf(2, layers=1, hidden=(8,))
         >>> student = pf.student_of(teacher)
-        >>> few = dict(max_steps=5, draws=200, classifier_draws=0, speed_batches=(1,))
-        >>> report = pf.distill(teacher, student, progress=False, **few)
+        >>> few = dict(draws=200, classifier_draws=0, speed_batches=(1,))
+        >>> report = pf.compare(teacher, student, **few)
         >>> report.draws, sorted(report.samples), report.gap     # no held-out rows were given
         (200, ['student', 'teacher'], None)
     """
@@ -72,20 +73,9 @@ class Distillation:
     speeds: dict[str, dict[int, float]]
     baseline_nats: float | None
     baseline_gap: Estimate | None
-    history: History = field(repr=False)
-    course: list[tuple[int, float, float]] = field(repr=False)
+    history: History | None = field(repr=False)
     samples: dict[str, Tensor] = field(repr=False)
     log_weights: Tensor = field(repr=False)
-
-    @property
-    def student_speed(self) -> float:
-        """Samples a second, in the largest batches that were tried."""
-        return self.speeds["student"][max(self.speeds["student"])]
-
-    @property
-    def skipped(self) -> int:
-        """How many steps were not applied because they were not finite."""
-        return self.history.skipped
 
     def __str__(self) -> str:
         lines = [
@@ -114,7 +104,8 @@ class Distillation:
                 continue
             shown = ", ".join(f"{rate:,.0f} in batches of {n:,}" for n, rate in by_batch.items())
             lines.append((f"samples / s, {name}", f"    {shown}"))
-        lines.append(("training", f"    {self._training()}"))
+        if self.history is not None:
+            lines.append(("training", f"    {_training(self.history)}"))
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
@@ -122,7 +113,7 @@ class Distillation:
     def verdict(self) -> str:
         """Whether the student or the same flow trained on the data is better, in words."""
         if self.baseline_gap is None:
-            return "no flow was trained on the data to compare with (baseline=True)"
+            return "no flow was trained on the data to compare with (baseline=seconds)"
         mean, error = self.baseline_gap
         if abs(mean) < 2 * error:
             return "no clear difference in equal time"
@@ -138,35 +129,24 @@ class Distillation:
             f"(threshold {threshold:.2f})"
         )
 
-    def _training(self) -> str:
-        history = self.history
-        skipped = f", {history.skipped} steps not finite and skipped" if history.skipped else ""
-        back = f", {history.rollbacks} rollbacks" if history.rollbacks else ""
-        return f"{history.seconds:.1f} s, {history.stopped}{skipped}{back}"
-
     def plot(self) -> Figure:
-        """Both divergences in training, the weights, both samples side by side, and the speeds."""
+        """Both samples side by side, the weights, quantiles and speeds, and the training.
+
+        The last where there is a history.
+        """
         import matplotlib.pyplot as plt
 
-        figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
-        self._plot_course(axes[0, 0])
-        self._plot_samples(axes[0, 1:])
-        self._plot_weights(axes[1, 0])
-        self._plot_quantiles(axes[1, 1])
-        self._plot_speeds(axes[1, 2])
+        above = "ttttttssssss" if self.history is None else "ccccttttssss"
+        figure, axes = plt.subplot_mosaic(
+            f"{above}\nwwwwqqqqvvvv", figsize=(12, 7), layout="constrained"
+        )
+        if self.history is not None:
+            self.history.plot(axes["c"]).set(title="divergence in training")
+        self._plot_samples([axes["t"], axes["s"]])
+        self._plot_weights(axes["w"])
+        self._plot_quantiles(axes["q"])
+        self._plot_speeds(axes["v"])
         return figure
-
-    def _plot_course(self, ax: Axes) -> None:
-        if self.course:
-            steps, reverse, forward = zip(*self.course, strict=True)
-            floor = 1e-4  # an estimate of a small divergence may fall below zero
-            for name, values in (("reverse", reverse), ("forward", forward)):
-                ax.plot(steps, [max(v, floor) for v in values], label=f"{name} KL")
-            if self.history.steps:
-                kept = min(self.history.steps[self.history.best], len(steps) - 1)
-                ax.axvline(steps[kept], color="grey", ls=":", label="kept")
-            ax.legend()
-        ax.set(title="divergence in training", xlabel="step", ylabel="nats", yscale="log")
 
     def _plot_samples(self, axes: list[Axes]) -> None:
         flat = {name: x.flatten(1).double() for name, x in self.samples.items()}
@@ -235,6 +215,12 @@ _COLORS = {"teacher": "tab:blue", "student": "tab:orange", "plain loop": "tab:gr
 def _rounded(rate: float) -> float:
     """To three digits: clocks vary by more."""
     return float(f"{rate:.3g}")
+
+
+def _training(history: History) -> str:
+    skipped = f", {history.skipped} steps not finite and skipped" if history.skipped else ""
+    back = f", {history.rollbacks} rollbacks" if history.rollbacks else ""
+    return f"{history.seconds:.1f} s, {history.stopped}{skipped}{back}"
 
 
 def _plus_minus(pair: Estimate) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyroflows.data.rows import Rows
-from pyroflows.distillation.measures import Contexts, drawn
+from pyroflows.distillation.draws import Contexts, drawn
 from pyroflows.distillation.objectives import OBJECTIVES
 from pyroflows.distillation.pairs import Pair
 from pyroflows.distributions.flow import Flow

@@ -11,34 +11,23 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from pyroflows._checks import check_positive, check_share, check_whole, to_builtin
 from pyroflows._distributed import mean_over, open_fabric
 from pyroflows.data.checks import reference
-from pyroflows.distillation.comparison import (
-    check_baseline,
-    check_draws,
+from pyroflows.distillation.checks import (
     check_objective,
     check_pair,
     check_scores,
-    check_sizes,
     checked_data,
 )
-from pyroflows.distillation.measures import (
-    Contexts,
-    divergence_on,
-    drawn,
-    fit_for,
-    measure,
-    untrained,
-)
+from pyroflows.distillation.draws import Contexts, divergence_on, drawn
 from pyroflows.distillation.objectives import Objectives
-from pyroflows.distillation.report import Distillation
 from pyroflows.distillation.schedule import EPOCH, Lessons, plan
 from pyroflows.distillation.student import matched, parts_of
 from pyroflows.distributions.flow import Flow
@@ -51,6 +40,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _JUDGED = 2000  # draws of each flow at a look
+_OF_COMPARE = ("test", "draws", "classifier_draws", "speed_batches", "baseline")
 
 
 def distill(
@@ -58,7 +48,6 @@ def distill(
     student: Flow,
     *,
     data: Any = None,
-    test: Any = None,
     context: Any = None,
     objective: str = "auto",
     path: bool = True,
@@ -68,10 +57,6 @@ def distill(
     clip: float = 5.0,
     average: float = 0.99,
     patience: int = 20,
-    draws: int = 10_000,
-    classifier_draws: int = 2000,
-    speed_batches: Sequence[int] = (1, 1000, 10_000),
-    baseline: bool = False,
     checkpoint: str | Path | None = None,
     every: float = 1,
     resume: bool = False,
@@ -82,12 +67,15 @@ def distill(
     strategy: str = "auto",
     precision: str | None = None,
     num_nodes: int = 1,
-) -> Distillation:
-    """Train a student that samples fast to have a teacher's density, in place; report how close.
+    **unknown: NoReturn,
+) -> History:
+    """Train a student that samples fast to have a teacher's density, in place.
+
+    ``pf.compare(teacher, student)`` then says how close it came.
 
     The teacher is used in eval mode through a frozen view and left exactly as it was. The student
     keeps its best weights: those with the least sum of both divergences at a look, of which there
-    is one every 50 steps. Ctrl-C ends training and gives the best student so far with its report.
+    is one every 50 steps. Ctrl-C ends training and leaves the best student so far.
     Where the two match layer by layer, the student's autoregressive layers alone are trained, by
     whatever objective: its base, and the maps between the layers, stay those of the teacher.
 
@@ -97,8 +85,6 @@ def distill(
             ``pf.student_of(teacher)``.
         data: rows, or a pair (rows, context), to learn from beside the teacher's own draws: up to
             half of a batch.
-        test: held-out rows, or a pair (rows, context), on which the report compares both; by
-            default a tenth of ``data``.
         context: rows of contexts to distil under, for conditional flows; those of ``data`` if not
             given.
         objective: ``"layers"``, ``"reverse_kl"``, ``"forward_kl"``, ``"z_reconstruction"``,
@@ -116,14 +102,7 @@ def distill(
         average: decay of the weights' exponential average.
         patience: looks without a better student before stopping, counted once the last phase of the
             schedule has begun.
-        draws: of each flow for the report, at least 10.
-        classifier_draws: of each flow for the classifier two-sample test, at least 10 and at most
-            ``draws``; 0 for none.
-        speed_batches: sizes of the batches that both draw by the clock for the report.
-        baseline: also train a fresh flow like the student on ``data`` by maximum likelihood, for
-            about the time that the distillation took (as many epochs as fit in it by the clock of
-            a first one), and compare the two on ``test``.
-        checkpoint: a folder to keep checkpoints in, as in ``pf.fit``; the report is made anew.
+        checkpoint: a folder to keep checkpoints in, as in ``pf.fit``.
         every: looks (of 50 steps) from one checkpoint to the next.
         resume: go on from the last checkpoint there, if there is one.
         progress: show both divergences, as in ``pf.fit``.
@@ -133,12 +112,14 @@ def distill(
         strategy: as in Fabric.
         precision: as in Fabric.
         num_nodes: as in Fabric.
+        **unknown: none; of those that ``pf.compare`` takes, the error says so.
 
     Returns:
-        Divergences with standard errors, importance weights, scores on held-out rows, a two-sample
-        test, speeds.
+        The course of training: its ``val`` is minus the sum of both divergences at each look, its
+        ``curves`` are the two, in nats, and ``.plot()`` draws them.
 
     Raises:
+        TypeError: an argument of ``pf.compare``, or an unknown one.
         ValueError: shapes, contexts or supports that differ, a student that samples slowly, a
             teacher whose parameters or own samples' scores are not finite, an argument out of
             range, or a checkpoint of another training. Nothing is trained then.
@@ -148,20 +129,17 @@ def distill(
     Example:
         >>> import pyroflows as pf
         >>> teacher = pf.maf(2, layers=1, hidden=(8,))
-        >>> report = pf.distill(teacher, pf.student_of(teacher), max_steps=50, progress=False)
-        >>> abs(report.reverse_kl[0]) < 0.1
-        True
+        >>> history = pf.distill(teacher, pf.student_of(teacher), max_steps=100, progress=False)
+        >>> history.steps, list(history.curves)      # looks, each after 50 steps
+        ([0, 1], ['reverse KL', 'forward KL'])
     """
+    _refuse(unknown)
     check_whole(1, max_steps=max_steps, batch_size=batch_size, patience=patience)
-    check_draws(draws, classifier_draws)
     check_positive(lr=lr, clip=clip)
     check_share(average=average)
-    check_sizes(speed_batches)
     check_pair(teacher, student)
     check_objective(objective, teacher, student)
-    rows, held, given = checked_data(teacher, data, test, context)
-    if baseline:
-        check_baseline(rows)
+    rows, given = checked_data(teacher, data, context)
     check_scores(teacher, Contexts(given))
     fabric = open_fabric(
         reference(student),
@@ -171,14 +149,13 @@ def distill(
         precision=precision,
         num_nodes=num_nodes,
     )
-    max_steps, batch_size, draws = to_builtin(max_steps), to_builtin(batch_size), to_builtin(draws)
+    max_steps, batch_size = to_builtin(max_steps), to_builtin(batch_size)
     frozen = teacher.detached()
     if reference(teacher).device != fabric.device:
         frozen = copy.deepcopy(frozen).to(fabric.device)
     frozen.eval()
-    rows, held, given = fabric.to_device((rows, held, given))
+    rows, given = fabric.to_device((rows, given))
     contexts = Contexts(given)
-    direct = untrained(student) if baseline else None
     pairs = matched(frozen, student)
     phases = plan(objective, pairs)
     epochs = math.ceil(max_steps / EPOCH)
@@ -194,7 +171,7 @@ def distill(
         label="distill",
         compile=compile,
         skip=True,
-        shown=judge.shown,
+        curves=judge.curves,
         epsilon=1e-8,  # near the teacher the gradients that matter are small too
     )
     loss = Objectives(frozen, student, pairs, judge.spread, path)
@@ -203,29 +180,21 @@ def distill(
     identity = {"distill": objective, "teacher": digest_of(frozen), **shapes_of(student)}
     keep = open_checkpoints(checkpoint, every, resume, identity, fabric)
     with _held_still(student if pairs else None):
-        course = History(counted="look")
+        course = History(counted="look", stride=EPOCH)
         history = optimise(student, loss, lessons, judge, settings, fabric, keep, course)
     student.eval()
-    if direct is not None:
-        fit_for(
-            mean_over(fabric, history.seconds)[0],
-            direct,
-            rows,
-            accelerator=accelerator,
-            devices=devices,
-        )
-    return measure(
-        frozen,
-        student,
-        contexts,
-        held,
-        draws=draws,
-        classifier_draws=min(classifier_draws, draws),
-        speed_batches=speed_batches,
-        baseline=direct,
-        history=history,
-        course=judge.course,
-    )
+    return history
+
+
+def _refuse(unknown: dict[str, NoReturn]) -> None:
+    """Raise a ``TypeError`` for the first of these arguments, where there is one."""
+    for name in unknown:
+        if name in _OF_COMPARE:
+            raise TypeError(
+                f"distill: {name}= belongs to pf.compare(teacher, student, {name}=...), which "
+                "reports on the student that distill has trained"
+            )
+        raise TypeError(f"distill() got an unexpected keyword argument {name!r}")
 
 
 class _Judge:
@@ -237,7 +206,7 @@ class _Judge:
         self.fabric = fabric
         self.context = contexts.draw(_JUDGED)
         self.draws = drawn(teacher, self.context, _JUDGED)
-        self.course: list[tuple[int, float, float]] = []
+        self.last: dict[str, float] = {}
         spread = fabric.all_reduce(self.draws[0].std(dim=0), reduce_op="mean")
         # The standard deviation of the teacher's draws in each coordinate; one where it is 0.
         self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -248,25 +217,22 @@ class _Judge:
         reverse = divergence_on(mine, self.teacher, self.context).mean().item()
         forward = divergence_on(self.draws, self.student, self.context).mean().item()
         reverse, forward = mean_over(self.fabric, reverse, forward)
-        self.course.append(((len(self.course) + 1) * EPOCH, reverse, forward))
+        self.last = {"reverse KL": reverse, "forward KL": forward}
         return -(reverse + forward)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it looks at, and saw."""
-        seen = ("context", "draws", "spread", "course")
-        return {name: getattr(self, name) for name in seen}
+        """What it looks at."""
+        return {name: getattr(self, name) for name in ("context", "draws", "spread")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Look at the same again; the spread changes in place, as the objectives use it too."""
         self.spread.copy_(state["spread"])
         self.context, draws = self.fabric.to_device((state["context"], state["draws"]))
         self.draws = tuple(draws)
-        self.course[:] = map(tuple, state["course"])
 
-    def shown(self) -> dict[str, str]:
-        """Both divergences, to show on the way."""
-        _, reverse, forward = self.course[-1]
-        return {"reverse KL": f"{reverse:.3f}", "forward KL": f"{forward:.3f}"}
+    def curves(self) -> dict[str, float]:
+        """Both divergences at the last look."""
+        return self.last
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_FLOOR = 1e-4  # where curves are drawn at least: an estimate of a small divergence may be negative
+
 
 @dataclass
 class History:
@@ -17,11 +19,14 @@ class History:
         unit: what ``train`` and ``val`` are measured in: nats (per row, or of the ELBO), or
             ``"bits/dim"``.
         per_nat: one nat in that unit; negative where lower is better, as for bits per dimension.
-        counted: what ``steps`` counts: ``"epoch"``, ``"look"`` (each after 50 steps) for a
-            distillation, ``"step"`` of the optimiser for a guide.
+        counted: what ``steps`` counts: ``"epoch"``, ``"look"`` for a distillation, ``"step"`` of
+            the optimiser for a guide.
+        stride: steps of the optimiser from one of these to the next, where that is fixed: 50 for a
+            distillation.
         steps: at which a line was recorded.
         train: mean training score at each.
         val: mean validation score at each; empty where nothing was held out.
+        curves: further numbers at each, by name: both divergences of a distillation, in nats.
         lr: step size at each.
         best: index of the line whose weights were kept.
         stopped: why training ended, in words.
@@ -42,9 +47,11 @@ class History:
     unit: str = "nats"
     per_nat: float = 1.0
     counted: str = "epoch"
+    stride: int = 1
     steps: list[int] = field(default_factory=list)
     train: list[float] = field(default_factory=list)
     val: list[float] = field(default_factory=list)
+    curves: dict[str, list[float]] = field(default_factory=dict)
     lr: list[float] = field(default_factory=list)
     best: int = 0
     stopped: str = ""
@@ -52,13 +59,22 @@ class History:
     skipped: int = 0
     seconds: float = 0.0
 
-    def record(self, step: int, train: float, val: float | None, lr: float) -> None:
-        """Add a line; the scores are given in nats."""
+    def record(
+        self,
+        step: int,
+        train: float,
+        val: float | None,
+        lr: float,
+        curves: dict[str, float] | None = None,
+    ) -> None:
+        """Add a line; the scores are given in nats, the curves as they are kept."""
         self.steps.append(step)
         self.train.append(train * self.per_nat)
         self.lr.append(lr)
         if val is not None:
             self.val.append(val * self.per_nat)
+        for name, value in (curves or {}).items():
+            self.curves.setdefault(name, []).append(value)
 
     @property
     def score(self) -> float:
@@ -71,7 +87,7 @@ class History:
         return len(self.steps) == 1 or (last - self.score) * self.per_nat > 0
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Training and validation scores over the steps, the kept weights marked.
+        """Scores over the steps, or the curves where there are any, the kept weights marked.
 
         Args:
             ax: matplotlib axes to draw on; a new figure by default.
@@ -80,20 +96,33 @@ class History:
 
         if ax is None:
             _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-        marker = "o" if len(self.steps) == 1 else None  # no line joins a single point
-        ax.plot(self.steps, self.train, label="train", color="tab:blue", lw=1, marker=marker)
-        if self.val:
-            ax.plot(self.steps, self.val, label="validation", color="tab:orange", marker=marker)
-        if self.steps:
-            ax.axvline(self.steps[self.best], color="grey", ls=":", label="weights kept")
-        worst_first = sorted(self.train + self.val, reverse=self.per_nat < 0)
-        if len(worst_first) > 4:  # the first lines would flatten all others
-            low, high = sorted((worst_first[len(worst_first) // 20], worst_first[-1]))
-            ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-        ax.set(xlabel=self.counted, ylabel=self.unit)
+        looks = self.stride > 1  # of which the one numbered 0 is after as many steps
+        steps = [(step + 1) * self.stride for step in self.steps] if looks else self.steps
+        marker = "o" if len(steps) == 1 else None  # no line joins a single point
+        if self.curves:
+            for name, values in self.curves.items():
+                shown = [max(value, _FLOOR) for value in values]
+                ax.plot(steps, shown, label=name, marker=marker)
+            ax.set(yscale="log", ylabel="nats")
+        else:
+            ax.plot(steps, self.train, label="train", color="tab:blue", lw=1, marker=marker)
+            if self.val:
+                ax.plot(steps, self.val, label="validation", color="tab:orange", marker=marker)
+            self._leave_out_the_first(ax)
+            ax.set(ylabel=self.unit)
+        if steps:
+            ax.axvline(steps[self.best], color="grey", ls=":", label="weights kept")
+        ax.set(xlabel="step" if looks else self.counted)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
         return ax
+
+    def _leave_out_the_first(self, ax: Axes) -> None:
+        """Limit the axis to most scores: the first, far lower, would flatten all others."""
+        worst_first = sorted(self.train + self.val, reverse=self.per_nat < 0)
+        if len(worst_first) > 4:
+            low, high = sorted((worst_first[len(worst_first) // 20], worst_first[-1]))
+            ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
     def __repr__(self) -> str:
         if not self.steps:

@@ -61,7 +61,8 @@ class Settings:
         label: what it is called there.
         compile: the loss is compiled; ask for a compiler.
         skip: leave out steps that are not finite and count them, rather than roll back.
-        shown: what else is said there, asked for after each epoch.
+        curves: further numbers of a line of the history, by name, asked for after each evaluation
+            and shown in place of the scores.
         epsilon: of Adam, which divides each gradient by its own size. Of one that is a float32
             rounding error, torch's 1e-8 makes a full step; then the order in which rows are summed
             moves the losses of 50 steps by 1e-3.
@@ -77,7 +78,7 @@ class Settings:
     label: str
     compile: bool = False
     skip: bool = False
-    shown: Callable[[], dict[str, str]] | None = None
+    curves: Callable[[], dict[str, float]] | None = None
     epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -123,7 +124,7 @@ def optimise(
             run.history.seconds = time.perf_counter() - start
             run.save()
             if run.history.steps:
-                progress.tell(**(settings.shown() if settings.shown else _scores(run.history)))
+                progress.tell(**_shown(run.history))
             progress.update()
         if not run.history.steps:
             run.give_up()
@@ -239,7 +240,8 @@ class _Run:
 
     def _record(self, train: float, val: float | None) -> None:
         history = self.history
-        history.record(self.epoch, train, val, self.optimiser.param_groups[0]["lr"])
+        curves = self.settings.curves() if self.settings.curves else None
+        history.record(self.epoch, train, val, self.optimiser.param_groups[0]["lr"], curves)
         self.since_best += 1
         if history.improved():
             history.best = len(history.steps) - 1
@@ -368,7 +370,9 @@ def _all_finite(parameters: list[nn.Parameter]) -> bool:
         return bool(torch.isfinite(torch.stack(norms)).all())
 
 
-def _scores(history: History) -> dict[str, str]:
+def _shown(history: History) -> dict[str, str]:
+    if history.curves:
+        return {name: f"{values[-1]:.3f}" for name, values in history.curves.items()}
     shown = {"train": f"{history.train[-1]:.3f}"}
     if history.val:
         shown["val"] = f"{history.val[-1]:.3f}"

@@ -128,17 +128,27 @@ def pair():
     return teacher, pf.student_of(teacher)
 
 
-BRIEF = {"max_steps": 2, "batch_size": 8, "draws": 20, "classifier_draws": 0, "progress": False}
-BRIEF["speed_batches"] = (1,)
+BRIEF = {"draws": 20, "classifier_draws": 0, "speed_batches": (1,)}
 
 
 def distilled(teacher, student, **arguments):
-    return pf.distill(teacher, student, **{**BRIEF, **arguments})
+    return pf.distill(
+        teacher, student, **{"max_steps": 2, "batch_size": 8, "progress": False, **arguments}
+    )
+
+
+def compared(teacher, student, **arguments):
+    return pf.compare(teacher, student, **{**BRIEF, **arguments})
 
 
 def conditional(value):
     teacher = flow(2)
     return distilled(teacher, pf.student_of(teacher), context=value)
+
+
+def conditional_pair(value):
+    teacher = flow(2)
+    return compared(teacher, pf.student_of(teacher), context=value)
 
 
 TAKE_ROWS = {
@@ -149,8 +159,10 @@ TAKE_ROWS = {
     "fit bins": lambda value: pf.fit(flow(), value, bins=4, **QUICK),
     "initialize": lambda value: pf.initialize(flow(), value),
     "distill data": lambda value: distilled(*pair(), data=value),
-    "distill test": lambda value: distilled(*pair(), data=rows(40, 2), test=value),
     "distill context": conditional,
+    "compare test": lambda value: compared(*pair(), test=value),
+    "compare data": lambda value: compared(*pair(), test=rows(40, 2), data=value, baseline=0.01),
+    "compare context": conditional_pair,
 }
 
 VALUES = {
@@ -199,8 +211,12 @@ NUMBERS = {
     ),
     "distill": (
         lambda **arguments: distilled(*pair(), **arguments),
-        "objective max_steps batch_size lr clip average patience draws classifier_draws "
-        "speed_batches every checkpoint precision accelerator strategy",
+        "objective max_steps batch_size lr clip average patience every checkpoint precision "
+        "accelerator strategy",
+    ),
+    "compare": (
+        lambda **arguments: compared(*pair(), **arguments),
+        "draws classifier_draws speed_batches seed",
     ),
     "fit_guide": (
         guided,
