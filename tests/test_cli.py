@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import pyroflows as pf
 from pyroflows.cli import app, fitting, page, runs
-from pyroflows.cli import applying as using
 from pyroflows.cli import columns as cols
+from pyroflows.cli.outliers import lowest_by_chance, outliers_by_chance
 from pyroflows.cli.tables import Table, read_table, write_table
 
 SMALL = ["--layers", "1", "--hidden", "8", "--epochs", "2"]
@@ -560,7 +560,7 @@ def test_python_m_runs_it():
 def test_chance_explains_outliers_99_times_in_a_hundred(below, known, rows):
     rng = np.random.default_rng(0)
     share = rng.beta(below + 1, known - below, 200_000)
-    allowed = using._by_chance(rows, below, known)
+    allowed = outliers_by_chance(rows, below, known)
     counts = rng.binomial(rows, share)
     assert (counts > allowed).mean() < 0.012
     assert (counts > allowed - 1).mean() > 0.008
@@ -576,9 +576,9 @@ def test_a_row_is_far_out_by_chance_less_than_once_in_a_hundred_tables(tail, kno
             return -rng.chisquare(5, count) / 2
         return -np.log1p(rng.standard_cauchy(count) ** 2)
 
-    alarms = [scores(rows).min() < using._least(scores(known), rows) for _ in range(1000)]
+    alarms = [scores(rows).min() < lowest_by_chance(scores(known), rows) for _ in range(1000)]
     assert np.mean(alarms) < 0.012
-    assert using._least(scores(known), rows) > -150  # a row that is wrong is still told
+    assert lowest_by_chance(scores(known), rows) > -150  # a wrong row is still seen
 
 
 def test_check_takes_a_flow_and_leaves_it_as_it_was(tmp_path, monkeypatch):

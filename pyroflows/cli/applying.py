@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 import typer
 
+from pyroflows.cli.outliers import count_outliers
 from pyroflows.cli.output import Json, command, note, result
-from pyroflows.cli.runs import Run, matched, read_run
+from pyroflows.cli.runs import matched, read_run
 from pyroflows.cli.tables import (
     BINARY,
     Table,
@@ -52,8 +52,8 @@ def sample(
         torch.manual_seed(seed)
     write_table(out, made.columns, made.draws(n), made.facts["header"])
     if out is not None:
-        said = {"rows": n, "columns": made.columns, "out": str(out)}
-        result(said, [f"{n:,} rows written to {out}"], json)
+        summary = {"rows": n, "columns": made.columns, "out": str(out)}
+        result(summary, [f"{n:,} rows written to {out}"], json)
 
 
 @command
@@ -80,57 +80,38 @@ def score(
 ) -> None:
     """Log-density of each row, in nats, and which rows are outliers.
 
-    An outlier scores below a quantile of the rows that the flow was trained on: of rows like those,
-    about that share is below it. One that is further below all rows that the run keeps than these
-    are apart, and than chance puts one of so many rows, is far out. Rows with missing cells get no
-    score and are counted. The exit code is 1 if there are more outliers than
-    [bold]--max-outliers[/]; without it if one is far out, or if there are more than the run's
-    held-out rows let expect 99 times in a hundred.
+    A row is an outlier if its score is below the given quantile of the training rows' scores, and
+    far out if it is even lower than the lowest of so many rows would be by chance, to judge by the
+    rows that the run keeps. Rows with missing cells get no score and are counted.
+
+    The exit code is 1 if there are more outliers than [bold]--max-outliers[/]. Without that option
+    it is 1 if a row is far out, or if there are more outliers than chance allows 99 times in a
+    hundred, to judge by the run's held-out rows.
 
     Example: pyroflows score run/ data.csv --out scored.csv
     """
+    _check_score_options(data, out, quantile)
+    made = read_run(run)
+    table = read_table(data, header)
+    scores = made.scores(matched(made, table))
+    facts, allowed = count_outliers(made, scores, quantile)
+    lines = _in_words(facts)
+    if out is not None:
+        _write_scored(data, out, table, scores)
+        lines.append(f"written to {out}")
+    result({**facts, "out": None if out is None else str(out)}, lines, json)
+    by_chance = facts["outliers"] <= allowed and not facts["far_out"]
+    if not (by_chance if max_outliers is None else facts["outliers"] <= max_outliers):
+        raise typer.Exit(1)
+
+
+def _check_score_options(data: Path, out: Path | None, quantile: float) -> None:
     if not 0 < quantile < 1:
         raise ValueError(f"--quantile: expected a number in (0, 1), got {quantile}")
     if out is not None:
         kind_of(out)
         if out.resolve() == data.resolve():
             raise ValueError("--out: is the table itself; give another file")
-    made = read_run(run)
-    table = read_table(data, header)
-    scores = made.scores(matched(made, table))
-    facts, allowed = _judged(made, scores, quantile)
-    lines = _in_words(facts)
-    if out is not None:
-        _write_scored(data, out, table, scores)
-        lines.append(f"written to {out}")
-    result({**facts, "out": None if out is None else str(out)}, lines, json)
-    if max_outliers is not None:
-        broken = facts["outliers"] > max_outliers
-    else:
-        broken = facts["outliers"] > allowed or facts["far_out"] > 0
-    if broken:
-        raise typer.Exit(1)
-
-
-def _judged(made: Run, scores: np.ndarray, quantile: float) -> tuple[dict[str, Any], int]:
-    """What the scores of a table show, and how many outliers chance allows among them."""
-    trained, unseen = made.scores(made.train), made.scores(made.held)
-    threshold = float(np.quantile(trained, quantile, method="lower"))
-    scored = int((~np.isnan(scores)).sum())
-    outliers = scores < threshold  # a NaN is not
-    far = scores < _least(np.concatenate([trained, unseen]), scored)
-    finite = scores[np.isfinite(scores)]
-    facts = {
-        "rows": len(scores),
-        "scored": scored,
-        "unscored": len(scores) - scored,
-        "mean": float(finite.mean()) if len(finite) else None,
-        "threshold": threshold,
-        "quantile": quantile,
-        "outliers": int(outliers.sum()),
-        "far_out": int(far.sum()),
-    }
-    return facts, _by_chance(scored, int((unseen < threshold).sum()), len(unseen))
 
 
 def _in_words(facts: dict[str, Any]) -> list[str]:
@@ -141,38 +122,6 @@ def _in_words(facts: dict[str, Any]) -> list[str]:
         f"outliers: {facts['outliers']:,}, {facts['far_out']:,} of them far out; below "
         f"{facts['threshold']:.3f} nats, the {facts['quantile']:g} quantile of the training rows",
     ]
-
-
-def _least(known: np.ndarray, rows: int) -> float:
-    """Where no score of ``rows`` new rows is below, 99 times in a hundred, by those of known rows.
-
-    A log-density's tail is at most exponential: ``exp`` of it is what falls off. The lowest of n
-    such scores is about log(n) of its scales below the highest, so that the lowest of ``100 rows``
-    is less than log(100 rows) of them further down.
-    """
-    lowest, highest = known.min(), known.max()
-    times = max(1.0, math.log(100 * max(rows, 1)) / math.log(len(known)))
-    return float(lowest - times * (highest - lowest))
-
-
-def _by_chance(rows: int, below: int, known: int) -> int:
-    """How many of new rows are outliers at most, 99 times in a hundred.
-
-    Rows like ``known`` others, ``below`` of which were outliers: their number is at most
-    beta-binomial, of ``rows`` trials with Beta(below + 1, known - below).
-    """
-    a, b = below + 1.0, max(known - below, 1.0)
-    count = torch.arange(rows + 1.0, dtype=torch.float64)
-    log_probability = (
-        math.lgamma(rows + 1)
-        - torch.lgamma(count + 1)
-        - torch.lgamma(rows - count + 1)
-        + torch.lgamma(count + a)
-        + torch.lgamma(rows - count + b)
-        - math.lgamma(rows + a + b)
-        - (math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))
-    )
-    return int((log_probability.exp().cumsum(0) < 0.99).sum())
 
 
 def _write_scored(data: Path, out: Path, table: Table, scores: np.ndarray) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +17,13 @@ from pyroflows.cli import columns as cols
 from pyroflows.cli.output import Json, command, note, result
 from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
 from pyroflows.cli.tables import BINARY, kind_of, read_table
+from pyroflows.data.checks import reference
 from pyroflows.data.rows import shuffled
 from pyroflows.distillation import compare, student_of
 from pyroflows.distillation import distill as distill_flow
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows import builders
+from pyroflows.training.history import History
 from pyroflows.training.likelihood import fit as fit_flow
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
@@ -28,54 +31,94 @@ Overwrite = Annotated[bool, typer.Option(help="Write into a folder that is not e
 Seed = Annotated[int, typer.Option(help="Fixes everything random.", min=0)]
 
 
-@command
-def fit(
-    data: Annotated[Path, typer.Argument(help="A .csv (or .csv.gz), .npy or .parquet file.")],
-    out: Out,
-    flow: Annotated[
-        str, typer.Option(help="One that pyroflows list shows to take features.")
-    ] = "nsf",
+@dataclass(frozen=True)
+class FitOptions:
+    """What ``pyroflows fit`` takes on the command line."""
+
+    data: Annotated[Path, typer.Argument(help="A .csv (or .csv.gz), .npy or .parquet file.")]
+    out: Out
+    flow: Annotated[str, typer.Option(help="One that pyroflows list shows to take features.")] = (
+        "nsf"
+    )
     columns: Annotated[
         list[str] | None, typer.Option(help="a,b,c: columns to use; by default those of numbers.")
-    ] = None,
+    ] = None
     positive: Annotated[
         list[str] | None, typer.Option(help="a,b: columns whose values are all above zero.")
-    ] = None,
+    ] = None
     bounded: Annotated[
         list[str] | None, typer.Option(help="a=0:1: a column with values inside. Repeatable.")
-    ] = None,
+    ] = None
     header: Annotated[
         bool | None,
         typer.Option(
             "--header/--no-header", help="Whether the first line names the columns; else seen."
         ),
-    ] = None,
-    missing: Annotated[
-        str, typer.Option(help="Rows with missing values: 'drop' or 'refuse'.")
-    ] = "drop",
+    ] = None
+    missing: Annotated[str, typer.Option(help="Rows with missing values: 'drop' or 'refuse'.")] = (
+        "drop"
+    )
     layers: Annotated[
         int | None, typer.Option(help="Layers of the flow; by default the builder's.", min=1)
-    ] = None,
+    ] = None
     hidden: Annotated[
         str | None, typer.Option(help="128,128: widths of its networks; by default the builder's.")
-    ] = None,
+    ] = None
     epochs: Annotated[
         int | None,
         typer.Option(help="Most epochs; by default 20 to 300, about 8,000 steps.", min=1),
-    ] = None,
+    ] = None
     batch_size: Annotated[
         int | None,
         typer.Option(help="Rows a step; by default 64 to 1,024 by the number of rows.", min=1),
-    ] = None,
-    lr: Annotated[float, typer.Option(help="First step size.")] = 1e-3,
+    ] = None
+    lr: Annotated[float, typer.Option(help="First step size.")] = 1e-3
     patience: Annotated[
         int, typer.Option(help="Epochs without a better validation score before it stops.", min=1)
-    ] = 30,
-    test: Annotated[float, typer.Option(help="Share of rows never trained on.")] = 0.1,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
+    ] = 30
+    test: Annotated[float, typer.Option(help="Share of rows never trained on.")] = 0.1
+    seed: Seed = 0
+    overwrite: Overwrite = False
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The part of a table that a flow is fitted to.
+
+    Attributes:
+        header: whether the file names its columns.
+        names: of the columns in use.
+        left_out: names of the columns of words.
+        values: ``(rows, columns)``: the rows that can be used.
+        counts: of rows and of what is missing in them.
+        bounds: where each column lives.
+    """
+
+    header: bool
+    names: list[str]
+    left_out: list[str]
+    values: np.ndarray
+    counts: dict[str, Any]
+    bounds: dict[str, tuple[float, float] | None]
+
+    def facts(self) -> dict[str, Any]:
+        """What a run keeps of it, in words that JSON has."""
+        bounds = {
+            name: ends and [ends[0], ends[1] if math.isfinite(ends[1]) else None]
+            for name, ends in self.bounds.items()
+        }
+        return {
+            "columns": self.names,
+            "header": self.header,
+            "counts": self.counts,
+            "left_out": self.left_out,
+            "bounds": bounds,
+        }
+
+
+@command
+def fit(options: FitOptions) -> None:
     """Fit a flow to the rows of a table, and keep it in a folder.
 
     Rows with missing or infinite cells are counted and left out. Columns of words are left out
@@ -85,17 +128,52 @@ def fit(
 
     Example: pyroflows fit houses.csv --out run/ --positive income --bounded latitude=32:42
     """
-    make = _builder(flow)
-    if missing not in ("drop", "refuse"):
-        raise ValueError(f"--missing: expected 'drop' or 'refuse', got {missing!r}")
-    if not 0 < test < 1 or not (lr > 0 and math.isfinite(lr)):
-        raise ValueError(f"--test, --lr: expected a share in (0, 1) and lr > 0, got {test}, {lr}")
-    options = _sizes(make, layers, hidden)
-    check_out(out, overwrite)
-    table = read_table(data, header)
-    if header is None and kind_of(data) not in BINARY:
+    make = _builder(options.flow)
+    _check_options(options)
+    sizes = _sizes(make, options.layers, options.hidden)
+    check_out(options.out, options.overwrite)
+    chosen = _read(options)
+    torch.manual_seed(options.seed)
+    dtype = cols.dtype_for(chosen.values, chosen.bounds)
+    train, test = _split(chosen.values, options)
+    flow = make(len(chosen.names), support=cols.support_of(chosen.bounds), **sizes)
+    flow = flow.to(getattr(torch, dtype))
+    note(f"fitting {options.flow} to {len(train):,} rows of {len(chosen.names)} columns in {dtype}")
+    history = _train(flow, train, options)
+    facts = {"source": options.data.name, "history": dataclasses.asdict(history), **chosen.facts()}
+    run = Run(options.out, flow, facts, train[:TRAIN_ROWS], test[:HELD_ROWS])
+    _judge(run, test)
+    run.write()
+    summary = {
+        "flow": options.flow,
+        "out": str(options.out),
+        "dtype": dtype,
+        "epochs": len(history.steps),
+        **chosen.counts,
+        "columns": chosen.names,
+        "left_out": chosen.left_out,
+        "held_out": facts["held_out"],
+        "seconds": history.seconds,
+        "stopped": history.stopped,
+    }
+    result(summary, [*_fitted(facts, history), f"written to {options.out}"], options.json)
+
+
+def _check_options(options: FitOptions) -> None:
+    if options.missing not in ("drop", "refuse"):
+        raise ValueError(f"--missing: expected 'drop' or 'refuse', got {options.missing!r}")
+    if not 0 < options.test < 1 or not (options.lr > 0 and math.isfinite(options.lr)):
+        raise ValueError(
+            f"--test, --lr: expected a share in (0, 1) and lr > 0, got {options.test}, {options.lr}"
+        )
+
+
+def _read(options: FitOptions) -> Chosen:
+    """Read the table, choose columns and rows, and note what was left out."""
+    table = read_table(options.data, options.header)
+    if options.header is None and kind_of(options.data) not in BINARY:
         note(cols.seen(table))
-    names, left_out = cols.choose(table, columns or [])
+    names, left_out = cols.choose(table, options.columns or [])
     values = cols.values_of(table, names)
     usable, counts = cols.usable(values, names)
     values = values[usable]
@@ -103,55 +181,40 @@ def fit(
         note(line)
     if left_out:
         note(f"left out, no numbers in them: {cols.listed(left_out)}")
-    if missing == "refuse" and counts["used"] < counts["rows"]:
+    if options.missing == "refuse" and counts["used"] < counts["rows"]:
         where = cols.listed([*counts["missing"], *counts["infinite"]])
         raise ValueError(
             f"{counts['rows'] - counts['used']} rows have missing or infinite values, in columns "
             f"{where}; correct them, choose others with --columns, or use --missing drop"
         )
-    bounds = cols.bounds_of(names, positive or [], bounded or [])
+    bounds = cols.bounds_of(names, options.positive or [], options.bounded or [])
     for line in cols.check_values(values, bounds):
         note(f"note: {line}")
-    torch.manual_seed(seed)
-    dtype = cols.dtype_for(values, bounds)
-    order = shuffled(len(values), torch.Generator().manual_seed(seed)).numpy()
-    held = max(2, round(test * len(values)))
-    if len(values) - held < 10:
-        raise ValueError(f"--test: {test} of {len(values)} rows leaves less than 10 to train on")
-    train, test_rows = values[order[held:]], values[order[:held]]
-    made = make(len(names), support=cols.support_of(bounds), **options)
-    made = made.to(getattr(torch, dtype))
-    rows = torch.tensor(train, dtype=getattr(torch, dtype))
-    note(f"fitting {flow} to {len(train):,} rows of {len(names)} columns in {dtype}")
-    history = fit_flow(
-        made,
-        rows,
-        max_epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        patience=patience,
-        seed=seed,
-        progress=not json,
+    return Chosen(table.header, names, left_out, values, counts, bounds)
+
+
+def _split(values: np.ndarray, options: FitOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on, and rows never trained on."""
+    order = shuffled(len(values), torch.Generator().manual_seed(options.seed)).numpy()
+    count = max(2, round(options.test * len(values)))
+    if len(values) - count < 10:
+        raise ValueError(
+            f"--test: {options.test} of {len(values)} rows leaves less than 10 to train on"
+        )
+    return values[order[count:]], values[order[:count]]
+
+
+def _train(flow: Flow, values: np.ndarray, options: FitOptions) -> History:
+    return fit_flow(
+        flow,
+        torch.tensor(values, dtype=reference(flow).dtype),
+        max_epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        patience=options.patience,
+        seed=options.seed,
+        progress=not options.json,
     )
-    facts = {
-        "columns": names,
-        "header": table.header,
-        "source": data.name,
-        "counts": counts,
-        "left_out": left_out,
-        "bounds": {
-            k: v and [v[0], v[1] if math.isfinite(v[1]) else None] for k, v in bounds.items()
-        },
-        "history": dataclasses.asdict(history),
-    }
-    run = Run(out, made, facts, train[:TRAIN_ROWS], test_rows[:HELD_ROWS])
-    _judge(run, test_rows)
-    run.write()
-    epochs_done = len(history.steps)
-    said = {"flow": flow, "out": str(out), "dtype": dtype, "epochs": epochs_done, **counts}
-    said |= {"columns": names, "left_out": left_out, "held_out": facts["held_out"]}
-    said |= {"seconds": history.seconds, "stopped": history.stopped}
-    result(said, [*_fitted(facts, history), f"written to {out}"], json)
 
 
 def _builder(name: str) -> Any:
@@ -186,7 +249,7 @@ def _judge(run: Run, test_rows: np.ndarray) -> None:
     }
 
 
-def _fitted(facts: dict[str, Any], history: Any) -> list[str]:
+def _fitted(facts: dict[str, Any], history: History) -> list[str]:
     held = facts["held_out"]
     return [
         f"{len(history.steps)} epochs in {history.seconds:.1f} s, {history.stopped}",

@@ -102,7 +102,7 @@ def report(
     torch.manual_seed(seed)
     facts = judged(made, samples)
     write_page(made, facts, out)
-    said = {k: v for k, v in facts.items() if isinstance(v, (int, float, str))}
+    summary = {k: v for k, v in facts.items() if isinstance(v, (int, float, str))}
     lines = [
         f"held out: {facts['nats']:.3f} +- {facts['error']:.3f} nats a row; a Gaussian: "
         f"{facts['gaussian']:.3f}",
@@ -110,7 +110,7 @@ def report(
         f"{'within' if facts['calibrated'] else 'beyond'} chance ({facts['ks_limit']:.3f})",
         f"written to {out}",
     ]
-    result({**said, "out": str(out)}, lines, json)
+    result({**summary, "out": str(out)}, lines, json)
 
 
 @command

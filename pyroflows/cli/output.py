@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import json as js
 import math
 import os
@@ -53,13 +55,22 @@ def on_terminal(json: bool) -> bool:
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Errors become one line and exit code 2; warnings become notes."""
+    """Errors become one line and exit code 2; warnings become notes.
+
+    A function whose one argument is a dataclass becomes a command with its fields as options.
+    """
+    parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+    options = parameters[0].annotation
+    gathered = len(parameters) == 1 and dataclasses.is_dataclass(options)
 
     @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(**kwargs: Any) -> None:
         try:
             with _notes():
-                function(*args, **kwargs)
+                if gathered:
+                    function(options(**kwargs))
+                else:
+                    function(**kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
@@ -78,6 +89,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 kwargs,
             )
 
+    if gathered:
+        run.__signature__ = inspect.signature(options, eval_str=True)  # type: ignore[attr-defined]
     # Help keeps the line breaks of a docstring: only those between paragraphs are meant.
     paragraphs = (function.__doc__ or "").split("\n\n")
     run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
