@@ -166,3 +166,14 @@ def test_a_linear_rational_spline_is_fitted():
     before = flow.log_prob(x).mean()
     pf.fit(flow, x, max_epochs=5, progress=False, seed=0)
     assert flow.log_prob(x).mean() > before + 0.5
+
+
+def test_a_flow_says_its_dtype_and_its_parts():
+    flow = pf.maf(2, layers=1, hidden=(8,))
+    assert (flow.dtype, flow.device) == (torch.float32, torch.device("cpu"))
+    assert flow.double().dtype == FLOAT64
+    assert pf.quantized(flow, bins=4).dtype == FLOAT64
+    assert flow.to("meta").device == torch.device("meta")
+    assert [type(part).__name__ for part in flow.parts] == ["Inverse", "Inverse", "Standardize"]
+    alone = pf.Flow(pf.transforms.Permute([1, 0]), shape=2)
+    assert alone.parts == [alone.transform]

@@ -61,11 +61,25 @@ def loaded(flow: nn.Module, incompatible_keys: object = None) -> None:
 
 
 class Synced(nn.Module):
-    """A module that is kept in step with Pyro's store as flows are."""
+    """A module that is kept in step with Pyro's store as flows are, of one dtype, on one device."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_load_state_dict_post_hook(loaded)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its floating-point tensors; torch's default where it has none."""
+        return self._tensor().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self._tensor().device
+
+    def _tensor(self) -> Tensor:
+        own = (*self.parameters(), *self.buffers())
+        return next((t for t in own if t.is_floating_point()), torch.empty(0))
 
     def named_modules(
         self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True

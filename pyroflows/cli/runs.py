@@ -17,7 +17,6 @@ from torch import Tensor
 from pyroflows._files.atomic import write_atomically
 from pyroflows.cli.columns import check_names, values_of
 from pyroflows.cli.tables import Table
-from pyroflows.data.checks import reference
 from pyroflows.distributions.flow import Flow
 from pyroflows.saving.models import load, save
 
@@ -101,7 +100,7 @@ class Run:
 
     def tensor(self, values: np.ndarray) -> Tensor:
         """In the flow's dtype."""
-        return torch.tensor(values, dtype=reference(self.flow).dtype)
+        return torch.tensor(values, dtype=self.flow.dtype)
 
 
 @torch.no_grad()

@@ -197,7 +197,7 @@ def _floats(flow: Flow, value: Any, name: str) -> Tensor:
             f"{name}: expected floating-point values, got {value.dtype}; use {name}.float(), and "
             "for counts or pixels use pf.quantized(flow, bins=...), which adds noise"
         )
-    return value.detach().to(reference(flow).dtype)
+    return value.detach().to(flow.dtype)
 
 
 def _refuse(name: str, what: str, bad: Tensor, remedy: str) -> None:

@@ -26,7 +26,6 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from pyroflows._checks import check_shape, checked_int, common_batch, shape_text
-from pyroflows.data.checks import reference
 from pyroflows.data.rows import Rows
 from pyroflows.discrete.levels import bits_per_dim, check_levels, levels
 from pyroflows.discrete.noise import fixed_noise, leaves_the_unit_interval, noise, noise_flow
@@ -100,7 +99,17 @@ class Quantized(nn.Module):
         self._squash = False
         if self.dequantizer is not None:
             self._squash = leaves_the_unit_interval(self.dequantizer)
-            self.dequantizer.to(reference(flow).device, reference(flow).dtype)
+            self.dequantizer.to(flow.device, flow.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the flow's floating-point tensors."""
+        return self.flow.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the flow's tensors are."""
+        return self.flow.device
 
     @property
     def config(self) -> dict[str, Any]:
@@ -213,7 +222,7 @@ class Quantized(nn.Module):
 
     def _noisy(self, x: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """The same for ``draws`` draws of the noise, ``(draws, *batch, *shape)``."""
-        dtype = reference(self.flow).dtype
+        dtype = self.flow.dtype
         if self.bins * torch.finfo(dtype).eps > 1 / 8:
             raise ValueError(
                 f"bins: {dtype} has no numbers between {self.bins} levels for noise; turn the flow "

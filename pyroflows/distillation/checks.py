@@ -13,7 +13,6 @@ from pyroflows.data.checks import (
     check_is_flow,
     checked_context,
     checked_rows,
-    reference,
 )
 from pyroflows.data.rows import Rows
 from pyroflows.distillation.draws import Contexts, drawn, scored
@@ -51,10 +50,10 @@ def check_alike(
             f"{second}: its support {student.support} differs from the {first}'s {teacher.support};"
             " pf.student_of(teacher) builds one that fits"
         )
-    if reference(student).dtype != reference(teacher).dtype:
+    if student.dtype != teacher.dtype:
         raise ValueError(
-            f"{second}: its dtype {reference(student).dtype} differs from the {first}'s "
-            f"{reference(teacher).dtype}; use {second}.to(dtype)"
+            f"{second}: its dtype {student.dtype} differs from the {first}'s "
+            f"{teacher.dtype}; use {second}.to(dtype)"
         )
     for name, flow in ((first, teacher), (second, student)):
         bad = [n for n, p in flow.named_parameters() if not torch.isfinite(p).all()]
@@ -159,7 +158,7 @@ def checked_data(
     known = None if rows is None else rows.context
     if context is not None or known is None:
         known = checked_context(teacher, context)
-    return rows, None if known is None else known.to(reference(teacher).device)
+    return rows, None if known is None else known.to(teacher.device)
 
 
 def check_scores(teacher: Flow, contexts: Contexts) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyroflows._checks import check_whole, to_builtin
-from pyroflows.data.checks import as_pair, reference
+from pyroflows.data.checks import as_pair
 from pyroflows.data.rows import Rows
 from pyroflows.distillation.checks import (
     check_alike,
@@ -105,7 +105,7 @@ def compare(
     contexts = Contexts(given)
     baseline = to_builtin(baseline)
     check_baseline(baseline, student, data, held)
-    device = reference(student).device
+    device = student.device
     check_scores(_view(teacher, device), contexts)
     if isinstance(baseline, (int, float)):
         baseline = fitted_like(student, data, baseline, progress)
@@ -122,7 +122,7 @@ def compare(
 def _view(flow: Flow, device: torch.device) -> Flow:
     """The flow in eval mode and without gradients, on a device; it stays as it is itself."""
     view = flow.detached()
-    if reference(flow).device != device:
+    if flow.device != device:
         view = copy.deepcopy(view).to(device)
     return view.eval()
 
@@ -208,7 +208,7 @@ def fitted_like(student: Flow, data: Any, seconds: float, progress: bool = False
     """
     config = student.config or {}
     flow = builders()[config["builder"]](**copy.deepcopy(config["arguments"]))
-    flow = flow.to(reference(student))
+    flow = flow.to(student.device, student.dtype)
     x, context = as_pair(data)
     begin = time.perf_counter()
     fit(copy.deepcopy(flow), x, context, max_epochs=1, progress=False)

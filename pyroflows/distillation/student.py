@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyroflows.data.checks import reference
 from pyroflows.distillation.inherit import inherit
 from pyroflows.distillation.pairs import Pair
 from pyroflows.distributions.flow import Flow
@@ -95,7 +94,7 @@ def student_of(teacher: Flow, **changes: Any) -> Flow:
         arguments["linear"] = _TURNED.get(arguments["linear"], arguments["linear"])
         arguments["hidden"] = tuple(-(-_WIDER * width // 2) for width in arguments["hidden"])
     # A base given as a module is copied: the student's may be trained and moved.
-    student = build(**{**copy.deepcopy(arguments), **changes}).to(reference(teacher))
+    student = build(**{**copy.deepcopy(arguments), **changes}).to(teacher.device, teacher.dtype)
     _take_over(teacher, student)
     for pair in matched(teacher, student):
         inherit(pair)

@@ -151,7 +151,7 @@ def distill(
     )
     max_steps, batch_size = to_builtin(max_steps), to_builtin(batch_size)
     frozen = teacher.detached()
-    if reference(teacher).device != fabric.device:
+    if teacher.device != fabric.device:
         frozen = copy.deepcopy(frozen).to(fabric.device)
     frozen.eval()
     rows, given = fabric.to_device((rows, given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -30,7 +31,7 @@ class Logistic(dist.Logistic):
     In single precision one number in 2^24 is, so one batch of pictures in a few hundred.
     """
 
-    def rsample(self, sample_shape: Size | tuple[()] = ()) -> Tensor:
+    def rsample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Draws ``(*sample, *batch)``, at the quantiles of uniform numbers."""
         shape = self._extended_shape(sample_shape)
         u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -69,6 +70,8 @@ class Base(nn.Module):
     def __init__(self, distribution: Distribution | None, shape: Size) -> None:
         super().__init__()
         self.wraps = 0
+        self.is_standard = distribution is None
+        self._standard: tuple[Tensor, StandardNormal] | None = None
         if distribution is None:
             self.kind: type[Distribution] = dist.Normal
             # Constants that say where and in which dtype to draw; nothing to save.
@@ -99,22 +102,28 @@ class Base(nn.Module):
 
     def forward(self) -> Distribution:
         """The distribution from the buffers as they are now."""
-        arguments = {name: self._buffers[name] for name in self.names}
-        if "scale" not in self._non_persistent_buffers_set:
-            made = self.kind(**arguments, validate_args=False)
-            return dist.Independent(made, self.wraps, validate_args=False) if self.wraps else made
-        # The standard normal, made once for each place it is moved to.
-        cached = self.__dict__.get("_cached")
-        if cached is None or cached[0] is not self.loc:
-            made = self.kind(**arguments, validate_args=False)
-            cached = self.loc, StandardNormal(made, self.wraps, validate_args=False)
-            if not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled()):
-                self.__dict__["_cached"] = cached
-        return cached[1]
+        if self.is_standard:
+            return self._standard_normal()
+        made = self._made()
+        return dist.Independent(made, self.wraps, validate_args=False) if self.wraps else made
+
+    def _made(self) -> Distribution:
+        arguments: dict[str, Any] = {name: self.get_buffer(name) for name in self.names}
+        return self.kind(**arguments, validate_args=False)
+
+    def _standard_normal(self) -> StandardNormal:
+        """Made once for each place it is moved to."""
+        loc = self.get_buffer("loc")
+        if self._standard is not None and self._standard[0] is loc:
+            return self._standard[1]
+        made = StandardNormal(self._made(), self.wraps, validate_args=False)
+        if not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled()):
+            self._standard = loc, made
+        return made
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_cached"}
+        return {**self.__dict__, "_standard": None}
 
     def __repr__(self) -> str:
-        shapes = {n: tuple(self._buffers[n].shape) for n in self.names}
+        shapes = {name: tuple(self.get_buffer(name).shape) for name in self.names}
         return f"{self.kind.__name__}({', '.join(f'{n}: {s}' for n, s in shapes.items())})"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyroflows._checks import as_size, context_shape, shape_text
-from pyroflows._pyro.memo import Memo
 from pyroflows._pyro.store import Synced
+from pyroflows._pyro.views import detached_view
 from pyroflows.distributions.base import Base
 from pyroflows.distributions.flow_distribution import FlowDistribution
-from pyroflows.transforms.base import DIRECTIONS, Conditioned, FlowTransform
+from pyroflows.transforms import Chain, Conditioned, FlowTransform
 
 
 class Flow(Synced):
@@ -72,7 +72,7 @@ class Flow(Synced):
         )
         # How a builder made it, for pf.student_of and for saving: plain data only.
         self.config: dict[str, Any] | None = None
-        self._reuses_draws = True
+        self.reuses_draws = True
         self._check_shape()
 
     @torch.no_grad()
@@ -80,20 +80,17 @@ class Flow(Synced):
         """Try one row in the fast direction, where that needs no knowledge of the support."""
         transform, context = self.transform, None
         if self.context_shape:
-            context = torch.zeros(1, *self.context_shape)
+            context = torch.zeros(1, *self.context_shape, dtype=self.dtype, device=self.device)
         shape = transform.inverse_shape(self.event_shape)
-        step = transform.forward_and_log_det
         if transform.fast == "log_prob":
             if shape != self.event_shape or transform.codomain is not constraints.real_vector:
                 return
-            step = transform.inverse_and_log_det
-        tensors = (*self.parameters(), *self.buffers())
-        like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
-        context = None if context is None else context.to(like)
+            transform = transform.inv
+        z = torch.zeros(1, *shape, dtype=self.dtype, device=self.device)
         got: object = None
         raised: Exception | None = None
         try:
-            got = step(like.new_zeros(1, *shape), context)[0].shape[1:]
+            got = transform.forward_and_log_det(z, context)[0].shape[1:]
         except (RuntimeError, IndexError, TypeError) as error:  # what tensors that do not fit raise
             got = raised = error
         if got != self.event_shape:
@@ -102,6 +99,11 @@ class Flow(Synced):
                 f"shape: the transform does not take events of shape {tuple(self.event_shape)} "
                 f"with context {tuple(self.context_shape)} ({got})"
             ) from raised
+
+    @property
+    def parts(self) -> list[FlowTransform]:
+        """The transforms one after the other, base to data."""
+        return list(self.transform) if isinstance(self.transform, Chain) else [self.transform]
 
     @property
     def fast(self) -> str:
@@ -123,18 +125,26 @@ class Flow(Synced):
         """
         base, transform = self.base(), self.transform
         if context is not None or self.context_shape:
-            batch = self._context_batch(context)
+            context = self._checked(context)
+            batch = context.shape[: context.dim() - len(self.context_shape)]
             base = base.expand(batch) if batch != base.batch_shape else base
             transform = Conditioned(transform, context, len(self.context_shape))
-        owner = self if self._reuses_draws else None
+        owner = self if self.reuses_draws else None
         return FlowDistribution(base, transform, self.event_shape, owner, validate_args)
 
-    def _context_batch(self, context: Any) -> Size:
+    if TYPE_CHECKING:  # torch declares that a module's call returns anything
+
+        def __call__(
+            self, context: Tensor | None = None, *, validate_args: bool | None = None
+        ) -> FlowDistribution:
+            """The distribution at the present parameters."""
+
+    def _checked(self, context: Any) -> Tensor:
         wanted = tuple(self.context_shape)
         if wanted and isinstance(context, Tensor):
             cut = context.dim() - len(wanted)
             if cut >= 0 and tuple(context.shape[cut:]) == wanted:
-                return context.shape[:cut]
+                return context
         came = "None" if context is None else type(context).__name__
         if isinstance(context, Tensor):
             came = f"a tensor of shape {tuple(context.shape)}"
@@ -174,8 +184,11 @@ class Flow(Synced):
         Its ``log_prob(x)`` is a function of ``x`` alone, also for its own draws: what path-gradient
         estimators and samplers need. It follows later in-place changes of the parameters.
         """
-        view = _detached(self)
-        view._reuses_draws = False
+        view = detached_view(self)
+        view.reuses_draws = False
+        for part in view.transform.modules():
+            if isinstance(part, FlowTransform):
+                part.forget_others()
         return view
 
     def __repr__(self) -> str:
@@ -185,19 +198,3 @@ class Flow(Synced):
             f"Flow(shape={tuple(self.event_shape)}{context}, fast={self.fast!r}, base={self.base}\n"
             f"{inner}\n)"
         )
-
-
-def _detached(module: nn.Module) -> Any:
-    """A copy of the module tree that shares all tensors, parameters detached."""
-    view = object.__new__(type(module))
-    view.__dict__.update(module.__dict__)
-    if isinstance(module, FlowTransform):
-        view.__dict__.update(_inv=None, _memo=Memo(size=1))
-    # What a compiler put in a method's place is bound to the module, with its parameters.
-    for derived in ("_cached", "_members", *DIRECTIONS):
-        view.__dict__.pop(derived, None)
-    parameters = module._parameters.items()
-    view._parameters = {k: None if p is None else p.detach() for k, p in parameters}
-    view._buffers = dict(module._buffers)
-    view._modules = {k: None if m is None else _detached(m) for k, m in module._modules.items()}
-    return view

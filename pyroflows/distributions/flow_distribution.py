@@ -5,8 +5,8 @@ It keeps the one memory from a draw to its log-density.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 import pyro.distributions as dist
 import torch
@@ -18,6 +18,13 @@ from pyroflows._pyro.memo import Memo
 from pyroflows.transforms.base import Conditioned, FlowTransform
 
 _ROWS = 2000  # of a draw that go through the transform at once: their hidden units fit a cache
+
+
+class Detachable(Protocol):
+    """An owner of draws that has a view whose parameters are detached: a ``Flow``."""
+
+    def detached(self) -> Callable[..., FlowDistribution]:
+        """The view."""
 
 
 class FlowDistribution(dist.TransformedDistribution):
@@ -166,7 +173,8 @@ class FlowDistribution(dist.TransformedDistribution):
             return self.log_prob(value)
         remembered = self._memo.get(value, self._owner, *self._given())
         context = [c.detach() for c in self._given()]
-        fixed = self._owner.detached()(*context, validate_args=False)
+        view = cast("Detachable", self._owner).detached()
+        fixed = view(*context, validate_args=False)
         if remembered is None:
             return fixed.expand(self.batch_shape).log_prob(value)
         z, log_det = fixed.transforms[0].inverse_at(value, remembered[1])

@@ -13,8 +13,9 @@ from pyroflows.transforms import Conditioned, FlowTransform
 
 
 def _source(transform: FlowTransform) -> tuple[FlowTransform, Tensor | None]:
-    bound = isinstance(transform, Conditioned)
-    return (transform.transform, transform.context) if bound else (transform, None)
+    if isinstance(transform, Conditioned):
+        return transform.transform, transform.context
+    return transform, None
 
 
 @register_kl(FlowDistribution, FlowDistribution)

@@ -69,7 +69,7 @@ def initialize(flow: Flow, x: Any, context: Any = None) -> None:
         tensor(20.)
     """
     check_is_flow(flow=flow)
-    rows = checked_rows(flow, x, context).to(reference(flow).device)
+    rows = checked_rows(flow, x, context).to(flow.device)
     flow.initialize(rows.x, rows.context)
 
 

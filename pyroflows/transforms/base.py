@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
@@ -52,14 +52,27 @@ class FlowTransform(TransformModule):
     """
 
     bijective = True
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    fast = "both"
-    volume_preserving = False
+    domain: constraints.Constraint = constraints.real_vector
+    codomain: constraints.Constraint = constraints.real_vector
+    _known_inverse: weakref.ref[Inverse] | None = None
+    _memo: Memo
+
+    if TYPE_CHECKING:  # attributes, which some transforms compute
+
+        @property
+        def fast(self) -> str:
+            """The direction that costs one pass."""
+
+        @property
+        def volume_preserving(self) -> bool:
+            """Whether the log-determinant is zero everywhere."""
+    else:
+        fast = "both"
+        volume_preserving = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.__dict__["_memo"] = Memo(size=1)
+        self._memo = Memo(size=1)
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
@@ -106,11 +119,15 @@ class FlowTransform(TransformModule):
     @property
     def inv(self) -> FlowTransform:
         """The inverse map, a module with the same parameters. ``t.inv.inv is t``."""
-        inverse = self._inv() if self._inv is not None else None
+        inverse = None if self._known_inverse is None else self._known_inverse()
         if inverse is None:
             inverse = Inverse(self)
-            self.__dict__["_inv"] = weakref.ref(inverse)
+            self.inverse_is(inverse)
         return inverse
+
+    def inverse_is(self, inverse: Inverse) -> None:
+        """Take a module that is this map's inverse for what ``.inv`` gives."""
+        self._known_inverse = weakref.ref(inverse)
 
     def condition(self, context: Tensor) -> Conditioned:
         """This map at a fixed ``context``: a light view on the same parameters."""
@@ -136,22 +153,31 @@ class FlowTransform(TransformModule):
             return -self.inverse_and_log_det(y)[1]
         return self.forward_and_log_det(x)[1]
 
-    def _call(self, x: Tensor) -> Tensor:
-        return self._remembered(*self.forward_and_log_det(x), x)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self._remembered(*self.inverse_and_log_det(y), y)
-
-    def _remembered(self, output: Tensor, log_det: Tensor, given: Tensor) -> Tensor:
+    def mapped(self, value: Tensor, *, inverse: bool = False) -> Tensor:
+        """What a call gives, or the call of ``.inv``; the log-determinant is remembered with it."""
+        step = self.inverse_and_log_det if inverse else self.forward_and_log_det
+        output, log_det = step(value)
         # An alias: the graph of log_det may hold the output, and must not keep its own key alive.
         output = output.view_as(output)
-        self._memo.put(output, log_det, self, given)
+        self._memo.put(output, log_det, self, value)
         return output
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.mapped(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.mapped(y, inverse=True)
+
+    def forget_others(self) -> None:
+        """Drop what is bound to the module that this one was copied from, in a copy."""
+        for name in DIRECTIONS:
+            self.__dict__.pop(name, None)
+        self._known_inverse, self._memo = None, Memo(size=1)
 
     def __getstate__(self) -> dict:
         derived = ("_members", *DIRECTIONS)
         state = {k: v for k, v in self.__dict__.items() if k not in derived}
-        return {**state, "_inv": None, "_memo": Memo(size=1)}
+        return {**state, "_known_inverse": None, "_memo": Memo(size=1)}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
@@ -200,7 +226,7 @@ class Inverse(FlowTransform):
     @property
     def inv(self) -> FlowTransform:
         """The transform itself, whose ``.inv`` is then this very inverse."""
-        self.transform.__dict__["_inv"] = weakref.ref(self)  # a copy has lost the link
+        self.transform.inverse_is(self)  # a copy has lost the link
         return self.transform
 
     def forward_and_log_det(
@@ -221,11 +247,9 @@ class Inverse(FlowTransform):
         """Initialise the transform from its other side."""
         return self.transform.initialize(value, context, inverse=not inverse)
 
-    def _call(self, x: Tensor) -> Tensor:
-        return self.transform._inverse(x)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.transform._call(y)
+    def mapped(self, value: Tensor, *, inverse: bool = False) -> Tensor:
+        """What the transform gives in the other direction, and remembers."""
+        return self.transform.mapped(value, inverse=not inverse)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """``log|det dy/dx|`` of shape ``batch``."""
@@ -264,6 +288,8 @@ class Conditioned(FlowTransform):
         >>> layer.condition(torch.zeros(5, 3)).inv(torch.ones(2)).shape
         torch.Size([5, 2])
     """
+
+    context: Tensor
 
     def __init__(self, transform: FlowTransform, context: Tensor, context_dim: int = 1) -> None:
         super().__init__()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
@@ -29,6 +29,8 @@ class Chain(FlowTransform):
         (tensor([2., 1.], grad_fn=...), 'both')
     """
 
+    parts: Sequence[FlowTransform]
+
     def __init__(self, parts: Iterable[FlowTransform]) -> None:
         super().__init__()
         flat: list[FlowTransform] = []
@@ -36,7 +38,7 @@ class Chain(FlowTransform):
             if not isinstance(part, FlowTransform):
                 raise ValueError(f"parts: expected FlowTransforms, got {type(part).__name__}")
             flat.extend(part.parts if isinstance(part, Chain) else [part])
-        self.parts = nn.ModuleList(flat)
+        self.parts = cast("Sequence[FlowTransform]", nn.ModuleList(flat))
 
     @property
     def fast(self) -> str:
