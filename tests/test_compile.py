@@ -155,7 +155,7 @@ def test_fit_guide_draws_through_what_was_compiled(compiled_calls):
 
     guide = pf.AutoFlow(model, layers=1, hidden=(8,))
     pf.fit_guide(model, guide, max_steps=5, compile=True, progress=False)
-    assert compiled_calls.count("forward_at") >= 5
+    assert compiled_calls.count("forward_with_state") >= 5
 
 
 def test_all_ways_through_a_flow_are_compiled_and_none_of_a_detached_view(compiled_calls):
@@ -165,14 +165,18 @@ def test_all_ways_through_a_flow_are_compiled_and_none_of_a_detached_view(compil
         x = flow.rsample((4,))
         flow.sample((4,))
         flow.log_prob(x.detach().clone())
-        assert compiled_calls == ["forward_at", "forward_and_log_det", "inverse_and_log_det"]
+        assert compiled_calls == [
+            "forward_with_state",
+            "forward_and_log_det",
+            "inverse_and_log_det",
+        ]
         foreign = torch.randn(4, 3, requires_grad=True)
         flow().path_log_prob(foreign).sum().backward()
         copy.deepcopy(flow).log_prob(foreign)
         assert len(compiled_calls) == 3
     assert foreign.grad is not None
     assert all(p.grad is None for p in flow.parameters())
-    assert "forward_at" not in flow.transform.__dict__
+    assert "forward_with_state" not in flow.transform.__dict__
 
 
 @needs_compiler

@@ -294,7 +294,7 @@ def test_autoregressive_takes_any_callable():
     check_transform(Autoregressive(autoregressive(3).net.forward, Affine()), 3)
 
 
-def test_a_net_that_offers_half_of_a_walk_is_called_once_a_feature():
+def test_a_net_that_offers_half_of_a_solve_is_called_once_a_feature():
     class Half(torch.nn.Module):
         solve = solve_back = None
 
@@ -326,7 +326,7 @@ def test_log_determinants_are_no_half_precision_sums_under_autocast(name):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         steps = (layer.forward_and_log_det, layer.inverse_and_log_det)
         found = [step(x, context) for step in steps]
-        found.append(layer.forward_at(x, context)[:2])
+        found.append(layer.forward_with_state(x, context)[:2])
     assert {t.dtype for pair in found for t in pair} == {torch.float32}
     for got, expected in zip(found[0], exact, strict=True):
         torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)

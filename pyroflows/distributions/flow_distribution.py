@@ -110,19 +110,19 @@ class FlowDistribution(dist.TransformedDistribution):
         transform = self.transforms[0]
         # Only path_log_prob reads where a draw came from, and in grad mode alone.
         if self._owner is not None and torch.is_grad_enabled():
-            x, log_det, at = transform.forward_at(z)
+            x, log_det, state = transform.forward_with_state(z)
         else:
             pieces = [transform.forward_and_log_det(part) for part in self._pieces(z)]
             x, log_det = pieces[0]
             if len(pieces) > 1:
                 x, log_det = (torch.cat(found) for found in zip(*pieces, strict=True))
-            at = None
+            state = None
         log_prob = self._base_log_prob(z) - log_det
         if self._owner is None:
             return x, log_prob
         # An alias: the log-density's graph may hold x and must not keep its own key alive.
         x = x.view_as(x)
-        self._memo.put(x, (log_prob, at), self._owner, *self._given())
+        self._memo.put(x, (log_prob, state), self._owner, *self._given())
         return x, log_prob
 
     def _pieces(self, z: Tensor) -> Sequence[Tensor]:
@@ -177,7 +177,7 @@ class FlowDistribution(dist.TransformedDistribution):
         fixed = view(*context, validate_args=False)
         if remembered is None:
             return fixed.expand(self.batch_shape).log_prob(value)
-        z, log_det = fixed.transforms[0].inverse_at(value, remembered[1])
+        z, log_det = fixed.transforms[0].inverse_from_state(value, remembered[1])
         return fixed.base_dist.log_prob(z) + log_det
 
     def clear_cache(self) -> None:

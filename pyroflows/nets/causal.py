@@ -160,7 +160,7 @@ class CausalConv(nn.Module):
         step: Callable[[int, Tensor], Tensor],
         like: Tensor,
         context: Tensor | None = None,
-        sweep: Callable[[int, int, Tensor], Tensor] | None = None,
+        block_step: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The fixed point ``x_t = step(t, params_t(x_<t))``, in the arithmetic of one pass. Exact.
 
@@ -171,7 +171,7 @@ class CausalConv(nn.Module):
             step: gives step t, ``(rows,)``, from its parameters ``(rows, params)``.
             like: ``(rows, steps)``; its number of rows, dtype and device are used.
             context: ``(rows, context)`` or None.
-            sweep: not used; other networks try many steps at once with it.
+            block_step: not used; other networks try many steps at once with it.
 
         Returns:
             The fixed point ``(rows, steps)`` and its parameters ``(rows, steps, params)``.
@@ -213,7 +213,7 @@ class CausalConv(nn.Module):
         step: Callable[[int, Tensor, Tensor], object],
         x: Tensor,
         context: Tensor | None = None,
-        sweep: Callable[[int, int, Tensor], Tensor] | None = None,
+        block_step: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor | None], Tensor | None]:
         """Back through the fixed point: the gradients of weights and context.
 
@@ -226,7 +226,7 @@ class CausalConv(nn.Module):
                 later steps send to step t. Steps come in descending order.
             x: ``(rows, steps)``, where the network is taken.
             context: ``(rows, context)`` or None.
-            sweep: not used.
+            block_step: not used.
 
         Returns:
             The gradients of ``weights()`` and of the context.

@@ -7,16 +7,18 @@ computing each hidden unit once.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pyroflows._checks import check_whole, checked_ints
-from pyroflows.nets import made_gradient as walk_back
-from pyroflows.nets import made_inverse as walk
+from pyroflows._pyro.memo import traced
+from pyroflows.nets import made_gradient, made_inverse
 from pyroflows.nets.masked_linear import MaskedLinear
 from pyroflows.nets.mlp import Dropping, activation_named, through_hidden
+from pyroflows.nets.plan import Plan, PlannedLayer, in_order
 
 
 class MADE(Dropping):
@@ -83,7 +85,8 @@ class MADE(Dropping):
         marks = torch.arange(-1, features + 1)
         self.upto = [torch.searchsorted(d, marks).tolist() for d in (inputs, *degrees)]
         self.from_context = nn.Linear(context, self.hidden[0], bias=False) if context else None
-        self._way: walk.Way | None = None  # the last one, for as long as the weights stay
+        # The last plan and the masked weights it was made from, for as long as those stay.
+        self._kept: tuple[list[Tensor], Plan] | None = None
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -96,36 +99,66 @@ class MADE(Dropping):
         out = self.last(through_hidden(self, x, context))
         return out.unflatten(-1, (self.features, self.params))
 
+    def plan(self) -> Plan:
+        """What solving through the network takes; in eval mode kept until a weight changes."""
+        linear: list[MaskedLinear] = [*self.layers, self.last]
+        weights = [layer.masked_weight() for layer in linear]
+        kept = self._kept
+        if kept is not None and all(map(operator.is_, kept[0], weights)):
+            return kept[1]
+        # The parameters of feature d stand where a unit of degree d would.
+        outputs = [0, *range(0, self.features * self.params + 1, self.params)]
+        ordered = in_order(weights, self.params, self.descending)
+        layers = [
+            PlannedLayer(layer, weight, reads, units, self.has_skip(index))
+            for index, (layer, weight, reads, units) in enumerate(
+                zip(linear, ordered, self.upto, self.upto[1:], strict=False)
+            )
+        ]
+        layers.append(PlannedLayer(self.last, ordered[-1], self.upto[-1], outputs, is_last=True))
+        plan = Plan(
+            self.features,
+            self.params,
+            self.descending,
+            self.activation,
+            self.activate,
+            layers,
+            self.from_context,
+        )
+        self._kept = None if self.training or traced() else (weights, plan)
+        return plan
+
     def check_masks(self) -> None:
-        """Raise a ``ValueError`` where replaced masks cannot be walked."""
-        walk.check_masks(self)
+        """Raise a ``ValueError`` where replaced masks make solving through the net impossible."""
+        self.plan().check_masks(repr(self))
 
     def weights(self) -> list[Tensor]:
         """All weights and biases, in the order of ``solve_back``'s gradients."""
-        return walk_back.parameters(self)
+        found = [t for layer in (*self.layers, self.last) for t in (layer.weight, layer.bias)]
+        return found if self.from_context is None else [*found, self.from_context.weight]
 
     def solve(
         self,
         step: Callable[[int, Tensor], Tensor],
         like: Tensor,
         context: Tensor | None = None,
-        sweep: Callable[[int, int, Tensor], Tensor] | None = None,
+        block_step: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The fixed point ``x_i = step(i, params_i(x_<i))``; see ``nets.made_inverse``."""
-        return walk.solve(self, step, like, context, sweep)
+        return made_inverse.solve(self.plan(), step, like, context, block_step)
 
     def solve_back(
         self,
         step: Callable[[int, Tensor, Tensor], object],
         x: Tensor,
         context: Tensor | None = None,
-        sweep: Callable[[int, int, Tensor], Tensor] | None = None,
+        block_step: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor | None], Tensor | None]:
         """Gradients back through the fixed point; see ``nets.made_gradient``."""
-        return walk_back.solve_back(self, step, x, context, sweep)
+        return made_gradient.solve_back(self.plan(), step, x, context, block_step)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_way": None}
+        return {**self.__dict__, "_kept": None}
 
     def __repr__(self) -> str:
         context = f", context={self.from_context.in_features}" if self.from_context else ""

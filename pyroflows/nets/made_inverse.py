@@ -1,4 +1,4 @@
-"""Walking a MADE feature by feature, computing each hidden unit once.
+"""Solving through a MADE feature by feature, computing each hidden unit once.
 
 With hidden units sorted by degree every masked weight is block-triangular: once the features up to
 d are known, the units of degree d can be computed and never change. So an inversion that would take
@@ -6,300 +6,247 @@ one full pass a feature costs about the arithmetic of two passes in all. Inside 
 only the block's own columns are multiplied; one large product a layer then carries the finished
 block to all rows still open.
 
-Where calls cost more than arithmetic (few rows, many features) a block is swept instead: all its
-features at once, again and again until nothing changes. The map from one sweep to the next is
-strictly triangular, so its fixed point is unique, reached after at most as many sweeps as there are
-features, and proved by one more sweep that changes no bit.
+Where calls cost more than arithmetic (few rows, many features) a block is solved by fixed-point
+passes instead: all its features at once, again and again until nothing changes. The map from one
+pass to the next is strictly triangular, so its fixed point is unique, reached after at most as many
+passes as there are features, and proved by one more pass that changes no bit.
 
 Units stand in rows here, ``(units, rows of data)``, so that a range of units is contiguous.
-``walk_back`` does the same backwards, for the gradient.
+``nets.made_gradient`` does the same backwards.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyroflows._pyro.memo import traced
+from pyroflows.nets.plan import Cut, Piece, Plan, PlannedLayer, by_degree
 
-if TYPE_CHECKING:
-    from pyroflows.nets.made import MADE
+Step = Callable[[int, Tensor], Tensor]
+BlockStep = Callable[[int, int, Tensor], Tensor]
 
+# How wide blocks are. Milliseconds of one inverse of a residual MADE of two hidden layers of 256,
+# affine, float32, one core, weights cut already; * marks the width that the figures below choose:
+#
+#   features, rows      feature by feature         fixed-point passes
+#                     8 wide  16     32     64     16     32     64    128 wide
+#         64,    1      2.7   2.5    2.2    2.2    1.3    1.0    0.9*
+#         64,  100      3.0   2.9    2.9    2.6    2.3    2.6*   3.9
+#         64, 1000      5.5   5.2    5.2*   5.7     12     16     30
+#        200,    1      9.4   7.9    7.2    7.0    3.1    2.3    1.9    1.4*
+#        200,  100     10.2   8.8    8.1    8.1    4.5    3.9*   3.9    4.6
+#        200, 1000     15.8  14.3   12.8*  12.6     16     18     25     38
 _LOCAL = 512_000  # multiply-adds that take about as long as the call that does them
-_SWEEP = 2_500_000  # multiply-adds that take about as long as the calls of one sweep
-_NARROWEST, _WIDEST = 16, 128  # blocks between which sweeps were measured to pay
+_PASS = 2_500_000  # multiply-adds that take about as long as the calls of one fixed-point pass
+_NARROWEST, _WIDEST = 16, 128  # blocks between which fixed-point passes pay
 _SCALAR = 100  # multiply-adds in whose time a family treats one parameter
 
 
-def walked_blocks(net: MADE, rows: int) -> list[tuple[int, int]]:
+def sequential_blocks(plan: Plan, rows: int) -> list[tuple[int, int]]:
     """Ranges of features, as wide as keeps a step's local product near the cost of calling it."""
-    per_degree = max(net.hidden) / net.features
+    per_degree = max(layer.weight.shape[1] for layer in plan.layers[1:]) / plan.features
     width = int(_LOCAL / max(rows * per_degree**2, 1))
-    return _ranges(net.features, min(max(width, 8), 32))
+    return _ranges(plan.features, min(max(width, 8), 32))
 
 
-def swept_blocks(net: MADE, rows: int) -> list[tuple[int, int]] | None:
-    """Ranges wide enough to be swept, or None where walking is faster."""
-    widths = [net.features, *net.hidden, net.features * net.params]
-    square = sum(a * b for a, b in zip(widths, widths[1:], strict=False)) / net.features**2
-    linear = _SCALAR * net.params
-    # The positive root of rows (square w^2 + linear w) = _SWEEP.
-    budget = _SWEEP / max(rows, 1)
+def fixed_point_blocks(plan: Plan, rows: int) -> list[tuple[int, int]] | None:
+    """Ranges wide enough for fixed-point passes, or None where feature by feature is faster."""
+    square = sum(layer.weight.numel() for layer in plan.layers) / plan.features**2
+    linear = _SCALAR * plan.params
+    # The positive root of rows (square w^2 + linear w) = _PASS.
+    budget = _PASS / max(rows, 1)
     width = 2 * budget / (linear + (linear**2 + 4 * square * budget) ** 0.5)
-    width = min(int(width), net.features, _WIDEST)
-    return _ranges(net.features, width) if width >= _NARROWEST else None
+    width = min(int(width), plan.features, _WIDEST)
+    return _ranges(plan.features, width) if width >= _NARROWEST else None
 
 
 def _ranges(features: int, width: int) -> list[tuple[int, int]]:
     return [(a, min(a + width, features)) for a in range(0, features, width)]
 
 
-def sizes_of(marks: list[int]) -> list[int]:
-    """How many units there are of each degree, from -1 on."""
-    return [b - a for a, b in zip(marks, marks[1:], strict=False)]
-
-
-def check_masks(net: MADE) -> None:
-    """See that no unit looks at what comes after it in the order of the walk.
-
-    Raises:
-        ValueError: a mask was replaced by one whose units are not sorted by degree.
-    """
-    masks = in_order(net, [layer.mask for layer in (*net.layers, net.last)])
-    outputs = [0, *range(0, net.features * net.params + 1, net.params)]
-    for layer, (mask, reads) in enumerate(zip(masks, net.upto, strict=True)):
-        last = layer == len(net.layers)
-        above = outputs if last else net.upto[layer + 1]
-        for degree in range(-1, net.features):
-            rows = mask[above[degree + 1] : above[degree + 2]]
-            if rows[:, reads[degree + (1 if last else 2)] :].any():
-                raise ValueError(
-                    f"net: expected units sorted by degree, but in layer {layer} of {net} units of "
-                    f"degree {degree} see units of a higher one; build the masks with MADE, or "
-                    "pass the network as a plain function, which is inverted by one call a feature"
-                )
-
-
-class Way(NamedTuple):
-    """A net's weights, cut up for a walk in these blocks of features.
+@dataclass(slots=True)
+class _Layer:
+    """What is known of one layer so far; units in rows, ``(units, rows of data)``.
 
     Attributes:
-        source: the masked weights it was made from.
-        blocks: ranges of features.
-        weights: the masked weights, features in the order of the walk.
-        units: ``units[layer][degree + 1]``, what a degree's units see of their own block: a piece
-            of the weight, and the range of the values that it reads; None where there is nothing.
-        outputs: the same for the parameters of each feature.
+        plan: the layer.
+        reads: the values it multiplies.
+        sums: its sums.
+        values: what the next layer reads of it: the sums themselves where a rectifier may work in
+            place, as it may where no skip needs them.
+        sums_of: ``sums_of[d + 1]``, the sums of the units of degree d.
+        values_of: the same of the values.
+        pieces: the same of the weight, see ``Cut``.
+        in_place: whether a rectifier works in place.
     """
 
-    source: list[Tensor]
-    blocks: list[tuple[int, int]]
-    weights: list[Tensor]
-    units: list[list[tuple[Tensor, int, int] | None]]
-    outputs: list[tuple[Tensor, int, int] | None]
+    plan: PlannedLayer
+    reads: Tensor
+    sums: Tensor
+    values: Tensor
+    sums_of: tuple[Tensor, ...]
+    values_of: tuple[Tensor, ...]
+    pieces: list[Piece | None]
+    in_place: bool
 
 
-def _way(net: MADE, blocks: list[tuple[int, int]]) -> Way:
-    """The way through the net; in eval mode kept until a weight changes."""
-    source = [layer.masked_weight() for layer in (*net.layers, net.last)]
-    kept = net._way
-    if kept is not None and kept.blocks == blocks and all(map(operator.is_, kept.source, source)):
-        return kept
-    weights, upto, params = in_order(net, source), net.upto, net.params
-    # The context's own units first, then every degree with the columns of its block so far.
-    degrees = [(-1, -1), *((i, start) for start, stop in blocks for i in range(start, stop))]
-
-    def piece(layer: int, a: int, b: int, c: int, d: int) -> tuple[Tensor, int, int] | None:
-        return (weights[layer][a:b, c:d], c, d - c) if b > a and d > c else None
-
-    way = Way(
-        source,
-        blocks,
-        weights,
-        [
-            [piece(n, above[k + 1], above[k + 2], reads[s + 1], reads[k + 2]) for k, s in degrees]
-            for n, (reads, above) in enumerate(zip(upto, upto[1:], strict=False))
-        ],
-        [
-            piece(-1, i * params, (i + 1) * params, upto[-1][start + 1], upto[-1][i + 1])
-            for i, start in degrees[1:]
-        ],
-    )
-    net._way = None if net.training else way
-    return way
-
-
-class _Walk:
-    """The state of a walk: what is known of every unit's sum so far.
+class _Solve:
+    """The state of a solve.
 
     Args:
-        net: the network.
-        way: its weights, cut up.
+        plan: of the network.
+        cut: its weights, cut up.
         like: ``(rows, features)``.
         context: ``(rows, context)`` or None.
     """
 
-    def __init__(self, net: MADE, way: Way, like: Tensor, context: Tensor | None) -> None:
-        self.net, self.way, rows = net, way, like.shape[0]
-        biases = [layer.bias for layer in (*net.layers, net.last)]
-        if net.descending:
-            biases[-1] = flipped(net, biases[-1])
+    def __init__(self, plan: Plan, cut: Cut, like: Tensor, context: Tensor | None) -> None:
+        self.plan, self.cut, rows = plan, cut, like.shape[0]
+        self.x = like.new_empty(plan.features, rows)
+        biases: list[Tensor] = [layer.linear.bias for layer in plan.layers]
+        biases[-1] = plan.parameters_in_order(biases[-1])
         # A clone also for one row, where .contiguous() would hand out the bias itself.
         whole = torch.contiguous_format
-        self.sums = [b[:, None].expand(-1, rows).clone(memory_format=whole) for b in biases]
-        if net.from_context is not None:
-            self.sums[0].addmm_(net.from_context.weight, context.mT)
-        self.x = like.new_empty(net.features, rows)
-        # What each layer reads: activations take the sums' place where no skip needs those.
-        self.skips = [*map(net.has_skip, range(len(net.layers))), False]
-        self.values = [self.x]
-        for above, skipped in zip(self.sums[:-1], self.skips[1:], strict=True):
-            self.values.append(torch.empty_like(above) if skipped else above)
-        counts = [sizes_of(marks) for marks in net.upto[1:]]
-        units = [above.split(count) for above, count in zip(self.sums, counts, strict=False)]
-        results = [
-            own if value is above else value.split(count)
-            for own, value, above, count in zip(
-                units, self.values[1:], self.sums, counts, strict=False
+        sums = [b[:, None].expand(-1, rows).clone(memory_format=whole) for b in biases]
+        if plan.from_context is not None:
+            sums[0].addmm_(plan.from_context.weight, plan.context(context).mT)
+        self.hidden: list[_Layer] = []
+        reads = self.x
+        for index, pieces in enumerate(cut.hidden):
+            layer, own = plan.layers[index], sums[index]
+            skipped = plan.layers[index + 1].skip
+            values = torch.empty_like(own) if skipped else own
+            sums_of = by_degree(own, layer.units)
+            values_of = by_degree(values, layer.units) if skipped else sums_of
+            in_place = plan.activation == "relu" and not skipped
+            self.hidden.append(
+                _Layer(layer, reads, own, values, sums_of, values_of, pieces, in_place)
             )
-        ]
-        # Whether a rectifier may work in place.
-        in_place = [net.activation == "relu" and not skipped for skipped in self.skips[1:]]
-        self.hidden = list(
-            zip(way.units, self.values, units, results, self.skips, in_place, strict=False)
-        )
-        self.parameters = self.sums[-1].split(net.params)
+            reads = values
+        self.top, self.parameters = reads, sums[-1]
+        self.parameters_of = sums[-1].split(plan.params)
 
     def finish(self, degree: int) -> None:
         """The units of one degree, given all before its block and what its block has so far."""
         below = None
-        for pieces, read, above, value, skip, in_place in self.hidden:
-            unit, piece = above[degree + 1], pieces[degree + 1]
+        for layer in self.hidden:
+            unit, piece = layer.sums_of[degree + 1], layer.pieces[degree + 1]
             if piece is not None:
                 weight, first, count = piece
-                unit.addmm_(weight, read.narrow(0, first, count))
-            if skip:
+                unit.addmm_(weight, layer.reads.narrow(0, first, count))
+            if layer.plan.skip and below is not None:
                 unit.add_(below)
-            if in_place:
+            if layer.in_place:
                 unit.relu_()
             else:
-                value[degree + 1].copy_(self.net.activate(unit))
+                layer.values_of[degree + 1].copy_(self.plan.activate(unit))
             below = unit
 
     def push(self, start: int, stop: int) -> None:
         """Carry the columns of the degrees ``start .. stop - 1`` to all later rows."""
-        net, upto = self.net, self.net.upto
-        for layer, weight in enumerate(self.way.weights):
-            c, d = upto[layer][start + 1], upto[layer][stop + 1]
-            last = layer == len(net.layers)
-            first = stop * net.params if last else upto[layer + 1][stop + 1]
-            if d > c and first < weight.shape[0]:
-                self.sums[layer][first:].addmm_(weight[first:, c:d], self.values[layer][c:d])
+        last = self.plan.layers[-1]
+        for layer in self.hidden:
+            _push(layer.plan, layer.reads, layer.sums, start, stop)
+        _push(last, self.top, self.parameters, start, stop)
 
-    def through(self, start: int, stop: int, step: Callable[[int, Tensor], Tensor]) -> None:
-        """Walk a block, feature by feature."""
-        net, top, rows = self.net, self.values[-1], self.x.unbind()
+    def feature_by_feature(self, start: int, stop: int, step: Step) -> None:
+        """Solve a block one feature after the other."""
+        plan, rows = self.plan, self.x.unbind()
         for place in range(start, stop):
-            theta, piece = self.parameters[place], self.way.outputs[place]
+            theta, piece = self.parameters_of[place], self.cut.parameters[place]
             if piece is not None:
                 weight, first, count = piece
-                theta.addmm_(weight, top.narrow(0, first, count))
-            i = net.features - 1 - place if net.descending else place
+                theta.addmm_(weight, self.top.narrow(0, first, count))
+            i = plan.features - 1 - place if plan.descending else place
             rows[place].copy_(step(i, theta.mT))
-            if place + 1 < net.features:
+            if place + 1 < plan.features:
                 self.finish(place)
 
-    def swept(
-        self, start: int, stop: int, now: Tensor, sweep: Callable[[int, int, Tensor], Tensor]
-    ) -> bool:
-        """Sweep a block from ``now`` on; whether that ended in a proven fixed point."""
-        net = self.net
-        spans = [(marks[start + 1], marks[stop + 1]) for marks in net.upto]
-        spans.append((start * net.params, stop * net.params))
+    def by_fixed_point(self, start: int, stop: int, now: Tensor, step: BlockStep) -> bool:
+        """Solve a block by passes from ``now`` on; whether they ended in a proven fixed point."""
+        plan = self.plan
+        spans = [slice(p.units[start + 1], p.units[stop + 1]) for p in plan.layers]
         local = [
-            weight[a:b, c:d]
-            for weight, (a, b), (c, d) in zip(self.way.weights, spans[1:], spans, strict=False)
+            p.weight[span, p.reads[start + 1] : p.reads[stop + 1]]
+            for p, span in zip(plan.layers, spans, strict=True)
         ]
-        sums = [t[a:b] for t, (a, b) in zip(self.sums, spans[1:], strict=True)]
+        known = [layer.sums[span] for layer, span in zip(self.hidden, spans, strict=False)]
+        parameters = self.parameters[spans[-1]]
         for _ in range(stop - start + 1):
-            read, h, found = now, None, []
-            for above, weight, skip in zip(sums[:-1], local, self.skips, strict=False):
-                below, h = h, torch.addmm(above, weight, read)
-                if skip:
-                    h += below
-                read = net.activate(h)
+            read: Tensor = now
+            found: list[tuple[Tensor, Tensor]] = []
+            for layer, weight, sums in zip(self.hidden, local, known, strict=False):
+                h = torch.addmm(sums, weight, read)
+                if layer.plan.skip:
+                    h += found[-1][0]
+                read = plan.activate(h)
                 found.append((h, read))
-            theta = torch.addmm(sums[-1], local[-1], read)
-            before, now = now, sweep(start, stop, theta.unflatten(0, (-1, net.params)).mT)
+            theta = torch.addmm(parameters, local[-1], read)
+            before, now = now, step(start, stop, theta.unflatten(0, (-1, plan.params)).mT)
             if torch.equal(before, now):
                 break
         else:
-            # Zeros of the mask times infinity are NaN, which equals nothing. In the walk what is
-            # not finite reaches only the features that depend on it.
+            # Zeros of the mask times infinity are NaN, which equals nothing. Feature by feature,
+            # what is not finite reaches only the features that depend on it.
             return False
         self.x[start:stop] = now
-        sums[-1].copy_(theta)
-        for (h, read), above, value, (a, b) in zip(
-            found, sums, self.values[1:], spans[1:], strict=False
-        ):
-            above.copy_(h)
-            value[a:b] = read
+        parameters.copy_(theta)
+        for layer, (h, read), sums, span in zip(self.hidden, found, known, spans, strict=False):
+            sums.copy_(h)
+            layer.values[span] = read
         return True
+
+
+def _push(layer: PlannedLayer, reads: Tensor, sums: Tensor, start: int, stop: int) -> None:
+    c, d = layer.reads[start + 1], layer.reads[stop + 1]
+    first = layer.units[stop + 1]
+    if d > c and first < layer.weight.shape[0]:
+        sums[first:].addmm_(layer.weight[first:, c:d], reads[c:d])
 
 
 @torch.no_grad()
 def solve(
-    net: MADE,
-    step: Callable[[int, Tensor], Tensor],
+    plan: Plan,
+    step: Step,
     like: Tensor,
     context: Tensor | None,
-    sweep: Callable[[int, int, Tensor], Tensor] | None = None,
+    block_step: BlockStep | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The fixed point ``x_i = step(i, params_i(x_<i))``, features in order. Exact.
 
     Not differentiable; never uses dropout.
 
     Args:
-        net: the network.
+        plan: of the network.
         step: gives feature i, ``(rows,)``, from its parameters ``(rows, params)``.
-        like: ``(rows, features)``; its number of rows, dtype and device are used, and sweeps start
-            from it.
+        like: ``(rows, features)``; its number of rows, dtype and device are used, and fixed-point
+            passes start from it.
         context: ``(rows, context)`` or None.
-        sweep: the same for many features at once, those that are number ``a .. b - 1`` in the order
-            in which the net takes them: ``sweep(a, b, parameters)`` gives ``(b - a, rows)`` from
-            ``(b - a, rows, params)``. Without it there are no sweeps.
+        block_step: the same for many features at once, those that are number ``a .. b - 1`` in the
+            order in which the network takes them: ``block_step(a, b, parameters)`` gives ``(b - a,
+            rows)`` from ``(b - a, rows, params)``. Without it there are no fixed-point passes.
 
     Returns:
         The fixed point ``(rows, features)`` and its parameters ``(rows, features, params)``.
     """
-    swept = None if sweep is None or traced() else swept_blocks(net, like.shape[0])
-    way = _way(net, swept or walked_blocks(net, like.shape[0]))
-    walk = _Walk(net, way, like, context)
-    guess = like.flip(1).mT if net.descending else like.mT
-    walk.finish(-1)  # what depends on the context alone
-    walk.push(-1, 0)
-    for start, stop in way.blocks:
-        if not (swept and walk.swept(start, stop, guess[start:stop], sweep)):
-            walk.through(start, stop, step)
-        if stop < net.features:
-            walk.push(start, stop)
-    x, theta = walk.x, walk.sums[-1].unflatten(0, (net.features, net.params))
-    if net.descending:
-        x, theta = x.flip(0), theta.flip(0)
-    return x.mT, theta.permute(2, 0, 1)
-
-
-def in_order(net: MADE, weights: list[Tensor]) -> list[Tensor]:
-    """The weights with features in the order of the walk."""
-    if not net.descending:
-        return weights
-    return [weights[0].flip(1), *weights[1:-1], flipped(net, weights[-1])]
-
-
-def flipped(net: MADE, outputs: Tensor) -> Tensor:
-    """Rows, or units, of the parameters with the features in reverse order."""
-    return outputs.unflatten(0, (net.features, net.params)).flip(0).flatten(0, 1)
+    rows = like.shape[0]
+    wide = None if block_step is None or traced() else fixed_point_blocks(plan, rows)
+    cut = plan.cut(wide or sequential_blocks(plan, rows))
+    state = _Solve(plan, cut, like, context)
+    guess = plan.in_order(like.mT)
+    state.finish(-1)  # what depends on the context alone
+    state.push(-1, 0)
+    for start, stop in cut.blocks:
+        proven = False
+        if wide and block_step is not None:
+            proven = state.by_fixed_point(start, stop, guess[start:stop], block_step)
+        if not proven:
+            state.feature_by_feature(start, stop, step)
+        if stop < plan.features:
+            state.push(start, stop)
+    theta = state.parameters.unflatten(0, (plan.features, plan.params))
+    return plan.in_order(state.x).mT, plan.in_order(theta).permute(2, 0, 1)

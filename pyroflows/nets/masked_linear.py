@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +20,7 @@ class _SpannedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -34,7 +36,7 @@ class _SpannedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+        ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (x, weight, masked), mask = ctx.saved_tensors, ctx.layer.mask
         of_x, of_weight, of_bias, _ = ctx.needs_input_grad
@@ -88,6 +90,8 @@ class MaskedLinear(nn.Linear):
         >>> x.grad[:, 1]                                         # output 0 does not see input 1
         tensor([0., 0.])
     """
+
+    mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__(mask.shape[1], mask.shape[0])

@@ -1,15 +1,15 @@
-"""What a network has to offer for an autoregressive map to be inverted by one walk over it."""
+"""What a network has to offer for an autoregressive map to be inverted by one sequential solve."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol, TypeGuard
 
 from torch import Tensor
 
 
-class Walkable(Protocol):
-    """A network that can be evaluated feature by feature at about the cost of one pass.
+class SolvableNet(Protocol):
+    """A network that is solved through feature by feature at about the cost of one or two passes.
 
     ``MADE`` and ``CausalConv`` are; any other is called once a feature. Rows are rows of data. One
     that takes the last feature first says so by an attribute ``descending = True``.
@@ -26,7 +26,7 @@ class Walkable(Protocol):
         step: Callable[[int, Tensor], Tensor],
         like: Tensor,
         context: Tensor | None = None,
-        sweep: Callable[[int, int, Tensor], Tensor] | None = None,
+        block_step: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The fixed point ``x_i = step(i, params_i(x_<i))``; see ``nets.made_inverse``."""
 
@@ -35,11 +35,11 @@ class Walkable(Protocol):
         step: Callable[[int, Tensor, Tensor], object],
         x: Tensor,
         context: Tensor | None = None,
-        sweep: Callable[[int, int, Tensor], Tensor] | None = None,
+        block_step: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor | None], Tensor | None]:
         """Gradients back through it; see ``nets.made_gradient``."""
 
 
-def is_walkable(net: Any) -> bool:
-    """Whether the network offers all that ``Walkable`` lists."""
+def is_solvable(net: object) -> TypeGuard[SolvableNet]:
+    """Whether the network offers all that ``SolvableNet`` lists."""
     return all(hasattr(net, name) for name in ("solve", "solve_back", "weights"))

@@ -10,7 +10,7 @@ import pyro
 import torch
 
 from pyroflows.distributions.flow import Flow
-from pyroflows.nets.sequential import is_walkable
+from pyroflows.nets.sequential import is_solvable
 from pyroflows.testing.cases import (
     MakeFlow,
     conditioners,
@@ -34,7 +34,7 @@ def _count_network_calls(flow: Flow) -> Iterator[dict[str, list[int]]]:
             counts[name][0] += 1
 
         handles.append(net.register_forward_hook(passed))
-        if is_walkable(net):
+        if is_solvable(net):
             solve = net.solve
 
             def solved(
@@ -57,7 +57,7 @@ def _count_network_calls(flow: Flow) -> Iterator[dict[str, list[int]]]:
 def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | None = None) -> None:
     """``flow.fast`` is kept: one call a network in the fast direction, none to score an own draw.
 
-    Counted on the modules that layers hold as ``net``. A network that is ``Walkable`` is never
+    Counted on the modules that layers hold as ``net``. A network that is ``SolvableNet`` is never
     called feature by feature: the slow direction solves once, and calls once more for its gradient.
 
     Args:
@@ -91,7 +91,7 @@ def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | N
     def expect_slow(counts: dict[str, list[int]], calls: int, what: str) -> None:
         for name, found in counts.items():
             require(
-                not is_walkable(nets[name]) or (found[0] <= calls and found[1] <= 1),
+                not is_solvable(nets[name]) or (found[0] <= calls and found[1] <= 1),
                 f"{what} called {name} {found[0]} times and solved {found[1]} times; "
                 f"at most {calls} and 1 are needed",
             )

@@ -1,8 +1,8 @@
 """Autoregressive maps, and their exact inverse with an exact gradient.
 
-Forward is one pass of the network. The inverse walks the features in order; a network that is
-``pyroflows.nets.sequential.Walkable`` (``MADE``, ``CausalConv``) does this at the price of about
-two passes, any other callable is evaluated once a feature.
+Forward is one pass of the network. The inverse solves for the features in order: a sequential
+solve. A ``pyroflows.nets.sequential.SolvableNet`` (``MADE``, ``CausalConv``) does this at the price
+of about two passes, any other callable is evaluated once a feature.
 """
 
 from __future__ import annotations
@@ -14,45 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pyroflows.nets.sequential import is_walkable
+from pyroflows.nets.sequential import is_solvable
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.families import Family
+from pyroflows.transforms.implicit import with_implicit_gradient
 
-# A compiler unrolls a walk over its features; over more than these it would take minutes.
+# A compiler unrolls a solve over its features; over more than these it would take minutes.
 MOST_UNROLLED = 16
 
 
-class _Implicit(torch.autograd.Function):
-    """Puts the graph of ``y - f(x) = 0`` behind an ``x`` that was solved for without one.
-
-    Takes y, and f(x) with its log-determinant as evaluated at the solution; gives x and
-    ``-log_det``. Backward solves ``J^T v = dx`` once (the implicit function theorem); ``v`` is then
-    y's gradient and ``-v`` that of f(x), from where autograd reaches the weights and the context.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        y: Tensor,
-        fx: Tensor,
-        log_det: Tensor,
-        x: Tensor,
-        transposed_solve: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        ctx.transposed_solve = transposed_solve
-        return x.detach().clone(), -log_det
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad_x: Tensor, grad_log_det: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        v = ctx.transposed_solve(grad_x, -grad_log_det)
-        return v, -v, -grad_log_det, None, None
-
-
-class _Walked(torch.autograd.Function):
-    """The inverse by a net that walks; its gradient by one walk back.
+class _Solved(torch.autograd.Function):
+    """The inverse by a net that solves; its gradient by solving back once.
 
     With ``y_i = g(x_i; theta_i(x_<i))`` and ``L = log dg/dx``, let a be the adjoint of x, and c
     that of ``-sum L``. The implicit function theorem gives y's adjoint ``v = a / g'`` and the
@@ -61,14 +33,14 @@ class _Walked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         layer: Autoregressive,
         y: Tensor,
         context: Tensor | None,
         known: tuple[Tensor, Tensor, Tensor] | None,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        x, log_det, theta = layer._walk(y, context) if known is None else known
+        x, log_det, theta = layer.solved(y, context) if known is None else known
         ctx.layer = layer
         # The parameters are saved to be watched: backward reads the net's own, which must not have
         # been written to since, and a saved tensor raises where it was.
@@ -78,9 +50,7 @@ class _Walked(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad_x: Tensor, grad_log_det: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_x: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         x, theta, context, *_ = ctx.saved_tensors
         a, inverse_slope, own, pull = _local(ctx.layer, x, theta, grad_x, grad_log_det)
         v, net = torch.empty_like(a), ctx.layer.net
@@ -89,13 +59,13 @@ class _Walked(torch.autograd.Function):
             torch.mul(a[i].add_(sent), inverse_slope[i], out=v[i])
             torch.addcmul(own[i], pull[i], v[i], value=-1, out=adjoint)
 
-        def sweep(first: int, last: int, sent: Tensor) -> Tensor:
-            at = slice(first, last)
-            torch.mul(a[at] + sent, inverse_slope[at], out=v[at])
-            return torch.addcmul(own[at], pull[at], v[at, None], value=-1)
+        def block_step(first: int, last: int, sent: Tensor) -> Tensor:
+            block = slice(first, last)
+            torch.mul(a[block] + sent, inverse_slope[block], out=v[block])
+            return torch.addcmul(own[block], pull[block], v[block, None], value=-1)
 
         with _full_precision(x):
-            gradients, grad_context = net.solve_back(step, x, context, sweep)
+            gradients, grad_context = net.solve_back(step, x, context, block_step)
         return None, (v.flip(0) if _descending(net) else v).mT, grad_context, None, *gradients
 
 
@@ -107,20 +77,20 @@ def _with_graph(
     context: Tensor | None,
     known: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return _Walked.apply(layer, y, context, known, *layer.net.weights())
+    return _Solved.apply(layer, y, context, known, *layer.net.weights())
 
 
 @torch.compiler.disable
 def _eagerly(
     layer: Autoregressive, y: Tensor, context: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return layer._walk(y, context)
+    return layer.solved(y, context)
 
 
 def _local(
     layer: Autoregressive, x: Tensor, theta: Tensor, grad_x: Tensor, grad_log_det: Tensor
 ) -> tuple[Tensor, ...]:
-    """What each feature's own map contributes to the walk back.
+    """What each feature's own map contributes to solving back.
 
     Features come first, in the net's order, rows last. Gives ``a = grad_x - c dL/dx``, ``1 / g'``,
     ``-c dL/dtheta`` and ``dg/dtheta``.
@@ -138,7 +108,7 @@ def _local(
             a = a + by_x
     inverse_slope = log_derivative.detach().neg().exp()
     found = a.mT, inverse_slope.mT, own.permute(1, 2, 0), pull.permute(1, 2, 0)
-    # Clones: the walk adds to the first, which may be the gradient that came in.
+    # Clones: the solve adds to the first, which may be the gradient that came in.
     found = tuple(t.clone(memory_format=torch.contiguous_format) for t in found)
     return tuple(t.flip(0) for t in found) if _descending(layer.net) else found
 
@@ -157,7 +127,7 @@ class Autoregressive(FlowTransform):
     r""":math:`y_i = g(x_i; \theta_i(x_{<i}, c))`: forward an IAF layer, its ``.inv`` a MAF layer.
 
     Forward costs one network call. The inverse solves for the features in order: exact, and about
-    two calls' arithmetic with a net that is ``Walkable`` (see ``pyroflows.nets.sequential``),
+    two calls' arithmetic with a net that is a ``SolvableNet`` (see ``pyroflows.nets.sequential``),
     ``features`` calls with any other. Its gradient comes from the implicit function theorem and is
     exact to first order.
 
@@ -169,7 +139,7 @@ class Autoregressive(FlowTransform):
         family: what is done to each feature.
 
     Raises:
-        ValueError: the net is a ``MADE`` with replaced masks that cannot be walked.
+        ValueError: the net is a ``MADE`` with replaced masks that cannot be solved through.
 
     Example:
         >>> import torch, pyroflows as pf
@@ -211,8 +181,9 @@ class Autoregressive(FlowTransform):
             batch = torch.broadcast_shapes(y.shape[:-1], context.shape[:-1])
             y, context = y.expand(*batch, -1), context.expand(*batch, -1)
         wants_graph = torch.is_grad_enabled() and self._is_differentiable(y, context)
-        if not is_walkable(self.net):
-            return self._implicit(y, context) if wants_graph else self._loop(y, context)
+        if not is_solvable(self.net):
+            x, log_det = self._loop(y, context)
+            return self._with_implicit_gradient(y, x, context) if wants_graph else (x, log_det)
         flat = y.reshape(-1, y.shape[-1])
         rows = None if context is None else context.reshape(-1, context.shape[-1])
         if wants_graph:
@@ -220,10 +191,10 @@ class Autoregressive(FlowTransform):
         elif torch.compiler.is_compiling() and y.shape[-1] > MOST_UNROLLED:
             x, log_det, _ = _eagerly(self, flat, rows)
         else:
-            x, log_det, _ = self._walk(flat, rows)
+            x, log_det, _ = self.solved(flat, rows)
         return x.reshape(y.shape), log_det.reshape(y.shape[:-1])
 
-    def forward_at(
+    def forward_with_state(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """One network call; the inverse can use its result."""
@@ -232,13 +203,13 @@ class Autoregressive(FlowTransform):
         log_det = log_derivative.sum(dim=-1)
         return y, log_det, (x, log_det, theta)
 
-    def inverse_at(
-        self, y: Tensor, at: tuple[Tensor, Tensor, Tensor], context: Tensor | None = None
+    def inverse_from_state(
+        self, y: Tensor, state: tuple[Tensor, Tensor, Tensor], context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """No network call and no walk; backward walks once."""
-        if not is_walkable(self.net):
+        """No network call and no solve; backward solves once."""
+        if not is_solvable(self.net):
             return self.inverse_and_log_det(y, context)
-        x, log_det, theta = (t.detach() for t in at)
+        x, log_det, theta = (t.detach() for t in state)
         batch, features = theta.shape[:-2], y.shape[-1]
         rows = (
             None if context is None else context.expand(*batch, -1).reshape(-1, context.shape[-1])
@@ -257,25 +228,25 @@ class Autoregressive(FlowTransform):
         return any(s.requires_grad for s in hidden)
 
     @torch.no_grad()
-    def _walk(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def solved(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """``x``, ``log|det dx/dy|`` and the parameters of ``(rows, features)``, without a graph."""
         columns, last = y.mT.contiguous(), y.shape[-1] - 1
         descending = _descending(self.net)
         in_order = columns.flip(0) if descending else columns
         rows = columns.unbind()
-        # By place in the net's order, a swept block at its first: a walk after a sweep replaces it.
+        # By place in the net's order, a block at its first: one feature by feature replaces it.
         derivatives: dict[int, Tensor] = {}
 
         def step(i: int, theta: Tensor) -> Tensor:
             x, derivatives[last - i if descending else i] = self.family.inverse(rows[i], theta)
             return x
 
-        def sweep(a: int, b: int, theta: Tensor) -> Tensor:
+        def block_step(a: int, b: int, theta: Tensor) -> Tensor:
             x, derivatives[a] = self.family.inverse(in_order[a:b], theta)
             return x
 
         with _full_precision(y):
-            x, theta = self.net.solve(step, y, context, sweep)
+            x, theta = self.net.solve(step, y, context, block_step)
         blocks = [d if d.dim() == 2 else d[None] for d in derivatives.values()]
         return x, torch.cat(blocks).sum(dim=0), theta
 
@@ -287,40 +258,16 @@ class Autoregressive(FlowTransform):
             x[..., i] = self.family.inverse(y, self.net(x, context))[0][..., i]
         return x, self.family.inverse(y, self.net(x, context))[1].sum(dim=-1)
 
-    def _implicit(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same with a graph, for any net."""
-        x, _ = self._loop(y, context)
-        with torch.enable_grad():
-            at = x.requires_grad_()
-            fx, log_derivative = self._forward(at, context)
-            log_det = log_derivative.sum(dim=-1)
+    def _with_implicit_gradient(
+        self, y: Tensor, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loop's solution with a graph, for any net."""
 
-        def transposed_solve(grad_x: Tensor, grad_log_det: Tensor) -> Tensor:
-            if log_det.requires_grad:  # x moves the log-determinant too
-                grad_x = (
-                    grad_x + torch.autograd.grad(log_det, at, grad_log_det, retain_graph=True)[0]
-                )
-            return self._sweep(at.detach(), grad_x, log_derivative.detach().exp(), context)
+        def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            fx, log_derivative = self._forward(x, context)
+            return fx, log_derivative.sum(dim=-1), log_derivative.exp()
 
-        return _Implicit.apply(y, fx, log_det, x, transposed_solve)
-
-    def _sweep(self, x: Tensor, grad: Tensor, slope: Tensor, context: Tensor | None) -> Tensor:
-        """``v`` with ``J^T v = grad`` for the Jacobian J of forward at x.
-
-        J is a diagonal plus a strictly lower triangle, so Jacobi sweeps are exact after
-        ``features`` of them, and may stop once nothing changes.
-        """
-        with torch.enable_grad():
-            x = x.requires_grad_()
-            y = self._forward(x, context)[0]
-        v = grad / slope
-        for _ in range(x.shape[-1]):
-            (product,) = torch.autograd.grad(y, x, v, retain_graph=True)
-            change = (grad - product) / slope
-            v = v + change
-            if not (change.abs() > torch.finfo(v.dtype).eps * v.abs()).any():
-                break
-        return v
+        return with_implicit_gradient(y, x, forward)
 
     def extra_repr(self) -> str:
         """Family and net."""

@@ -17,7 +17,12 @@ from torch.distributions import constraints
 from pyroflows._pyro.memo import Memo
 
 # What a transform is run by, and a compiler may put a version of in its place for a while.
-DIRECTIONS = ("forward_and_log_det", "inverse_and_log_det", "forward_at", "inverse_at")
+DIRECTIONS = (
+    "forward_and_log_det",
+    "inverse_and_log_det",
+    "forward_with_state",
+    "inverse_from_state",
+)
 _OPPOSITE = {"sample": "log_prob", "log_prob": "sample", "both": "both", "neither": "neither"}
 
 
@@ -86,18 +91,20 @@ class FlowTransform(TransformModule):
         """``x = f^-1(y; c)`` of shape ``(*batch, features)`` and ``log|det dx/dy|`` (``batch``)."""
         raise NotImplementedError(f"{type(self).__name__}.inverse_and_log_det")
 
-    def forward_at(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
-        """``forward_and_log_det(x)``, and what ``inverse_at`` can use of it.
+    def forward_with_state(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Any]:
+        """``forward_and_log_det(x)``, and what ``inverse_from_state`` can use of it.
 
         That may hold any tensors of the pass, with their graph: an own draw of a flow keeps it for
         ``path_log_prob`` for as long as the draw lives. None by default.
         """
         return *self.forward_and_log_det(x, context), None
 
-    def inverse_at(
-        self, y: Tensor, at: Any, context: Tensor | None = None
+    def inverse_from_state(
+        self, y: Tensor, state: Any, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``inverse_and_log_det(y)`` for the y that ``forward_at`` gave together with ``at``.
+        """``inverse_and_log_det(y)`` for the y that ``forward_with_state`` gave, with its state.
 
         The same values and gradients; a transform whose inverse has to be solved for need not solve
         for what it has just come from.
@@ -338,17 +345,19 @@ class Conditioned(FlowTransform):
         y = self._broadcast(y, self.codomain.event_dim)
         return self.transform.inverse_and_log_det(y, self.context)
 
-    def forward_at(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
+    def forward_with_state(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Any]:
         """The transform's forward at the bound context, and what its inverse can use."""
         x = self._broadcast(x, self.domain.event_dim)
-        return self.transform.forward_at(x, self.context)
+        return self.transform.forward_with_state(x, self.context)
 
-    def inverse_at(
-        self, y: Tensor, at: Any, context: Tensor | None = None
+    def inverse_from_state(
+        self, y: Tensor, state: Any, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The transform's inverse at the bound context, where forward came from."""
         y = self._broadcast(y, self.codomain.event_dim)
-        return self.transform.inverse_at(y, at, self.context)
+        return self.transform.inverse_from_state(y, state, self.context)
 
     def initialize(
         self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True

@@ -80,24 +80,24 @@ class Chain(FlowTransform):
             total = _plus(total, log_det, part)
         return y, self._total(total, y)
 
-    def forward_at(
+    def forward_with_state(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, list[Any]]:
         """All parts in order, and what the inverse of each can use."""
-        total, at = None, []
+        total, state = None, []
         for part in self.parts:
-            x, log_det, of_part = part.forward_at(x, context)
+            x, log_det, of_part = part.forward_with_state(x, context)
             total = _plus(total, log_det, part)
-            at.append(of_part)
-        return x, self._total(total, x), at
+            state.append(of_part)
+        return x, self._total(total, x), state
 
-    def inverse_at(
-        self, y: Tensor, at: list[Any], context: Tensor | None = None
+    def inverse_from_state(
+        self, y: Tensor, state: list[Any], context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """All inverses in reverse order, each where its part came from."""
         total = None
-        for part, of_part in zip(reversed(self.parts), reversed(at), strict=True):
-            y, log_det = part.inverse_at(y, of_part, context)
+        for part, of_part in zip(reversed(self.parts), reversed(state), strict=True):
+            y, log_det = part.inverse_from_state(y, of_part, context)
             total = _plus(total, log_det, part)
         return y, self._total(total, y)
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from pyroflows._checks import check_positive, check_whole, context_shape
 from pyroflows.nets.conv import from_context
-from pyroflows.transforms.autoregressive import _Implicit
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.images.squeeze import IMAGE, rows_of
+from pyroflows.transforms.implicit import with_implicit_gradient
 
 
 class MaskedConv(FlowTransform):
@@ -164,7 +164,12 @@ class MaskedConv(FlowTransform):
         rows, context, batch = self._rows(y, context)
         x = self._solve(rows, context)
         if torch.is_grad_enabled():
-            x, log_det = self._with_graph(rows, x, context)
+
+            def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                added, scaled, slope = self._evaluate(x, self._shift(context), self._assembled())
+                return scaled + added, slope.log().sum(dim=(1, 2, 3)), slope
+
+            x, log_det = with_implicit_gradient(rows, x, forward)
         else:
             slope = self._evaluate(x, self._shift(context), self._assembled())[2]
             log_det = -slope.log().sum(dim=(1, 2, 3))
@@ -198,39 +203,6 @@ class MaskedConv(FlowTransform):
                 stacklevel=2,
             )
         return x
-
-    def _with_graph(self, y: Tensor, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same with a graph."""
-        at = x.requires_grad_()
-        added, scaled, slope = self._evaluate(at, self._shift(context), self._assembled())
-        log_det = slope.log().sum(dim=(1, 2, 3))
-
-        def transposed_solve(grad_x: Tensor, grad_log_det: Tensor) -> Tensor:
-            moved = torch.autograd.grad(log_det, at, grad_log_det, retain_graph=True)[0]
-            return self._sweep(at.detach(), grad_x + moved, slope.detach(), context)
-
-        return _Implicit.apply(y, scaled + added, log_det, x, transposed_solve)
-
-    def _sweep(self, x: Tensor, grad: Tensor, slope: Tensor, context: Tensor | None) -> Tensor:
-        """``v`` with ``J^T v = grad`` for the Jacobian J of forward at x.
-
-        J is a diagonal plus a strict triangle, so Jacobi sweeps are exact after as many as there
-        are numbers in an image, and may stop once nothing changes.
-        """
-        with torch.no_grad():
-            shift, assembled = self._shift(context), self._assembled()
-        with torch.enable_grad():
-            x = x.requires_grad_()
-            added, scaled, _ = self._evaluate(x, shift, assembled)
-            y = scaled + added
-        v = grad / slope
-        for _ in range(x[0].numel() if len(x) else 0):
-            (product,) = torch.autograd.grad(y, x, v, retain_graph=True)
-            change = (grad - product) / slope
-            v = v + change
-            if not (change.abs() > torch.finfo(v.dtype).eps * v.abs()).any():
-                break
-        return v
 
     def extra_repr(self) -> str:
         """Channels, width and order."""

@@ -1,4 +1,4 @@
-"""The exact inverse by walks and sweeps: every size, family, dtype and layout; what is refused."""
+"""The exact inverse by sequential solves: every size, family, dtype and layout; what is refused."""
 
 import copy
 import pickle
@@ -7,14 +7,13 @@ import pytest
 import torch
 
 import pyroflows as pf
-from pyroflows.nets import MADE, CausalConv
-from pyroflows.nets import made_inverse as walk
+from pyroflows.nets import MADE, CausalConv, made_inverse
 from pyroflows.testing import randomize
 from pyroflows.transforms import Additive, Affine, Autoregressive, RationalQuadraticSpline
 
 FLOAT64 = torch.float64
 FAMILIES = [Additive(), Affine(), RationalQuadraticSpline(bins=4)]
-# rows few enough for sweeps of one block and of several, and so many that blocks are walked
+# rows few enough for fixed-point passes over one block and over several, and too many for them
 SIZES = [(40, (64, 64), 3), (150, (40,), 2), (40, (12, 12, 9), 1), (40, (64, 64), 2000)]
 
 
@@ -52,11 +51,11 @@ def test_inverse_is_the_plain_loop(size, descending, family):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_sizes_cover_walks_and_sweeps(size):
+def test_sizes_cover_fixed_points_and_single_features(size):
     features, hidden, rows = size
-    swept = walk.swept_blocks(MADE(features, 2, hidden=hidden), rows)
-    assert (swept is None) == (rows == 2000)
-    assert swept is None or (len(swept) > 1) == (features > 128)
+    blocks = made_inverse.fixed_point_blocks(MADE(features, 2, hidden=hidden).plan(), rows)
+    assert (blocks is None) == (rows == 2000)
+    assert blocks is None or (len(blocks) > 1) == (features > 128)
 
 
 @torch.no_grad()
@@ -86,7 +85,7 @@ def test_a_row_that_is_not_finite_leaves_the_others_exact(rows, value):
 
 
 @torch.no_grad()
-def test_sweeps_that_do_not_settle_are_walked(monkeypatch):
+def test_passes_that_do_not_settle_are_solved_feature_by_feature(monkeypatch):
     """A first guess that overflows inside the net, though the solution is small."""
     layer = layer_of(20, (32,))
     layer.net.activation, layer.net.activate = "fourth power", lambda h: h.square().square()
@@ -97,8 +96,9 @@ def test_sweeps_that_do_not_settle_are_walked(monkeypatch):
     x[:, 4:] = 0.0
     y = layer.forward_and_log_det(x)[0]
     settled = []
-    swept = walk._Walk.swept
-    monkeypatch.setattr(walk._Walk, "swept", lambda *a: settled.append(swept(*a)) or settled[-1])
+    solve = made_inverse._Solve.by_fixed_point
+    spy = lambda *a: settled.append(solve(*a)) or settled[-1]  # noqa: E731
+    monkeypatch.setattr(made_inverse._Solve, "by_fixed_point", spy)
     got = layer.inverse_and_log_det(y)[0]
     assert settled == [False]
     torch.testing.assert_close(got[:, :3], x[:, :3], rtol=1e-9, atol=1e-9)
@@ -131,9 +131,11 @@ def test_layout_of_the_input_does_not_matter():
 
 
 @pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
-@pytest.mark.parametrize("size", [(18, 3), (18, 2000), (140, 2)], ids=["swept", "walked", "blocks"])
+@pytest.mark.parametrize(
+    "size", [(18, 3), (18, 2000), (140, 2)], ids=["one block", "features", "blocks"]
+)
 def test_gradients_by_the_implicit_function(size, descending):
-    """Of the walk and of sweeps, against autograd through one loop over the features."""
+    """Feature by feature and by fixed points, against autograd through a loop over features."""
     features, rows = size
     layer = layer_of(features, (24, 24), context=2, descending=descending)
     y = torch.randn(rows, features, dtype=FLOAT64, requires_grad=True)
@@ -185,12 +187,12 @@ def test_frozen_parts_get_no_gradient():
     assert layer.net.last.weight.grad is None
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["walked", "known"])
+@pytest.mark.parametrize("known", [False, True], ids=["solved", "known"])
 def test_weights_written_to_before_backward_are_an_error(known):
     layer = layer_of(5, (8, 8))
-    y, _, at = layer.forward_at(torch.randn(3, 5, dtype=FLOAT64))
+    y, _, state = layer.forward_with_state(torch.randn(3, 5, dtype=FLOAT64))
     y = y.detach().requires_grad_()
-    x, log_det = layer.inverse_at(y, at) if known else layer.inverse_and_log_det(y)
+    x, log_det = layer.inverse_from_state(y, state) if known else layer.inverse_and_log_det(y)
     with torch.no_grad():
         layer.net.last.weight.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -211,7 +213,7 @@ def test_inverses_are_in_full_precision_under_autocast(kind):
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_masks_that_cannot_be_walked_are_refused(layer):
+def test_masks_that_cannot_be_solved_through_are_refused(layer):
     net = MADE(4, 2, hidden=(6, 6))
     parts = [*net.layers, net.last]
     parts[layer].mask = parts[layer].mask.flip(0)
@@ -277,9 +279,9 @@ def test_kept_weights_are_neither_copied_nor_pickled():
     plain = len(pickle.dumps(flow))
     flow.log_prob(torch.randn(2, 5))
     net = flow.transform.parts[0].net
-    assert net._way is not None
+    assert net._kept is not None
     assert net.last._kept is not None
-    assert copy.deepcopy(net)._way is None
+    assert copy.deepcopy(net)._kept is None
     assert len(pickle.dumps(flow)) == plain
 
 
