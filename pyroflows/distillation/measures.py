@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyroflows.distillation.draws import Contexts, drawn
-from pyroflows.distillation.objectives import layer_loss, lessons
+from pyroflows.distillation.objectives import layer_loss, layer_targets
 from pyroflows.distillation.report import Estimate
 from pyroflows.distillation.student import matched, parts_of
 from pyroflows.distributions.flow import Flow
@@ -32,8 +32,8 @@ def layer_divergences(
     pairs = matched(teacher, student)
     if not pairs or not all(pair.gaussian for pair in pairs):
         return None
-    taught = lessons(teacher, pairs, x, context)
-    return [mean_and_error(layer_loss(pair, *lesson, context)) for pair, *lesson in taught]
+    targets = layer_targets(teacher, pairs, x, context)
+    return [mean_and_error(layer_loss(target, context)) for target in targets]
 
 
 def two_sample_auc(first: Tensor, second: Tensor, seed: int = 0) -> float:

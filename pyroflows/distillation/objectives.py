@@ -4,23 +4,25 @@ r"""What a student is trained on. All losses are in nats, or in units that compa
     :math:`E_s[\log s(x) - \log t(x)]` on the student's own draws, which it scores for free and the
     teacher in one pass (van den Oord et al. 2018, arXiv:1711.10433). Alone it seeks modes. By
     default with the path gradient (Roeder et al. 2017, arXiv:1703.09194), whose variance vanishes
-    as the student arrives and which costs the student a walk back.
+    as the student comes close, and which costs the student a sequential solve.
 ``forward_kl``
-    :math:`-E_t[\log s(x)]` on the teacher's draws, and on data: finds every mode; the student
-    pays an inversion.
+    :math:`-E_t[\log s(x)]` on the teacher's draws, and on data. It finds every mode, and costs the
+    student a sequential solve.
 ``z_reconstruction``, ``x_reconstruction``
-    The student's x of the teacher's z of x, and the teacher's z of the student's x of z (Huang et
-    al. 2019, PMLR 115; halves of both: Krause et al. 2021, CaloFlow II, arXiv:2110.11377). They ask
-    for the teacher's very map, not its density alone.
+    How far x is from the student's image of the teacher's z(x), and z from the teacher's z of the
+    student's x(z) (Huang et al. 2019, PMLR 115; halves of both: Krause et al. 2021, CaloFlow II,
+    arXiv:2110.11377). They ask for the teacher's map itself, not for its density alone.
 ``layers``
-    Each layer of the student on the teacher's points before and after that layer, known from one
-    pass of the teacher: no inversion, no compound errors (CaloFlow II's "fully guided" training).
+    Each layer of the student learns the teacher's points before and after that layer, known from
+    one pass of the teacher: no inversion, no errors that add up over the layers (CaloFlow II's
+    "fully guided" training).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,22 +30,13 @@ from torch import Tensor, nn
 from pyroflows.distillation.pairs import Pair
 from pyroflows.distillation.student import parts_of
 from pyroflows.distributions.flow import Flow
-from pyroflows.transforms import FlowTransform
-
-OBJECTIVES = (
-    "layers",
-    "reverse_kl",
-    "forward_kl",
-    "z_reconstruction",
-    "x_reconstruction",
-    "mixed",
-)
 
 
-class Objectives(nn.Module):
-    """The loss of a step: a weighted sum of objectives on one batch of points.
+@dataclass(frozen=True)
+class Task:
+    """Who learns from whom.
 
-    Args:
+    Attributes:
         teacher: a frozen view, in eval mode.
         student: what is trained.
         pairs: layers that match.
@@ -51,14 +44,27 @@ class Objectives(nn.Module):
         path: the reverse KL's gradient along the paths alone.
     """
 
-    def __init__(
-        self, teacher: Flow, student: Flow, pairs: list[Pair], scale: Tensor, path: bool = True
-    ) -> None:
+    teacher: Flow
+    student: Flow
+    pairs: list[Pair]
+    scale: Tensor
+    path: bool = True
+
+
+class Objectives(nn.Module):
+    """The loss of a step: a weighted sum of objectives on one batch of points.
+
+    Its only sub-module is the student, which is what is trained, moved and switched with it.
+
+    Args:
+        task: who learns from whom.
+    """
+
+    def __init__(self, task: Task) -> None:
         super().__init__()
-        self.student = student
-        self.path = path
-        # Not sub-modules: none is trained, moved or switched by whoever trains this module.
-        self.__dict__.update(teacher=teacher, pairs=pairs, scale=scale)
+        self.student = task.student
+        self.task = task
+        self.losses = dict(LOSSES)
 
     def forward(self, x: Tensor, context: Tensor | None, weights: dict[str, float]) -> Tensor:
         """The weighted sum.
@@ -68,54 +74,58 @@ class Objectives(nn.Module):
             context: ``(rows, *context)`` for conditional flows.
             weights: of the objectives by name.
         """
-        losses = [weight * self._one(name, x, context) for name, weight in weights.items()]
-        return torch.stack(losses).sum()
+        return torch.stack(
+            [weight * self.losses[name](self.task, x, context) for name, weight in weights.items()]
+        ).sum()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the objectives of one pass, each for itself: walks would take minutes."""
-        for name in ("_layers", "_z_reconstruction", "_x_reconstruction"):
-            self.__dict__[name] = torch.compile(getattr(self, name), *args, **kwargs)
+        """Compile the objectives of one pass; a sequential solve would take minutes."""
+        for name in ("layers", "z_reconstruction", "x_reconstruction"):
+            self.losses[name] = torch.compile(LOSSES[name], *args, **kwargs)
 
-    def _one(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
-        losses: dict[str, Callable[..., Tensor]] = {
-            "reverse_kl": self._reverse_kl,
-            "forward_kl": self._forward_kl,
-            "z_reconstruction": self._z_reconstruction,
-            "x_reconstruction": self._x_reconstruction,
-            "layers": self._layers,
-        }
-        return losses[name](x, context)
 
-    def _reverse_kl(self, x: Tensor, context: Tensor | None) -> Tensor:
-        student = self.student(context, validate_args=False)
-        shape = x.shape[:1] if context is None else ()
-        if self.path:
-            x = student.rsample(shape)
-            log_s = student.path_log_prob(x)
-        else:
-            x, log_s = student.rsample_and_log_prob(shape)
-        return (log_s - self.teacher(context, validate_args=False).log_prob(x)).mean()
+def _reverse_kl(task: Task, x: Tensor, context: Tensor | None) -> Tensor:
+    student = task.student(context, validate_args=False)
+    shape = x.shape[:1] if context is None else torch.Size()
+    if task.path:
+        x = student.rsample(shape)
+        log_s = student.path_log_prob(x)
+    else:
+        x, log_s = student.rsample_and_log_prob(shape)
+    return (log_s - task.teacher(context, validate_args=False).log_prob(x)).mean()
 
-    def _forward_kl(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return -self.student(context, validate_args=False).log_prob(x).mean()
 
-    def _z_reconstruction(self, x: Tensor, context: Tensor | None) -> Tensor:
-        with torch.no_grad():
-            z = self.teacher.transform.inverse_and_log_det(x, context)[0]
-        back = self.student.transform.forward_and_log_det(z, context)[0]
-        return half_square((back - x) / self.scale)
+def _forward_kl(task: Task, x: Tensor, context: Tensor | None) -> Tensor:
+    return -task.student(context, validate_args=False).log_prob(x).mean()
 
-    def _x_reconstruction(self, x: Tensor, context: Tensor | None) -> Tensor:
-        student = self.student(context, validate_args=False)
-        z = student.base_dist.sample(x.shape[:1] if context is None else ())
-        drawn = self.student.transform.forward_and_log_det(z, context)[0]
-        back = self.teacher.transform.inverse_and_log_det(drawn, context)[0]
-        return half_square(back - z)
 
-    def _layers(self, x: Tensor, context: Tensor | None) -> Tensor:
-        taught = lessons(self.teacher, self.pairs, x, context)
-        losses = [layer_loss(pair, *lesson, context).mean() for pair, *lesson in taught]
-        return torch.stack(losses).sum()
+def _z_reconstruction(task: Task, x: Tensor, context: Tensor | None) -> Tensor:
+    with torch.no_grad():
+        z = task.teacher.transform.inverse_and_log_det(x, context)[0]
+    back = task.student.transform.forward_and_log_det(z, context)[0]
+    return half_square((back - x) / task.scale)
+
+
+def _x_reconstruction(task: Task, x: Tensor, context: Tensor | None) -> Tensor:
+    student = task.student(context, validate_args=False)
+    z = student.base_dist.sample(x.shape[:1] if context is None else torch.Size())
+    drawn = task.student.transform.forward_and_log_det(z, context)[0]
+    back = task.teacher.transform.inverse_and_log_det(drawn, context)[0]
+    return half_square(back - z)
+
+
+def _layers(task: Task, x: Tensor, context: Tensor | None) -> Tensor:
+    targets = layer_targets(task.teacher, task.pairs, x, context)
+    return torch.stack([layer_loss(target, context).mean() for target in targets]).sum()
+
+
+LOSSES: dict[str, Callable[[Task, Tensor, Tensor | None], Tensor]] = {
+    "layers": _layers,
+    "reverse_kl": _reverse_kl,
+    "forward_kl": _forward_kl,
+    "z_reconstruction": _z_reconstruction,
+    "x_reconstruction": _x_reconstruction,
+}
 
 
 def half_square(error: Tensor) -> Tensor:
@@ -123,32 +133,39 @@ def half_square(error: Tensor) -> Tensor:
     return 0.5 * error.square().flatten(1).sum(dim=1).mean()
 
 
+class LayerTarget(NamedTuple):
+    """What a layer of the student learns: to map ``before`` to ``after``, as the teacher's does."""
+
+    pair: Pair
+    before: Tensor
+    after: Tensor
+    theta: Tensor  # the parameters of the teacher's layer there
+
+
 @torch.no_grad()
-def lessons(
+def layer_targets(
     teacher: Flow, pairs: list[Pair], x: Tensor, context: Tensor | None
-) -> list[tuple[Pair, Tensor, Tensor, Tensor]]:
-    """For each pair the points before the teacher's layer and after it, and its parameters there.
+) -> list[LayerTarget]:
+    """For each pair the points before and after the teacher's layer, and its parameters there.
 
     One pass of the teacher, from x to its base.
     """
     by_index = {pair.index: pair for pair in pairs}
-    parts: list[FlowTransform] = parts_of(teacher)
+    parts = parts_of(teacher)
     found = []
     for index in reversed(range(len(parts))):
         after = x
         if index in by_index:
-            layer = parts[index].transform
+            layer = by_index[index].teacher
             theta = layer.net(after, context)
             x = layer.family.forward(after, theta)[0]
-            found.append((by_index[index], x, after, theta))
+            found.append(LayerTarget(by_index[index], x, after, theta))
         else:
             x = parts[index].inverse_and_log_det(after, context)[0]
     return found[::-1]
 
 
-def layer_loss(
-    pair: Pair, before: Tensor, after: Tensor, theta: Tensor, context: Tensor | None
-) -> Tensor:
+def layer_loss(target: LayerTarget, context: Tensor | None) -> Tensor:
     r"""How far a student's layer is from the teacher's, in nats, ``(*batch)``.
 
     Both map noise ``before`` = z to ``after`` = x, feature by feature given the noise of the
@@ -162,6 +179,7 @@ def layer_loss(
     second order: half the squared errors of x, in units of the teacher's slope, and of the
     log-slope.
     """
+    pair, before, after, theta = target
     teach, learn = pair.teacher.family, pair.student.family
     answer = pair.student.net(before, context)
     if pair.gaussian:

@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from pyroflows.distillation import pictures
 from pyroflows.infer.importance import khat_threshold
 from pyroflows.training.history import History
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -42,7 +41,7 @@ class Distillation:
         classifier_draws: draws of each that it saw, half of them held out.
         speeds: samples a second: ``"student"``, ``"teacher"`` (fast inversion) and ``"plain loop"``
             (a pass a feature; no more than 1,000 rows of it), each by size of the batch.
-        baseline_nats: held-out score of the same flow trained directly on the data, or None.
+        baseline_nats: held-out score of a flow that was trained on the data directly, or None.
         baseline_gap: mean of ``log s - log baseline`` over the held-out rows and its paired
             standard error: positive where the student is better.
         history: of the distillation, where it was given.
@@ -96,8 +95,8 @@ class Distillation:
             ]
         if self.baseline_gap is not None:
             lines += [
-                ("same flow, trained on the data", f"{self.baseline_nats:10.3f} nats"),
-                ("student - that flow", f"{_plus_minus(self.baseline_gap)}: {self.verdict}"),
+                ("baseline, trained on the data", f"{self.baseline_nats:10.3f} nats"),
+                ("student - baseline", f"{_plus_minus(self.baseline_gap)}: {self.verdict}"),
             ]
         for name, by_batch in self.speeds.items():
             if not by_batch or not all(map(math.isfinite, by_batch.values())):
@@ -111,15 +110,15 @@ class Distillation:
 
     @property
     def verdict(self) -> str:
-        """Whether the student or the same flow trained on the data is better, in words."""
+        """Whether the student or the baseline is better on the held-out rows, in words."""
         if self.baseline_gap is None:
             return "no flow was trained on the data to compare with (baseline=seconds)"
         mean, error = self.baseline_gap
         if abs(mean) < 2 * error:
-            return "no clear difference in equal time"
+            return "no clear difference"
         if mean > 0:
-            return "the student is better in equal time"
-        return "the flow trained directly is better in equal time"
+            return "the student is better"
+        return "the flow trained on the data is better"
 
     def _weights(self) -> str:
         threshold = khat_threshold(self.draws)
@@ -130,10 +129,7 @@ class Distillation:
         )
 
     def plot(self) -> Figure:
-        """Both samples side by side, the weights, quantiles and speeds, and the training.
-
-        The last where there is a history.
-        """
+        """Draws side by side, the weights, quantiles and speeds; with a history, the training."""
         import matplotlib.pyplot as plt
 
         above = "ttttttssssss" if self.history is None else "ccccttttssss"
@@ -142,79 +138,11 @@ class Distillation:
         )
         if self.history is not None:
             self.history.plot(axes["c"]).set(title="divergence in training")
-        self._plot_samples([axes["t"], axes["s"]])
-        self._plot_weights(axes["w"])
-        self._plot_quantiles(axes["q"])
-        self._plot_speeds(axes["v"])
+        pictures.draw_samples([axes["t"], axes["s"]], self.samples)
+        pictures.draw_weights(axes["w"], self.log_weights, self.khat)
+        pictures.draw_quantiles(axes["q"], self.samples["teacher"], self.samples["student"])
+        pictures.draw_speeds(axes["v"], self.speeds)
         return figure
-
-    def _plot_samples(self, axes: list[Axes]) -> None:
-        flat = {name: x.flatten(1).double() for name, x in self.samples.items()}
-        reference = flat["teacher"]
-        labels = ("x1", "x2")
-        if reference.shape[1] == 1:
-            flat = {n: torch.cat([x, torch.rand_like(x)], dim=1) for n, x in flat.items()}
-            labels = ("x1", "(spread at random)")
-        elif reference.shape[1] > 2:
-            mean, spread = reference.mean(0), reference.std(0).clamp(min=1e-300)
-            directions = torch.linalg.svd((reference - mean) / spread, full_matrices=False)[2][:2]
-            flat = {name: (x - mean) / spread @ directions.T for name, x in flat.items()}
-            labels = ("first principal axis", "second")
-        low, high = (flat["teacher"].quantile(q, dim=0) for q in (0.002, 0.998))
-        margin = 0.1 * (high - low)
-        limits = list(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
-        for ax, (name, points) in zip(axes, flat.items(), strict=True):
-            ax.scatter(*points.T.numpy(), s=3, lw=0, alpha=0.5, color=_COLORS[name])
-            ax.set(title=f"{name}'s draws", xlabel=labels[0], ylabel=labels[1])
-            ax.set(xlim=limits[0], ylim=limits[1])
-
-    def _plot_weights(self, ax: Axes) -> None:
-        weights = self.log_weights.double()
-        weights = weights[torch.isfinite(weights)]
-        edges = [weights.quantile(q).item() for q in (0.001, 0.999)]
-        ax.hist(weights.clamp(*edges).numpy(), bins=60, color="grey")
-        ax.axvline(0, color="black", lw=1)
-        ax.set(title=f"log-weights, k-hat {self.khat:.2f}", yticks=[])
-        ax.set(xlabel="log t - log s at the student's draws, nats")
-
-    def _plot_quantiles(self, ax: Axes) -> None:
-        levels = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
-        theirs, mine = (
-            self.samples[name].flatten(1).double()[:, :64] for name in ("teacher", "student")
-        )
-        mean, spread = theirs.mean(0), theirs.std(0).clamp(min=1e-300)
-        a, b = (((x - mean) / spread).quantile(levels, dim=0) for x in (theirs, mine))
-        ax.axline((0, 0), slope=1, color="black", lw=1)
-        ax.plot(a.numpy(), b.numpy(), lw=1, alpha=0.5, color=_COLORS["student"])
-        ax.set(title="quantiles of each feature", xlabel="teacher, in sd", ylabel="student, in sd")
-
-    def _plot_speeds(self, ax: Axes) -> None:
-        shown = {n: s for n, s in self.speeds.items() if all(map(math.isfinite, s.values()))}
-        batches = list(next(iter(shown.values())))
-        for index, (name, by_batch) in enumerate(shown.items()):
-            where = [place + (index - 1) * 0.27 for place in range(len(batches))]
-            bars = ax.bar(where, list(by_batch.values()), 0.25, label=name, color=_COLORS[name])
-            ax.bar_label(
-                bars,
-                [f"{_rounded(rate):,.0f}" for rate in by_batch.values()],
-                fontsize=7,
-                rotation=90,
-                padding=2,
-            )
-        ax.set(title="samples a second", yscale="log", xticks=range(len(batches)))
-        ax.set(xlabel="rows in a batch")
-        ax.set_xticklabels([f"{n:,}" for n in batches])
-        low, high = ax.get_ylim()
-        ax.set_ylim(low, high * (high / low) ** 0.35)  # room for the labels and the legend
-        ax.legend(loc="upper left", ncols=len(shown), fontsize=7)
-
-
-_COLORS = {"teacher": "tab:blue", "student": "tab:orange", "plain loop": "tab:grey"}
-
-
-def _rounded(rate: float) -> float:
-    """To three digits: clocks vary by more."""
-    return float(f"{rate:.3g}")
 
 
 def _training(history: History) -> str:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from pyroflows.data.rows import Rows
 from pyroflows.distillation.draws import Contexts, drawn
-from pyroflows.distillation.objectives import OBJECTIVES
+from pyroflows.distillation.objectives import LOSSES
 from pyroflows.distillation.pairs import Pair
 from pyroflows.distributions.flow import Flow
 
 EPOCH = 50  # steps between two looks at the student
-CHOICES = ("auto", *OBJECTIVES)
+CHOICES = ("auto", *LOSSES, "mixed")
 _BLEND = 0.1  # share of the schedule in which one phase gives way to the next
 _MOST_REPEATS = 20  # how often a row of the data is learned from, at most
 
@@ -30,15 +30,16 @@ class Phase(NamedTuple):
 def plan(objective: str, pairs: list[Pair]) -> list[Phase]:
     """The phases that an objective's name stands for, given the layers that match.
 
-    ``"auto"`` learns layer by layer where that loss is an exact KL. Neither divergence made the
-    students of MAFs better on held-out rows after it, at several times the cost of a step; the
-    reverse KL made them worse, as some of these rows lie where a student draws few. Splines, whose
-    layers' loss is not exact, learn a density of sharp edges far better by the forward KL.
+    ``"auto"`` trains layer by layer where that loss is an exact KL: for affine layers. There a
+    second phase on either divergence did not improve the score of held-out rows, and each of its
+    steps cost several times as much; the reverse KL made the score worse, because some of these
+    rows lie where the student seldom draws. For spline layers that loss is an approximation, and
+    the forward KL learns a density with sharp edges far better.
     """
     if objective == "mixed":
         halves = {"z_reconstruction": 0.5, "x_reconstruction": 0.5}
         return [Phase(0.0, {**halves, "reverse_kl": 1.0})]
-    if objective != "auto":
+    if objective in LOSSES:
         return [Phase(0.0, {objective: 1.0})]
     if pairs and all(pair.gaussian for pair in pairs):
         return [Phase(0.0, {"layers": 1.0})]
@@ -69,11 +70,11 @@ def _risen(begin: float, done: float) -> float:
 
 
 class Lessons:
-    """The batches of an epoch: points of the teacher's and rows of the data, and what to do.
+    """The batches of an epoch: draws of the teacher and rows of the data, with the loss's weights.
 
-    The teacher draws an epoch's points at once, as its walk costs little more for many rows than
-    for few. A row of the data comes up at most ``_MOST_REPEATS`` times, so that few rows cannot be
-    learned by heart.
+    The teacher draws an epoch's points at once, as its sequential solve costs little more for many
+    rows than for few. A row of the data comes up at most ``_MOST_REPEATS`` times, so that few rows
+    cannot be learned by heart.
 
     Args:
         teacher: draws the points.

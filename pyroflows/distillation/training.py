@@ -27,7 +27,7 @@ from pyroflows.distillation.checks import (
     checked_data,
 )
 from pyroflows.distillation.draws import Contexts, divergence_on, drawn
-from pyroflows.distillation.objectives import Objectives
+from pyroflows.distillation.objectives import Objectives, Task
 from pyroflows.distillation.schedule import EPOCH, Lessons, plan
 from pyroflows.distillation.student import matched, parts_of
 from pyroflows.distributions.flow import Flow
@@ -174,7 +174,7 @@ def distill(
         curves=judge.curves,
         epsilon=1e-8,  # near the teacher the gradients that matter are small too
     )
-    loss = Objectives(frozen, student, pairs, judge.spread, path)
+    loss = Objectives(Task(frozen, student, pairs, judge.spread, path))
     size = max(1, batch_size // fabric.world_size)
     lessons = Lessons(frozen, contexts, rows, phases, epochs, size)
     identity = {"distill": objective, "teacher": digest_of(frozen), **shapes_of(student)}
