@@ -122,7 +122,7 @@ class AutoAmortizedFlow(AutoGuide):
         started = poutine.block(started, self._prototype_hide_fn)
         with poutine.block():
             trace = poutine.trace(started).get_trace(*args, **kwargs)
-        latents = dict(trace.iter_stochastic_nodes())
+        latents: dict[str, Any] = dict(trace.iter_stochastic_nodes())
         self._plate_name, self._plate_dim = plate_with_latents(latents)
         local = {name: site for name, site in latents.items() if site["cond_indep_stack"]}
         # The model is only ever run up to its plate, with these: nothing is drawn on the way.
@@ -143,8 +143,14 @@ class AutoAmortizedFlow(AutoGuide):
         self._build(start, rows)
         if self._global_values:
             others = prior_of(self.model, self._global_values)
-            how = {"init": "init", "init_loc_fn": self.init_loc_fn, "init_scale": self.init_scale}
-            guide = AutoFlow(others, self.builder, **how, **self.builder_args)
+            guide = AutoFlow(
+                others,
+                self.builder,
+                init="init",
+                init_loc_fn=self.init_loc_fn,
+                init_scale=self.init_scale,
+                **self.builder_args,
+            )
             self.add_module("global_guide", guide)
             try:
                 guide.setup(*args, **kwargs)
@@ -157,23 +163,24 @@ class AutoAmortizedFlow(AutoGuide):
         """The local sites' flow, around ``start`` (their stacked size), for contexts like rows."""
         features, context = len(start), rows.shape[1]
         inner = self.builder(features, context=context, **self.builder_args)
-        flow = self.around(inner, features, rows)
+        flow = self.around(inner, start, rows)
         self._pyro_name += bracketed([*self._global_values, *self._shapes])
         self.flow = flow
-        with torch.no_grad():
-            self.flow.transform.parts[-1].linear.bias[:features].copy_(start)
 
     @staticmethod
-    def around(inner: Flow, features: int, rows: Tensor) -> Flow:
+    def around(inner: Flow, start: Tensor, rows: Tensor) -> Flow:
         """The flow over an item's local sites: the builder's, and outside it the context's affine.
 
         Args:
             inner: from the builder.
-            features: stacked size of the sites.
+            start: the location that the affine map begins with, ``(stacked size,)``.
             rows: ``(items, context)``, as the encoder's; says dtype and device too.
         """
-        context = rows.shape[1]
-        parts = [p.to(rows) for p in (inner.transform, ContextAffine(features, context))]
+        features, context = len(start), rows.shape[1]
+        affine = ContextAffine(features, context).to(rows)
+        with torch.no_grad():
+            affine.linear.bias[:features].copy_(start)
+        parts = [p.to(rows) for p in (inner.transform, affine)]
         flow = Flow(Chain(parts), inner.base, shape=features, context=context)
         flow.config = inner.config
         return flow.to(rows)
@@ -203,6 +210,7 @@ class AutoAmortizedFlow(AutoGuide):
         result = dict(self.global_guide(*args, **kwargs)) if self._global_values else {}
         rows = self.encoder(*args, **kwargs)
         with self._plate(rows, args, kwargs) as indices:
+            assert indices is not None
             if len(rows) != len(indices):
                 rows = rows[indices]
             # The plate may stand further left than the last dimension.

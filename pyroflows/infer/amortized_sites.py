@@ -56,8 +56,8 @@ def amortized_from(
     guide._plate_name, guide._plate_dim, guide._full_size = facts["plate"]
     guide._shapes = {site["name"]: torch.Size(site["free_shape"]) for site in facts["sites"]}
     guide._supports = {site["name"]: site["support"] for site in facts["sites"]}
-    features = sum(shape.numel() for shape in guide._shapes.values())
-    guide.flow = guide.around(inner, features, torch.zeros(1, facts["context"], dtype=dtype))
+    start = torch.zeros(sum(shape.numel() for shape in guide._shapes.values()))
+    guide.flow = guide.around(inner, start, torch.zeros(1, facts["context"], dtype=dtype))
     guide._global_values = {}
     if global_guide is not None:
         name = global_guide._pyro_name

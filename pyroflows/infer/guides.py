@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -23,7 +23,7 @@ from pyroflows.flows import iaf
 from pyroflows.infer.log_joint import LogJoint
 from pyroflows.infer.start import gaussian_start
 from pyroflows.infer.vectorize import ChangedModelError, is_subsampled, nesting
-from pyroflows.transforms import ActNorm, Chain, Whiten
+from pyroflows.transforms import ActNorm, Chain, FlowTransform, Whiten
 
 STARTS = ("newton", "init")
 
@@ -66,6 +66,11 @@ def check_builder(builder: Any) -> None:
             f"builder: expected a function that makes a flow of so many features, such as pf.iaf, "
             f"got {came}"
         )
+
+
+def _whiten(flow: Flow) -> Whiten:
+    """The outermost layer of a guide's flow."""
+    return cast(Whiten, cast(Chain, flow.transform)[-1])
 
 
 class AutoFlow(AutoContinuous):
@@ -116,6 +121,11 @@ class AutoFlow(AutoContinuous):
         torch.Size([4])
     """
 
+    builder: Callable[..., Flow] | None
+    flow: Flow
+    plate_nesting: int
+    dtype: torch.dtype
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -165,7 +175,7 @@ class AutoFlow(AutoContinuous):
             flow = self.around(inner, start)
             narrow = self.init_scale * torch.eye(self.latent_dim).to(start)
             log_p = self.log_joint(args, kwargs)
-            flow.transform[-1].set(*gaussian_start(log_p, start, narrow, self.init == "newton"))
+            _whiten(flow).set(*gaussian_start(log_p, start, narrow, self.init == "newton"))
         except Exception as error:
             self.prototype_trace = None  # not set up: the next call tries again
             if isinstance(error, RuntimeError) and "no latent variables" in str(error):
@@ -201,7 +211,7 @@ class AutoFlow(AutoContinuous):
         return iaf(self.latent_dim, **{**small, **self.builder_args})
 
     def _check_sites(self) -> None:
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+        for name, site in self.latent_sites().items():
             if site["fn"].has_enumerate_support or site["fn"].support.is_discrete:
                 raise ValueError(
                     f"model: latent site {name!r} is discrete; sum it out, or name it in hide="
@@ -213,6 +223,19 @@ class AutoFlow(AutoContinuous):
                         f"{frame.size} of {frame.full_size} rows are seen at a time; use "
                         "pf.AutoAmortizedFlow, which has an encoder for such sites"
                     )
+
+    def latent_sites(self) -> dict[str, Any]:
+        """The sites that the guide draws, by name, as in a trace of the model.
+
+        Raises:
+            ValueError: it was not set up yet.
+        """
+        if self.prototype_trace is None:
+            raise ValueError(
+                "guide: it has no parameters yet; call guide.setup(*args) with the model's "
+                "arguments"
+            )
+        return dict(self.prototype_trace.iter_stochastic_nodes())
 
     def check_model(self, trace: Trace) -> None:
         """See that a run of the model has the latent sites that the guide was set up for.
@@ -262,7 +285,7 @@ class AutoFlow(AutoContinuous):
     @property
     def whiten(self) -> Whiten:
         """The flow's outermost layer, the Gaussian it started from."""
-        return self.flow.transform[-1]
+        return _whiten(self.flow)
 
     def sites_of(self, chosen: Tensor) -> list[str]:
         """The sites to which chosen components, ``(latent_dim,)`` of booleans, belong.
@@ -284,7 +307,7 @@ class AutoFlow(AutoContinuous):
         return self.flow.base()
 
     @pyro_method
-    def get_transform(self, *args: Any, **kwargs: Any) -> Chain:
+    def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
         """From the base to the stacked unconstrained sites."""
         return self.flow.transform
 
@@ -307,11 +330,10 @@ class AutoFlow(AutoContinuous):
     def _constrained(self, latent: Tensor) -> dict[str, Tensor]:
         """Split ``(n, latent_dim)`` into sites and map each onto its support."""
         sizes = [shape.numel() for shape in self._unconstrained_shapes.values()]
+        sites = self.latent_sites()
         pieces = zip(self._unconstrained_shapes.items(), latent.split(sizes, dim=-1), strict=True)
         return {
-            name: biject_to(self.prototype_trace.nodes[name]["fn"].support)(
-                piece.reshape(len(latent), *shape)
-            )
+            name: biject_to(sites[name]["fn"].support)(piece.reshape(len(latent), *shape))
             for (name, shape), piece in pieces
         }
 

@@ -50,9 +50,8 @@ def facts_of(guide: AutoFlow) -> dict[str, Any]:
     Raises:
         ValueError: it was not set up yet.
     """
-    check_set_up(guide)
     sites = []
-    for name, site in guide.prototype_trace.iter_stochastic_nodes():
+    for name, site in guide.latent_sites().items():
         fn, frames = site["fn"], site["cond_indep_stack"]
         sites.append(
             {

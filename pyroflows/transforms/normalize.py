@@ -146,6 +146,8 @@ class ActNorm(FlowTransform):
                 [ 1.0000]])
     """
 
+    initialized: Tensor
+
     def __init__(self, features: int, dims: int = 1) -> None:
         super().__init__()
         check_whole(1, features=features, dims=dims)
