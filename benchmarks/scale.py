@@ -69,7 +69,8 @@ def work(steps: int, quick: bool) -> None:
     """One process's part; the first one reports."""
     torch.set_num_threads(1)
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    where = {"accelerator": "cpu", "devices": processes, "strategy": "ddp"}
+    fabric = {"accelerator": "cpu", "devices": processes, "strategy": "ddp"}
+    where = {"fabric": fabric}
     times = [milliseconds(case, steps, where) for case in cases(quick)]
     if rank == 0:
         print(json.dumps(times))

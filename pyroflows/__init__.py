@@ -23,6 +23,7 @@ from pyroflows.infer import (
     report,
 )
 from pyroflows.saving.models import from_hub, load, push_to_hub, save
+from pyroflows.training.checkpoints import Checkpoint
 from pyroflows.training.history import History
 from pyroflows.training.likelihood import fit, initialize
 from pyroflows.training.loop import DivergedError
@@ -47,6 +48,7 @@ __all__ = [
     "fit",
     "initialize",
     "History",
+    "Checkpoint",
     "DivergedError",
     # integers, such as pixels
     "quantized",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -14,44 +14,58 @@ if TYPE_CHECKING:
 
 
 def open_fabric(
+    fabric: Fabric | dict[str, Any] | None,
     like: Tensor,
-    *,
-    accelerator: str | None,
-    devices: int | str | list[int],
-    strategy: str,
-    precision: str | None,
-    num_nodes: int,
+    precisions: tuple[str, ...] = ("16-mixed", "bf16-mixed"),
 ) -> Fabric:
-    """A launched Fabric; by default on the device, and in the dtype, of ``like``."""
+    """A launched Fabric; by default on the device, and in the dtype, of ``like``.
+
+    Args:
+        fabric: a ``lightning_fabric.Fabric`` that its maker launched, the arguments of one by name,
+            or None.
+        like: a tensor of what is trained.
+        precisions: those that may be asked for by name, beside the dtype that ``like`` has.
+
+    Raises:
+        ValueError: another kind of thing, an argument or a precision that is not known, or what
+            Lightning Fabric refuses.
+    """
     from lightning_fabric import Fabric
 
-    own = "64-true" if like.dtype == torch.float64 else "32-true"
-    known = isinstance(precision, str) and precision in (own, "16-mixed", "bf16-mixed")
-    if precision is not None and not known:
+    if isinstance(fabric, Fabric):
+        return fabric
+    if not (fabric is None or isinstance(fabric, dict)):
         raise ValueError(
-            f"precision: expected None, '16-mixed' or 'bf16-mixed' for a flow in {like.dtype} "
-            f"(move the flow itself with .to(dtype)), got {precision!r}"
+            "fabric: expected a lightning_fabric.Fabric, a dict of its arguments such as "
+            f"{{'devices': 2}}, or None, got {fabric!r}"
         )
-    if accelerator is None and devices == 1 and like.device.index is not None:
-        devices = [like.device.index]
-    if precision in (None, own):
-        # No conversions: Fabric's "64-true" would hand the loss back in the default dtype.
-        precision = "32-true"
+    arguments = _with_defaults(dict(fabric or {}), like, precisions)
     try:
-        fabric = Fabric(
-            accelerator=accelerator or like.device.type,
-            devices=devices,
-            strategy=strategy,
-            precision=precision,
-            num_nodes=num_nodes,
-        )
+        made = Fabric(**arguments)
     except Exception as error:  # it has kinds of its own
+        raise ValueError(f"fabric: Lightning Fabric refuses {arguments!r}: {error}") from error
+    made.launch()
+    return made
+
+
+def _with_defaults(
+    arguments: dict[str, Any], like: Tensor, precisions: tuple[str, ...]
+) -> dict[str, Any]:
+    """What Fabric is to be made with, where the rest follows from a tensor."""
+    own = "64-true" if like.dtype == torch.float64 else "32-true"
+    precision = arguments.pop("precision", None)
+    if not (precision is None or isinstance(precision, str) and precision in (own, *precisions)):
         raise ValueError(
-            "accelerator, devices, strategy, precision, num_nodes: Lightning Fabric refuses "
-            f"{accelerator!r}, {devices!r}, {strategy!r}, {precision!r}, {num_nodes!r}: {error}"
-        ) from error
-    fabric.launch()
-    return fabric
+            f"precision: expected None or one of {', '.join(map(repr, precisions))} for a flow in "
+            f"{like.dtype} (move the flow itself with .to(dtype)), got {precision!r}"
+        )
+    # No conversions: Fabric's "64-true" would hand the loss back in the default dtype.
+    arguments["precision"] = "32-true" if precision in (None, own) else precision
+    if "accelerator" not in arguments and like.device.index is not None:
+        arguments.setdefault("devices", [like.device.index])
+    arguments.setdefault("accelerator", like.device.type)
+    arguments.setdefault("devices", 1)
+    return arguments
 
 
 def draw_apart(fabric: Fabric) -> None:
@@ -78,12 +92,17 @@ def gathered(fabric: Fabric, value: Any) -> list[Any]:
     return values
 
 
+def reduced(fabric: Fabric, value: Tensor, how: str) -> Tensor:
+    """The ``"sum"`` or the ``"mean"`` of a tensor over all processes."""
+    return cast(Tensor, fabric.all_reduce(value, reduce_op=how))
+
+
 def mean_over(fabric: Fabric, *values: float) -> list[float]:
     """Each number averaged over all processes, so that all decide alike."""
     if fabric.world_size == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64, device=fabric.device)
-    return fabric.all_reduce(total, reduce_op="mean").tolist()
+    return reduced(fabric, total, "mean").tolist()
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -91,7 +110,8 @@ def random_state(device: torch.device) -> dict[str, Any]:
     import numpy as np
 
     version, words, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (a user's data set may draw from it)
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002 (a user's data set may draw from it)
+    kind, keys, *rest = numpy_state
     state = {
         "torch": torch.get_rng_state(),
         "python": [version, torch.tensor(words), gauss],

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 import pyroflows as pf
-from pyroflows.training.loop import _Run
+from pyroflows.training.loop import Run
 
 FLOWS = {
     "nice": lambda: pf.nice(4, hidden=(16,)),
@@ -79,21 +79,21 @@ def resume_case(where, rank, folder):
         torch.manual_seed(0)
         return fitted(pf.maf(4, hidden=(8,)).double(), rows(100), where, **settings, **more)
 
-    whole, do_epoch = run(), _Run.do_epoch
+    whole, do_period = run(), Run._do_period
 
-    def ends(self):
-        if self.epoch == 3:
+    def ends(self, shown):
+        if self.schedule.done == 3:
             raise InterruptedError
-        do_epoch(self)
+        do_period(self, shown)
 
-    _Run.do_epoch = ends
+    Run._do_period = ends
     try:
         run(checkpoint=folder)
     except InterruptedError:
         pass
     finally:
-        _Run.do_epoch = do_epoch
-    again = run(checkpoint=folder, resume=True)
+        Run._do_period = do_period
+    again = run(checkpoint=pf.Checkpoint(folder, resume=True))
     files = len(list(Path(folder).iterdir()))
     return {"same": again["train"] == whole["train"], "state": again["state"], "files": files}
 
@@ -145,7 +145,8 @@ def main(out, *cases):
 
     torch.set_num_threads(1)
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    where = {"accelerator": "cpu", "devices": processes, "strategy": "ddp"}
+    fabric = {"accelerator": "cpu", "devices": processes, "strategy": "ddp"}
+    where = {"fabric": fabric}
     answers = {case: answer(case, where, rank, Path(out) / "checkpoints") for case in cases}
     (Path(out) / f"{rank}.json").write_text(json.dumps(answers))
 

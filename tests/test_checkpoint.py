@@ -12,11 +12,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pyroflows as pf
+from pyroflows._files.tensors import pack, unpack
 from pyroflows.data.position import Passes
-from pyroflows.infer import ascent
+from pyroflows.infer import plateau
 from pyroflows.training import checkpoints as checkpoints
-from pyroflows.training.checkpoints import pack, unpack
-from pyroflows.training.loop import _Run
+from pyroflows.training.epochs import Epochs
+from pyroflows.training.loop import Run
 
 CPU = torch.device("cpu")
 EPOCHS = 4
@@ -50,7 +51,7 @@ def train(flow, data=None, *, seed=3, **settings):
 def steps_until(monkeypatch, last):
     """End training before the step with this number, as a process that is killed would."""
     taken = 0
-    step = _Run._step
+    step = Run._step
 
     def counted(self, *args):
         nonlocal taken
@@ -59,7 +60,7 @@ def steps_until(monkeypatch, last):
         taken += 1
         step(self, *args)
 
-    monkeypatch.setattr(_Run, "_step", counted)
+    monkeypatch.setattr(Run, "_step", counted)
 
 
 def same(one, other):
@@ -72,13 +73,15 @@ def same(one, other):
 def picked_up(monkeypatch, tmp_path, last, **settings):
     """One run in one go, and one that ends at a step and is picked up by another process."""
     whole, again = small(), small()
+    every = settings.pop("every", 1)
     expected = train(whole, **settings)
     with monkeypatch.context() as patch:
         steps_until(patch, last)
         with pytest.raises(Stopped):
-            train(again, checkpoint=tmp_path, **settings)
+            train(again, checkpoint=pf.Checkpoint(tmp_path, every), **settings)
     again = small(seed=5)  # nothing of the first process but its files
-    history = train(again, seed=99, checkpoint=tmp_path, **{**settings, "resume": True})
+    checkpoint = pf.Checkpoint(tmp_path, every, resume=True)
+    history = train(again, seed=99, checkpoint=checkpoint, **settings)
     assert history.train == expected.train
     assert history.val == expected.val
     assert history.lr == expected.lr
@@ -108,12 +111,12 @@ def test_resumed_it_equals_a_run_in_one_go(monkeypatch, tmp_path, settings):
 def test_a_run_ended_within_an_epoch_loses_only_steps_since_the_last(monkeypatch, tmp_path):
     steps_until(monkeypatch, 9)  # five steps an epoch
     with pytest.raises(Stopped):
-        train(small(), checkpoint=tmp_path, every=0.2)
+        train(small(), checkpoint=pf.Checkpoint(tmp_path, every=0.2))
     newest = max(tmp_path.iterdir())
     state = unpack(newest.read_bytes(), "it")
-    assert state["shared"]["epoch"] == 1
+    assert state["shared"]["schedule"]["done"] == 1
     assert state["shared"]["history"]["stopped"] == ""  # it is not over
-    assert state["own"][0]["passes"]["position"] == 4
+    assert state["processes"][0]["passes"]["position"] == 4
 
 
 class Noisy(Dataset):
@@ -142,28 +145,30 @@ LOADERS = {
 @pytest.mark.parametrize("name", LOADERS)
 def test_resumed_in_the_middle_of_a_loader(monkeypatch, tmp_path, name):
     loader = LOADERS[name]
-    settings = {"val": rows(20), "every": 0.5, "max_epochs": 3}
+    settings = {"val": rows(20), "max_epochs": 3}
     whole, again = small(), small()
     expected = train(whole, loader(), **settings)
     with monkeypatch.context() as patch:
         steps_until(patch, 5)
         with pytest.raises(Stopped):
-            train(again, loader(), checkpoint=tmp_path, **settings)
+            train(again, loader(), checkpoint=pf.Checkpoint(tmp_path, 0.5), **settings)
     again = small(seed=5)
-    history = train(again, loader(), seed=99, checkpoint=tmp_path, resume=True, **settings)
+    history = train(
+        again, loader(), seed=99, checkpoint=pf.Checkpoint(tmp_path, resume=True), **settings
+    )
     assert history.train == expected.train
     assert same(whole, again)
 
 
 def test_a_rollback_is_kept(monkeypatch, tmp_path):
-    train_epoch = _Run._train
+    judge = Epochs.judge
 
-    def spoiled(self):
-        train_epoch(self)
-        if self.epoch == 1:
-            self.sums.total = self.sums.total * float("nan")
+    def spoiled(self, run):
+        if self.done == 1:
+            self._sums.total = self._sums.total * float("nan")
+        return judge(self, run)
 
-    monkeypatch.setattr(_Run, "_train", spoiled)
+    monkeypatch.setattr(Epochs, "judge", spoiled)
     history = picked_up(monkeypatch, tmp_path, 14)
     assert history.rollbacks == 1
     assert history.lr[-1] < 0.3 * 1e-2
@@ -174,7 +179,7 @@ def test_nothing_more_to_do(tmp_path):
     expected = train(flow, checkpoint=tmp_path)
     names = sorted(p.name for p in tmp_path.iterdir())
     again = small(seed=5)
-    history = train(again, checkpoint=tmp_path, resume=True)
+    history = train(again, checkpoint=pf.Checkpoint(tmp_path, resume=True))
     assert history.val == expected.val
     assert history.steps == list(range(EPOCHS))
     assert same(flow, again)
@@ -183,21 +188,21 @@ def test_nothing_more_to_do(tmp_path):
 
 def test_max_epochs_is_a_total(tmp_path):
     train(small(), max_epochs=2, checkpoint=tmp_path)
-    history = train(small(), checkpoint=tmp_path, resume=True)
+    history = train(small(), checkpoint=pf.Checkpoint(tmp_path, resume=True))
     assert history.steps == list(range(EPOCHS))
 
 
 def test_stopped_early_it_stays_stopped(tmp_path):
     settings = {"max_epochs": 60, "patience": 2, "lr": 0.2}
-    expected = train(small(), checkpoint=tmp_path, every=50, **settings)
+    expected = train(small(), checkpoint=pf.Checkpoint(tmp_path, every=50), **settings)
     assert "no better score" in expected.stopped
-    history = train(small(), checkpoint=tmp_path, resume=True, **settings)
+    history = train(small(), checkpoint=pf.Checkpoint(tmp_path, resume=True), **settings)
     assert history.val == expected.val
     assert history.stopped == expected.stopped
 
 
 def test_a_fresh_start_where_there_is_none(tmp_path):
-    history = train(small(), checkpoint=tmp_path / "deep" / "er", resume=True)
+    history = train(small(), checkpoint=pf.Checkpoint(tmp_path / "deep" / "er", resume=True))
     assert history.train == train(small()).train
     assert len(list((tmp_path / "deep" / "er").iterdir())) == 2
 
@@ -207,7 +212,7 @@ def test_a_checkpoint_is_not_a_pickle_and_reads_as_safetensors(tmp_path):
 
     train(small(), checkpoint=tmp_path)
     with safe_open(max(tmp_path.iterdir()), "pt") as file:
-        assert file.metadata()["format"] == "1"
+        assert file.metadata()["format"] == "2"
         assert len(list(file.keys())) > 10
 
 
@@ -220,7 +225,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     spoil(newest, damage)
     again = small(seed=5)
     with pytest.warns(UserWarning, match="is damaged .* the one before is tried"):
-        history = train(again, checkpoint=tmp_path, resume=True)
+        history = train(again, checkpoint=pf.Checkpoint(tmp_path, resume=True))
     assert history.train == expected.train
     assert same(whole, again)
     assert not newest.exists()
@@ -243,13 +248,13 @@ def test_where_all_are_damaged_it_says_so(tmp_path):
         pytest.warns(UserWarning, match="is damaged"),
         pytest.raises(ValueError, match=r"all 2 in .* are damaged"),
     ):
-        train(flow, checkpoint=tmp_path, resume=True)
+        train(flow, checkpoint=pf.Checkpoint(tmp_path, resume=True))
     assert same(flow, before)
 
 
 def test_an_unknown_format_is_refused():
-    content = pack({"a": 1}).replace(b'"format":"1"', b'"format":"9"')
-    with pytest.raises(ValueError, match="format '9', this version reads 1"):
+    content = pack({"a": 1}).replace(b'"format":"2"', b'"format":"9"')
+    with pytest.raises(ValueError, match="format '9', this version reads 2"):
         unpack(content, "it")
 
 
@@ -270,7 +275,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, name):
     before = {k: v.clone() for k, v in flow.state_dict().items()}
     call = {"x": rows(), "val": None, "progress": False, **settings}
     with pytest.raises(ValueError, match=f"of another training: .*{message}"):
-        pf.fit(flow, checkpoint=tmp_path, resume=True, **call)
+        pf.fit(flow, checkpoint=pf.Checkpoint(tmp_path, resume=True), **call)
     assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items())
 
 
@@ -281,10 +286,10 @@ def test_a_folder_with_checkpoints_is_not_overwritten(tmp_path):
 
 
 def test_arguments_are_checked(tmp_path):
-    with pytest.raises(ValueError, match=r"resume: expected checkpoint="):
+    with pytest.raises(ValueError, match=r"resume: say checkpoint=pf.Checkpoint\(folder, resume"):
         train(small(), resume=True)
     with pytest.raises(ValueError, match="every: expected a positive number, got 0"):
-        train(small(), checkpoint=tmp_path, every=0)
+        train(small(), checkpoint=pf.Checkpoint(tmp_path, every=0))
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="checkpoint: expected a folder"):
         train(small(), checkpoint=tmp_path / "file")
@@ -318,7 +323,7 @@ def test_a_full_disk_is_said_and_loses_nothing(monkeypatch, tmp_path):
         "checkpoint-00000001",
         "checkpoint-00000002",
     ]
-    history = train(small(), checkpoint=tmp_path, resume=True)
+    history = train(small(), checkpoint=pf.Checkpoint(tmp_path, resume=True))
     assert history.train == expected.train
 
 
@@ -334,20 +339,20 @@ def test_interrupted_it_keeps_the_best_and_goes_on_later(monkeypatch, tmp_path):
     expected = train(whole)
     flow = small()
     with monkeypatch.context() as patch:
-        step = _Run._step
+        step = Run._step
 
         def interrupts(self, *args):
-            if self.epoch == 3:
+            if self.schedule.done == 3:
                 raise KeyboardInterrupt
             step(self, *args)
 
-        patch.setattr(_Run, "_step", interrupts)
+        patch.setattr(Run, "_step", interrupts)
         history = train(flow, checkpoint=tmp_path)
     assert history.stopped == "interrupted"
     assert len(history.val) == 3
     assert flow.log_prob(rows()).isfinite().all()
     again = small(seed=5)
-    assert train(again, checkpoint=tmp_path, resume=True).train == expected.train
+    assert train(again, checkpoint=pf.Checkpoint(tmp_path, resume=True)).train == expected.train
     assert same(whole, again)
 
 
@@ -407,13 +412,15 @@ def test_a_student_is_picked_up(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         steps_until(patch, 60)
         with pytest.raises(Stopped):
-            run(0, checkpoint=tmp_path, every=0.5)
-    again, history = run(4, checkpoint=tmp_path, resume=True)
+            run(0, checkpoint=pf.Checkpoint(tmp_path, every=0.5))
+    again, history = run(4, checkpoint=pf.Checkpoint(tmp_path, resume=True))
     assert history.train == expected.train
     assert history.curves == expected.curves
     assert same(whole, again)
     with pytest.raises(ValueError, match="of another training: teacher is"):
-        pf.distill(small(seed=6), whole, objective="mixed", checkpoint=tmp_path, resume=True)
+        pf.distill(
+            small(seed=6), whole, objective="mixed", checkpoint=pf.Checkpoint(tmp_path, resume=True)
+        )
 
 
 def model(data=None):
@@ -432,7 +439,7 @@ def loader():
 
 @pytest.mark.parametrize("kind", ["arguments", "batches"])
 def test_a_guide_is_picked_up(monkeypatch, tmp_path, kind):
-    monkeypatch.setattr(ascent, "_WINDOW", 10)
+    monkeypatch.setattr(plateau, "WINDOW", 10)
 
     def run(seed, **settings):
         pyro.clear_param_store()
@@ -446,18 +453,18 @@ def test_a_guide_is_picked_up(monkeypatch, tmp_path, kind):
 
     expected, whole = run(0)
     with monkeypatch.context() as patch:
-        window = ascent.Ascent._window
+        batches = plateau.Plateau.batches
 
-        def ends(self, *args):
-            if self.step == 20:
+        def ends(self, passes):
+            if self.done == 20:
                 raise Stopped
-            return window(self, *args)
+            return batches(self, passes)
 
-        patch.setattr(ascent.Ascent, "_window", ends)
+        patch.setattr(plateau.Plateau, "batches", ends)
         with pytest.raises(Stopped):
             run(0, checkpoint=tmp_path)
     for _ in range(2):  # the second time nothing is left to do
-        history, again = run(5, checkpoint=tmp_path, resume=True)
+        history, again = run(5, checkpoint=pf.Checkpoint(tmp_path, resume=True))
         assert history.train == expected.train
         assert history.stopped == expected.stopped
         assert same(whole, again)

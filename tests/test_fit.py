@@ -440,7 +440,6 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
         "batch_size": np.int64(32),
         "max_epochs": np.int64(2),
         "patience": np.int64(2),
-        "every": np.float32(1),
     }
     folders = [tmp_path / name for name in ("numpy", "python")]
     courses = []
@@ -448,7 +447,8 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
         folders, (numbers, {k: v.item() for k, v in numbers.items()}), strict=True
     ):
         torch.manual_seed(0)
-        courses.append(pf.fit(small(), rows(), checkpoint=folder, progress=False, **given))
+        checkpoint = pf.Checkpoint(folder, every=np.float32(1))
+        courses.append(pf.fit(small(), rows(), checkpoint=checkpoint, progress=False, **given))
     assert courses[0].train == courses[1].train
     assert type(courses[0].lr[0]) is float
 
@@ -555,13 +555,13 @@ def rows_fixed():
 
 def test_mixed_precision_trains_large_nets():
     flow = pf.maf(10, layers=1, hidden=(256, 256))
-    history = pf.fit(flow, rows(200, 10), precision="bf16-mixed", **QUICK)
+    history = pf.fit(flow, rows(200, 10), fabric={"precision": "bf16-mixed"}, **QUICK)
     assert all(map(math.isfinite, history.val))
 
 
 def test_refuses_to_change_the_flows_dtype():
     with pytest.raises(ValueError, match="precision: "):
-        pf.fit(small(), rows(), precision="bf16-true", **QUICK)
+        pf.fit(small(), rows(), fabric={"precision": "bf16-true"}, **QUICK)
 
 
 def test_dropout_reaches_a_net_of_ones_own():

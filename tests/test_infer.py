@@ -605,8 +605,9 @@ def test_a_resumed_training_has_the_models_buffers(tmp_path):
         pyro.clear_param_store()
         model = Decoder()
         guide = pf.AutoFlow(model, layers=1, hidden=(4,), init="init")
-        settings = {"particles": 1, "progress": False, "checkpoint": tmp_path}
-        pf.fit_guide(model, guide, y, max_steps=steps, resume=resume, **settings)
+        checkpoint = pf.Checkpoint(tmp_path, resume=resume)
+        settings = {"particles": 1, "progress": False, "checkpoint": checkpoint}
+        pf.fit_guide(model, guide, y, max_steps=steps, **settings)
         return {name: value.clone() for name, value in model.net.named_buffers()}
 
     y = torch.randn(20) + 5

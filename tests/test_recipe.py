@@ -10,7 +10,7 @@ from torch import nn
 import pyroflows as pf
 from pyroflows.distillation import training
 from pyroflows.training import likelihood, loop
-from pyroflows.training.loop import Settings, optimise
+from pyroflows.training.epochs import Settings, optimise
 from pyroflows.training.regularize import default_dropout, default_weight_decay
 from pyroflows.training.weights import Average
 

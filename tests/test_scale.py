@@ -10,7 +10,7 @@ from scale_worker import FLOWS, STEPS, answer
 
 pytestmark = pytest.mark.integration
 WORKER = Path(__file__).with_name("scale_worker.py")
-ALONE = {"accelerator": "cpu", "devices": 1}
+ALONE = {"fabric": {"accelerator": "cpu", "devices": 1}}
 
 
 def both(folder, *cases):

@@ -12,7 +12,7 @@ import pyroflows as pf
 from pyroflows.data import files as tables
 from pyroflows.data.files import TableBatches, hold_out, open_table
 from pyroflows.data.loaders import sources
-from pyroflows.training.loop import _Run
+from pyroflows.training.loop import Run
 
 COUNT, WIDTH = 1003, 3
 
@@ -126,7 +126,7 @@ def test_it_goes_on_within_a_file(tmp_path, monkeypatch):
         return pf.fit(flow(), tmp_path / "x.npy", **settings, **more)
 
     expected = run()
-    step, taken = _Run._step, []
+    step, taken = Run._step, []
 
     def ends(self, *args):
         taken.append(1)
@@ -135,10 +135,10 @@ def test_it_goes_on_within_a_file(tmp_path, monkeypatch):
         step(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "_step", ends)
+        patch.setattr(Run, "_step", ends)
         with pytest.raises(InterruptedError):
-            run(checkpoint=tmp_path / "run", every=0.3)
-    assert run(checkpoint=tmp_path / "run", resume=True).train == expected.train
+            run(checkpoint=pf.Checkpoint(tmp_path / "run", every=0.3))
+    assert run(checkpoint=pf.Checkpoint(tmp_path / "run", resume=True)).train == expected.train
 
 
 def test_validation_rows_may_be_a_file(tmp_path):
@@ -170,7 +170,7 @@ def test_twenty_gigabytes_in_little_memory(tmp_path, monkeypatch, kind):
     torch.manual_seed(0)
     small = pf.maf(4, layers=1, hidden=(8,))
     pf.fit(small, torch.randn(50, 4), max_epochs=1, progress=False)  # loads what fit needs
-    step, seen = _Run._step, []
+    step, seen = Run._step, []
 
     def watched(self, *args):
         seen.append(resident())
@@ -179,7 +179,7 @@ def test_twenty_gigabytes_in_little_memory(tmp_path, monkeypatch, kind):
         if len(seen) < 3:  # reading is what this test is about
             step(self, *args)
 
-    monkeypatch.setattr(_Run, "_step", watched)
+    monkeypatch.setattr(Run, "_step", watched)
     before = resident()
     # So many batches that the buffer is read and mixed three times.
     history = pf.fit(small, x, batch_size=2**15, dropout=0.0, max_epochs=1, progress=False)

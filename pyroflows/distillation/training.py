@@ -11,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pyroflows._checks import check_positive, check_share, check_whole, to_builtin
-from pyroflows._distributed import mean_over, open_fabric
+from pyroflows._distributed import mean_over, open_fabric, reduced
 from pyroflows.data.checks import reference
 from pyroflows.distillation.checks import (
     check_objective,
@@ -31,16 +32,18 @@ from pyroflows.distillation.objectives import Objectives, Task
 from pyroflows.distillation.schedule import EPOCH, Lessons, plan
 from pyroflows.distillation.student import matched, parts_of
 from pyroflows.distributions.flow import Flow
-from pyroflows.training.checkpoints import digest_of, open_checkpoints, shapes_of
+from pyroflows.training.checkpoints import Checkpoint, digest_of, open_checkpoints, shapes_of
+from pyroflows.training.epochs import Settings, optimise
 from pyroflows.training.history import History
-from pyroflows.training.loop import Settings, optimise
+from pyroflows.training.recipe import COMPARED, MOVED, Recipe, complete
 from pyroflows.transforms import Autoregressive
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from typing_extensions import Unpack
 
 _JUDGED = 2000  # draws of each flow at a look
-_OF_COMPARE = ("test", "draws", "classifier_draws", "speed_batches", "baseline")
+RECIPE = {"lr": 3e-3, "clip": 5.0, "average": 0.99, "patience": 20}
 
 
 def distill(
@@ -53,21 +56,11 @@ def distill(
     path: bool = True,
     max_steps: int = 3000,
     batch_size: int = 256,
-    lr: float = 3e-3,
-    clip: float = 5.0,
-    average: float = 0.99,
-    patience: int = 20,
-    checkpoint: str | Path | None = None,
-    every: float = 1,
-    resume: bool = False,
+    checkpoint: str | Path | Checkpoint | None = None,
     progress: bool = True,
     compile: bool = False,
-    accelerator: str | None = None,
-    devices: int | str | list[int] = 1,
-    strategy: str = "auto",
-    precision: str | None = None,
-    num_nodes: int = 1,
-    **unknown: NoReturn,
+    fabric: Fabric | dict[str, Any] | None = None,
+    **recipe: Unpack[Recipe],
 ) -> History:
     """Train a student that samples fast to have a teacher's density, in place.
 
@@ -97,32 +90,27 @@ def distill(
             one, which needs no inversion.
         max_steps: length of the schedule, rounded up to whole fifties: there is a look after each.
         batch_size: draws a step, over all devices.
-        lr: first step size; falls to zero as half a cosine.
-        clip: largest gradient norm. Steps that are not finite are skipped and counted.
-        average: decay of the weights' exponential average.
-        patience: looks without a better student before stopping, counted once the last phase of the
-            schedule has begun.
-        checkpoint: a folder to keep checkpoints in, as in ``pf.fit``.
-        every: looks (of 50 steps) from one checkpoint to the next.
-        resume: go on from the last checkpoint there, if there is one.
+        checkpoint: a folder to keep checkpoints in, one a look, or a ``pf.Checkpoint``, as in
+            ``pf.fit``.
         progress: show both divergences, as in ``pf.fit``.
         compile: run objectives of one pass (layers, reconstructions) under ``torch.compile``.
-        accelerator: as in Lightning Fabric; by default where the student is.
-        devices: as in Fabric.
-        strategy: as in Fabric.
-        precision: as in Fabric.
-        num_nodes: as in Fabric.
-        **unknown: none; of those that ``pf.compare`` takes, the error says so.
+        fabric: as in ``pf.fit``; by default one process where the student is.
+        **recipe: numbers that are rarely changed, all with a default: ``lr``, the first step size
+            (3e-3), which falls to zero as half a cosine; ``clip``, the largest gradient norm (5;
+            steps that are not finite are skipped and counted); ``average``, the decay of the
+            weights' exponential average (0.99); ``patience``, looks without a better student before
+            stopping (20), counted once the last phase of the schedule has begun.
 
     Returns:
         The course of training: its ``val`` is minus the sum of both divergences at each look, its
         ``curves`` are the two, in nats, and ``.plot()`` draws them.
 
     Raises:
-        TypeError: an argument of ``pf.compare``, or an unknown one.
-        ValueError: shapes, contexts or supports that differ, a student that samples slowly, a
-            teacher whose parameters or own samples' scores are not finite, an argument out of
-            range, or a checkpoint of another training. Nothing is trained then.
+        TypeError: an argument that there is not.
+        ValueError: an argument of ``pf.compare``, or one that has moved; shapes, contexts or
+            supports that differ, a student that samples slowly, a teacher whose parameters or own
+            samples' scores are not finite, an argument out of range, or a checkpoint of another
+            training. Nothing is trained then.
         DivergedError: no step was finite, also after three rollbacks.
         OSError: a checkpoint could not be written; the student holds its best weights so far.
 
@@ -133,41 +121,31 @@ def distill(
         >>> history.steps, list(history.curves)      # looks, each after 50 steps
         ([0, 1], ['reverse KL', 'forward KL'])
     """
-    _refuse(unknown)
-    check_whole(1, max_steps=max_steps, batch_size=batch_size, patience=patience)
-    check_positive(lr=lr, clip=clip)
-    check_share(average=average)
+    numbers = _checked(recipe, max_steps=max_steps, batch_size=batch_size)
     check_pair(teacher, student)
     check_objective(objective, teacher, student)
     rows, given = checked_data(teacher, data, context)
     check_scores(teacher, Contexts(given))
-    fabric = open_fabric(
-        reference(student),
-        accelerator=accelerator,
-        devices=devices,
-        strategy=strategy,
-        precision=precision,
-        num_nodes=num_nodes,
-    )
+    at = open_fabric(fabric, reference(student))
     max_steps, batch_size = to_builtin(max_steps), to_builtin(batch_size)
     frozen = teacher.detached()
-    if teacher.device != fabric.device:
-        frozen = copy.deepcopy(frozen).to(fabric.device)
+    if teacher.device != at.device:
+        frozen = copy.deepcopy(frozen).to(at.device)
     frozen.eval()
-    rows, given = fabric.to_device((rows, given))
+    rows, given = at.to_device((rows, given))
     contexts = Contexts(given)
     pairs = matched(frozen, student)
     phases = plan(objective, pairs)
     epochs = math.ceil(max_steps / EPOCH)
-    judge = _Judge(frozen, student.to(fabric.device), contexts, fabric)
+    judge = _Judge(frozen, student.to(at.device), contexts, at)
     settings = Settings(
         max_epochs=epochs,
-        lr=lr,
+        lr=numbers["lr"],
         weight_decay=0.0,
-        clip=clip,
-        patience=patience + math.ceil(epochs * phases[-1].begin),
-        average=average,
-        progress=progress and fabric.is_global_zero,
+        clip=numbers["clip"],
+        patience=numbers["patience"] + math.ceil(epochs * phases[-1].begin),
+        average=numbers["average"],
+        progress=progress and at.is_global_zero,
         label="distill",
         compile=compile,
         skip=True,
@@ -175,26 +153,29 @@ def distill(
         epsilon=1e-8,  # near the teacher the gradients that matter are small too
     )
     loss = Objectives(Task(frozen, student, pairs, judge.spread, path))
-    size = max(1, batch_size // fabric.world_size)
+    size = max(1, batch_size // at.world_size)
     lessons = Lessons(frozen, contexts, rows, phases, epochs, size)
     identity = {"distill": objective, "teacher": digest_of(frozen), **shapes_of(student)}
-    keep = open_checkpoints(checkpoint, every, resume, identity, fabric)
+    checkpoints = open_checkpoints(checkpoint, identity, at)
     with _held_still(student if pairs else None):
         course = History(counted="look", stride=EPOCH)
-        history = optimise(student, loss, lessons, judge, settings, fabric, keep, course)
+        history = optimise(student, loss, lessons, judge, settings, at, checkpoints, course)
     student.eval()
     return history
 
 
-def _refuse(unknown: dict[str, NoReturn]) -> None:
-    """Raise a ``TypeError`` for the first of these arguments, where there is one."""
-    for name in unknown:
-        if name in _OF_COMPARE:
-            raise TypeError(
-                f"distill: {name}= belongs to pf.compare(teacher, student, {name}=...), which "
-                "reports on the student that distill has trained"
-            )
-        raise TypeError(f"distill() got an unexpected keyword argument {name!r}")
+def _checked(recipe: Mapping[str, Any], **sizes: int) -> dict[str, Any]:
+    """All numbers of a recipe.
+
+    Raises:
+        TypeError: an argument that there is not.
+        ValueError: one that has moved, or a number out of range.
+    """
+    numbers = complete(recipe, RECIPE, tuple(signature(distill).parameters), MOVED | COMPARED)
+    check_whole(1, **sizes, patience=numbers["patience"])
+    check_positive(lr=numbers["lr"], clip=numbers["clip"])
+    check_share(average=numbers["average"])
+    return numbers
 
 
 class _Judge:
@@ -207,7 +188,7 @@ class _Judge:
         self.context = contexts.draw(_JUDGED)
         self.draws = drawn(teacher, self.context, _JUDGED)
         self.last: dict[str, float] = {}
-        spread = fabric.all_reduce(self.draws[0].std(dim=0), reduce_op="mean")
+        spread = reduced(fabric, self.draws[0].std(dim=0), "mean")
         # The standard deviation of the teacher's draws in each coordinate; one where it is 0.
         self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -17,13 +17,19 @@ from pyroflows._checks import check_positive, check_share, check_whole
 from pyroflows._distributed import draw_apart, make_same, open_fabric
 from pyroflows.data.position import Passes
 from pyroflows.distributions.flow import Flow
-from pyroflows.infer.ascent import Ascent
 from pyroflows.infer.objectives import PathELBO
+from pyroflows.infer.plateau import ElboTask, Plateau, endless
 from pyroflows.infer.vectorize import ERRORS, can_run_together, plate_nesting
-from pyroflows.training.checkpoints import open_checkpoints
+from pyroflows.training.checkpoints import Checkpoint, open_checkpoints
 from pyroflows.training.compiled import compiled_transforms, prepare_compiler
 from pyroflows.training.history import History
-from pyroflows.training.progress import Progress
+from pyroflows.training.loop import Pace, Run
+from pyroflows.training.recipe import check_moved
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+GUIDE_RECIPE = {"clip": 10.0, "average": 0.99}
 
 
 def fit_guide(
@@ -34,20 +40,12 @@ def fit_guide(
     particles: int = 128,
     lr: float = 1e-2,
     max_steps: int = 4000,
-    clip: float = 10.0,
-    average: float = 0.99,
     vectorize: bool = True,
     batches: Iterable[tuple[Any, ...]] | None = None,
-    checkpoint: str | Path | None = None,
-    every: float = 1,
-    resume: bool = False,
+    checkpoint: str | Path | Checkpoint | None = None,
     progress: bool = True,
     compile: bool = False,
-    accelerator: str | None = None,
-    devices: int | str | list[int] = 1,
-    strategy: str = "auto",
-    precision: str | None = None,
-    num_nodes: int = 1,
+    fabric: Fabric | dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> History:
     """Maximise the ELBO over a guide's parameters (and the model's, if it has any), in place.
@@ -70,28 +68,24 @@ def fit_guide(
         particles: draws per step, over all devices.
         lr: first step size.
         max_steps: an upper limit.
-        clip: largest gradient norm.
-        average: decay of the parameters' average; 0 for none.
         vectorize: compute all particles at once, in a plate outside all others. Before the first
             step two particles are also run one by one; where that fails or gives another
             log-density, all are run so, with a warning.
         batches: the arguments of each step instead of ``args``, gone through again and again: an
             iterable of tuples, for example a ``DataLoader``. Each process goes through them by
             itself, with random numbers of its own.
-        checkpoint: a folder to keep checkpoints in, as in ``pf.fit``. They hold the buffers (a
-            running mean, say) of model and guide as far as these are modules themselves.
-        every: windows (of 100 steps) from one checkpoint to the next.
-        resume: go on from the last checkpoint there, if there is one.
+        checkpoint: a folder to keep checkpoints in, one after each window of 100 steps, or a
+            ``pf.Checkpoint``, which also goes on from the last. They hold the buffers (a running
+            mean, say) of model and guide as far as these are modules themselves.
         progress: show the ELBO and its standard error, as in ``pf.fit``.
         compile: run the flows of guide and model under ``torch.compile``; Pyro's own part of the
             step stays as it is.
-        accelerator: as in Lightning Fabric; by default where the arguments or the guide are.
-        devices: as in Fabric. Each process draws its share of the particles; gradients are averaged
-            over all, and steps that fail in one are skipped in all.
-        strategy: as in Fabric: ``"auto"`` or ``"ddp"``.
-        precision: ``"bf16-mixed"`` as in Fabric; by default the guide's own.
-        num_nodes: as in Fabric.
-        **kwargs: keyword arguments of model and guide.
+        fabric: a ``lightning_fabric.Fabric``, or its arguments by name; by default one process
+            where the arguments or the guide are. With several processes each draws its share of the
+            particles; gradients are averaged over all, and steps that fail in one are skipped in
+            all. Of precisions ``"bf16-mixed"`` may be asked for.
+        **kwargs: keyword arguments of model and guide; but for ``clip``, the largest gradient norm
+            (10), and ``average``, the decay of the parameters' average (0.99; 0 for none).
 
     Returns:
         The ELBO in nats over the steps (a median per 100), with ``.plot()``.
@@ -113,77 +107,62 @@ def fit_guide(
         >>> abs(guide.median()["z"].item() - 3.0) < 0.2
         True
     """
-    if isinstance(guide, Flow) or not callable(guide):
-        raise ValueError(
-            f"guide: expected a Pyro guide, such as pf.AutoFlow(model), got {type(guide).__name__}"
-        )
-    check_whole(1, particles=particles, max_steps=max_steps)
-    check_positive(lr=lr, clip=clip)
-    check_share(average=average)
-    if batches is not None and not isinstance(batches, Iterable):
-        raise ValueError(f"batches: expected an iterable of tuples, got {batches!r}")
-    if not (precision is None or isinstance(precision, str) and precision == "bf16-mixed"):
-        raise ValueError(f"precision: expected None or 'bf16-mixed', got {precision!r}")
-    fabric = open_fabric(
-        _some_tensor(args, kwargs, guide, model),
-        accelerator=accelerator,
-        devices=devices,
-        strategy=strategy,
-        precision=precision,
-        num_nodes=num_nodes,
-    )
+    check_moved(kwargs)
+    recipe = {name: kwargs.pop(name, value) for name, value in GUIDE_RECIPE.items()}
+    _check_arguments(guide, batches, particles=particles, max_steps=max_steps, lr=lr, **recipe)
+    at = open_fabric(fabric, _some_tensor(args, kwargs, guide, model), ("bf16-mixed",))
     modules = [m for m in (model, guide) if isinstance(m, torch.nn.Module)]
-    if accelerator is not None or fabric.world_size > 1:
-        args, kwargs = fabric.to_device((args, kwargs))
+    if fabric is not None or at.world_size > 1:
+        args, kwargs = at.to_device((args, kwargs))
         for module in modules:
-            module.to(fabric.device)
-    draw_apart(fabric)
-    passes = Passes(itertools.repeat(args) if batches is None else batches, fabric.device)
-    steps = _again(passes)
+            module.to(at.device)
+    draw_apart(at)
+    passes = Passes(itertools.repeat(args) if batches is None else batches, at.device)
+    steps = endless(passes)
     first = next(steps)
     if hasattr(guide, "setup"):
         guide.setup(*first, **kwargs)
-    share = -(-particles // fabric.world_size)
-    elbo = _elbo(objective, model, guide, first, kwargs, share, vectorize)
-
-    def backward(now: tuple[Any, ...]) -> float:
-        if fabric.world_size > 1:
-            now = fabric.to_device(now)
-        with fabric.autocast() if precision else contextlib.nullcontext():
-            if not hasattr(elbo, "differentiable_loss"):  # as Pyro's RenyiELBO
-                return elbo.loss_and_grads(model, guide, *now, **kwargs)
-            loss = elbo.differentiable_loss(model, guide, *now, **kwargs)
-        loss.backward()
-        return loss.item()
-
+    elbo = _elbo(objective, model, guide, first, kwargs, -(-particles // at.world_size), vectorize)
     parameters = _parameters(model, guide, first, kwargs)
     if not parameters:
         raise ValueError("guide: neither it nor the model has parameters to train")
     buffers = list(dict.fromkeys(b for module in modules for b in module.buffers()))
     tensors = [*parameters, *buffers]
-    make_same(fabric, tensors)
+    make_same(at, tensors)
     shapes = {str(i): f"{tuple(t.shape)} {t.dtype}" for i, t in enumerate(tensors)}
-    keep = open_checkpoints(checkpoint, every, resume, {"fit_guide": "ELBO", **shapes}, fabric)
-    stack = contextlib.ExitStack()
-    if compile:
-        prepare_compiler(next(iter(parameters)).device)
-        stack.enter_context(compiled_transforms(modules))
-    ascent = Ascent(
-        backward, passes, parameters, buffers, guide, lr, clip, average, max_steps, fabric, keep
-    )
-    if ascent.step:
-        steps = _again(passes)
-    else:
-        steps = itertools.chain([first], steps)
-    shown = Progress(
-        "fit_guide", "step", max_steps, ascent.step, progress and fabric.is_global_zero
-    )
-    try:
-        with stack:
-            ascent.run(steps, shown)
-    finally:
-        shown.close()
-    return ascent.history
+    kept = open_checkpoints(checkpoint, {"fit_guide": "ELBO", **shapes}, at)
+    task = ElboTask(elbo, model, guide, kwargs, parameters, buffers, recipe["clip"], at)
+    schedule = Plateau(task, itertools.chain([first], steps), max_steps)
+    pace = Pace(lr, recipe["average"], progress and at.is_global_zero, "fit_guide")
+    history = History(unit="nats of the ELBO", counted="step")
+    with _compiled(modules, parameters[0].device, compile):
+        return Run(task, schedule, passes, pace, at, kept, history).train()
+
+
+def _check_arguments(
+    guide: Any, batches: Any, *, particles: int, max_steps: int, lr: float, **recipe: float
+) -> None:
+    """Raise a ``ValueError`` where one is out of range or of another kind."""
+    if isinstance(guide, Flow) or not callable(guide):
+        raise ValueError(
+            f"guide: expected a Pyro guide, such as pf.AutoFlow(model), got {type(guide).__name__}"
+        )
+    check_whole(1, particles=particles, max_steps=max_steps)
+    check_positive(lr=lr, clip=recipe["clip"])
+    check_share(average=recipe["average"])
+    if batches is not None and not isinstance(batches, Iterable):
+        raise ValueError(f"batches: expected an iterable of tuples, got {batches!r}")
+
+
+@contextlib.contextmanager
+def _compiled(modules: list[torch.nn.Module], device: torch.device, wanted: bool) -> Iterator[None]:
+    """The flows among the modules compiled, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    prepare_compiler(device)
+    with compiled_transforms(modules):
+        yield
 
 
 def _some_tensor(args: tuple, kwargs: dict, *programs: Any) -> Tensor:
@@ -192,17 +171,6 @@ def _some_tensor(args: tuple, kwargs: dict, *programs: Any) -> Tensor:
     given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
     held = (p for module in modules for p in module.parameters())
     return next(itertools.chain(given, held), torch.empty(()))
-
-
-def _again(batches: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """The batches without end, each as the arguments of one step."""
-    while True:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-        if empty:
-            raise ValueError("batches: expected at least one each time they are gone through")
 
 
 def _elbo(
@@ -252,9 +220,6 @@ def _parameters(
     with poutine.trace(param_only=True) as capture:
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         poutine.replay(model, trace=drawn)(*args, **kwargs)
-    found = [
-        site["value"].unconstrained() if hasattr(site["value"], "unconstrained") else site["value"]
-        for site in capture.trace.nodes.values()
-        if site["type"] == "param"
-    ]
+    values: list[Any] = [s["value"] for s in capture.trace.nodes.values() if s["type"] == "param"]
+    found = [v.unconstrained() if hasattr(v, "unconstrained") else v for v in values]
     return list(dict.fromkeys(p for p in found if p.requires_grad))

@@ -1,9 +1,9 @@
 """Training that can be picked up where it stopped: checkpoints, whole at any moment.
 
-A checkpoint is one safetensors file (tensors, and the rest as JSON in its header: no pickle). It is
-written beside the old ones, flushed to the disk and only then given its name, which carries the
-hash of its content; the last two are kept. What ends a process while it writes leaves the ones
-before as they were, and a damaged file is known by its name.
+A checkpoint is one safetensors file (``_files.tensors``), written beside the old ones, flushed to
+the disk and only then given its name, which carries the hash of its content; the last two are kept.
+What ends a process while it writes leaves the ones before as they were, and a damaged file is known
+by its name.
 """
 
 from __future__ import annotations
@@ -15,74 +15,105 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyroflows._checks import check_positive
 from pyroflows._distributed import gathered
 from pyroflows._files.atomic import write_atomically
+from pyroflows._files.tensors import pack, unpack
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-FORMAT = 1
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where, and how often, a training is kept, and whether to go on from what is there.
+
+    ``pf.fit``, ``pf.distill`` and ``pf.fit_guide`` take one, or a folder alone, as ``checkpoint=``.
+    A checkpoint holds all that training depends on, written so that a process may end at any
+    moment; the last two are kept.
+
+    Args:
+        folder: where; made if it is not there.
+        every: epochs from one checkpoint to the next (looks of 50 steps in a distillation, windows
+            of 100 for a guide); 0.1 for ten in each epoch.
+        resume: go on from the last checkpoint in the folder, if there is one, to the very losses of
+            a training that was never interrupted (on a CPU). The number of epochs or steps is a
+            total. The other arguments are to be the same; data sets draw from the global generators
+            of torch, numpy and Python, or are the same in each pass.
+
+    Raises:
+        ValueError: no folder, or an ``every`` that is not positive.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> pf.Checkpoint("runs/one", every=5, resume=True)
+        Checkpoint(folder='runs/one', every=5, resume=True)
+    """
+
+    folder: str | Path
+    every: float = 1
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """See that all are of their kind."""
+        check_positive(every=self.every)
+        if not isinstance(self.folder, (str, os.PathLike)):
+            raise ValueError(
+                f"checkpoint: expected a folder, got a {type(self.folder).__name__}; or "
+                "pf.Checkpoint(folder, every=..., resume=...)"
+            )
+        if not isinstance(self.resume, bool):
+            raise ValueError(f"resume: expected True or False, got {self.resume!r}")
 
 
 class Checkpoints:
     """The checkpoints of one training in a folder.
 
     Args:
-        folder: where; made if it is not there.
-        every: how much training lies between two, in the caller's unit (epochs).
-        resume: go on from the last one, where there is one.
+        wanted: where and how often, and whether to go on from the last.
         identity: what must be the same for a checkpoint to be gone on from, by name.
         fabric: the processes; the first one writes and reads.
 
     Raises:
-        ValueError: ``every`` is not positive, ``folder`` is a file, or holds checkpoints and
-            ``resume`` is False; or the last checkpoint is of another training, or of a format that
-            this version does not know; or all are damaged.
+        ValueError: the folder is a file, or holds checkpoints and ``resume`` is False; or the last
+            checkpoint is of another training, or of a format that this version does not know; or
+            all are damaged.
         OSError: the folder cannot be made or read.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        every: float,
-        resume: bool,
-        identity: dict[str, Any],
-        fabric: Fabric,
-    ) -> None:
-        check_positive(every=every)
-        if not isinstance(folder, (str, os.PathLike)):
-            raise ValueError(f"checkpoint: expected a folder, got a {type(folder).__name__}")
-        self.folder = Path(folder)
-        self.every = every
+    def __init__(self, wanted: Checkpoint, identity: dict[str, Any], fabric: Fabric) -> None:
+        self.folder = Path(wanted.folder)
+        self.every = wanted.every
         self.identity = json.loads(json.dumps(identity))
         self.fabric = fabric
         self._last: Path | None = None
         self._done = 0
-        self.found: dict[str, Any] | None = self._first_alone(self._open, resume)
+        self.found: dict[str, Any] | None = self._first_alone(self._open, wanted.resume)
 
     def due(self, progress: float) -> bool:
         """Whether to save, as much of the training being done."""
         return math.floor(progress / self.every + 1e-9) > self._done
 
-    def save(self, progress: float, shared: dict[str, Any], own: dict[str, Any]) -> None:
+    def save(self, progress: float, shared: dict[str, Any], apart: dict[str, Any]) -> None:
         """Write a checkpoint.
 
         Args:
             progress: how much of the training is done, in the unit of ``every``.
             shared: the state that all processes have alike: tensors, numbers, words, lists, dicts.
-            own: the state of each process.
+            apart: what this process has of its own.
 
         Raises:
             OSError: it could not be written (no space, no right); the ones before are whole.
         """
-        state = {"identity": self.identity, "shared": shared, "own": gathered(self.fabric, own)}
+        each = gathered(self.fabric, apart)
+        state = {"identity": self.identity, "shared": shared, "processes": each}
         self._first_alone(self._write, state)
         self.restart(progress)
 
@@ -91,10 +122,10 @@ class Checkpoints:
         self._done = math.floor(progress / self.every + 1e-9)
 
     @property
-    def own(self) -> dict[str, Any] | None:
+    def of_this_process(self) -> dict[str, Any] | None:
         """What was found of this process's own; None where there were fewer then."""
-        rank = self.fabric.global_rank
-        return self.found["own"][rank] if rank < len(self.found["own"]) else None
+        rank, each = self.fabric.global_rank, self.found["processes"] if self.found else []
+        return each[rank] if rank < len(each) else None
 
     def _first_alone(self, do: Any, argument: Any) -> Any:
         """Let the first process do something for all; what it raises, all raise."""
@@ -123,7 +154,8 @@ class Checkpoints:
         if not resume:
             raise ValueError(
                 f"checkpoint: {self.folder} holds {len(files)} already, which a new training would "
-                "replace; pass resume=True to go on from the last, or another folder"
+                "replace; say pf.Checkpoint(folder, resume=True) to go on from the last, or give "
+                "another folder"
             )
         for path in files:
             content = path.read_bytes()
@@ -166,18 +198,14 @@ class Checkpoints:
 
 
 def open_checkpoints(
-    folder: str | Path | None,
-    every: float,
-    resume: bool,
-    identity: dict[str, Any],
-    fabric: Fabric,
+    wanted: str | Path | Checkpoint | None, identity: dict[str, Any], fabric: Fabric
 ) -> Checkpoints | None:
     """``Checkpoints``, or None where none are asked for."""
-    if folder is None:
-        if resume:
-            raise ValueError("resume: expected checkpoint= too, the folder to go on from; got None")
+    if wanted is None:
         return None
-    return Checkpoints(folder, every, resume, identity, fabric)
+    if not isinstance(wanted, Checkpoint):
+        wanted = Checkpoint(wanted)
+    return Checkpoints(wanted, identity, fabric)
 
 
 def shapes_of(module: nn.Module) -> dict[str, str]:
@@ -194,67 +222,6 @@ def digest_of(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-def pack(state: dict[str, Any]) -> bytes:
-    """A safetensors file of nested dicts and lists of tensors, numbers, words and None.
-
-    Example:
-        >>> import torch
-        >>> state = {"weights": [torch.ones(2)], "epochs": {1: 0.5}, "stopped": None}
-        >>> unpack(pack(state), "state")
-        {'weights': [tensor([1., 1.])], 'epochs': {1: 0.5}, 'stopped': None}
-    """
-    from safetensors.torch import save
-
-    tensors: dict[str, Tensor] = {}
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            name = str(len(tensors))
-            # A copy: tensors that share memory are refused.
-            tensors[name] = value.detach().to("cpu", copy=True).contiguous()
-            return {"tensor": name}
-        if isinstance(value, dict):
-            return {"items": [[key, plain(item)] for key, item in value.items()]}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        raise TypeError(f"state: expected tensors, numbers or words, got {type(value)}")
-
-    rest = json.dumps(plain(state))
-    return save(tensors, metadata={"format": str(FORMAT), "state": rest})
-
-
-def unpack(content: bytes, name: str) -> dict[str, Any]:
-    """What ``pack`` was given; tuples come back as lists.
-
-    Args:
-        content: of the file.
-        name: what to call it in errors.
-
-    Raises:
-        ValueError: another format than this version writes.
-    """
-    from safetensors.torch import load
-
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-    if header.get("format") != str(FORMAT):
-        raise ValueError(
-            f"checkpoint: {name} has format {header.get('format')!r}, this version reads {FORMAT}"
-        )
-    tensors = load(content)
-
-    def nested(value: Any) -> Any:
-        if isinstance(value, dict):
-            if "tensor" in value:
-                return tensors[value["tensor"]]
-            return {key: nested(item) for key, item in value["items"]}
-        return [nested(item) for item in value] if isinstance(value, list) else value
-
-    return nested(json.loads(header["state"]))
 
 
 def _check_same(mine: dict[str, Any], saved: dict[str, Any], name: str) -> None:

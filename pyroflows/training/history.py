@@ -93,6 +93,7 @@ class History:
             ax: matplotlib axes to draw on; a new figure by default.
         """
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import MaxNLocator
 
         if ax is None:
             _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -113,7 +114,7 @@ class History:
         if steps:
             ax.axvline(steps[self.best], color="grey", ls=":", label="weights kept")
         ax.set(xlabel="step" if looks else self.counted)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         ax.legend()
         return ax
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator, Mapping
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +19,17 @@ from pyroflows._checks import (
     check_whole,
     to_builtin,
 )
-from pyroflows._distributed import gathered, open_fabric
+from pyroflows._distributed import gathered, open_fabric, reduced
 from pyroflows.data.checks import check_is_flow, checked_rows, reference
 from pyroflows.data.loaders import Validation, count_batches, sources
 from pyroflows.discrete.levels import bits_per_dim
 from pyroflows.discrete.noise import fixed_noise
 from pyroflows.discrete.quantization import quantized
 from pyroflows.distributions.flow import Flow
-from pyroflows.training.checkpoints import open_checkpoints, shapes_of
+from pyroflows.training.checkpoints import Checkpoint, open_checkpoints, shapes_of
+from pyroflows.training.epochs import Settings, optimise
 from pyroflows.training.history import History
-from pyroflows.training.loop import Settings, optimise
+from pyroflows.training.recipe import MOVED, FitRecipe, complete
 from pyroflows.training.regularize import (
     checked_dropout,
     default_dropout,
@@ -34,6 +38,19 @@ from pyroflows.training.regularize import (
     set_dropout,
 )
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from typing_extensions import Unpack
+
+FIT_RECIPE = {
+    "lr": 1e-3,
+    "weight_decay": None,
+    "dropout": None,
+    "average": None,
+    "clip": 5.0,
+    "patience": 30,
+    "start": True,
+}
 INITIAL_ROWS, INITIAL_IMAGES = 20_000, 2_000  # an image tells of its channels at every pixel
 
 
@@ -82,24 +99,12 @@ def fit(
     val: Any = 0.1,
     max_epochs: int | None = None,
     batch_size: int | None = None,
-    lr: float = 1e-3,
-    weight_decay: float | None = None,
-    dropout: float | None = None,
-    average: float | None = None,
-    clip: float = 5.0,
-    patience: int = 30,
-    start: bool = True,
     seed: int = 0,
-    checkpoint: str | Path | None = None,
-    every: float = 1,
-    resume: bool = False,
+    checkpoint: str | Path | Checkpoint | None = None,
     progress: bool = True,
     compile: bool = False,
-    accelerator: str | None = None,
-    devices: int | str | list[int] = 1,
-    strategy: str = "auto",
-    precision: str | None = None,
-    num_nodes: int = 1,
+    fabric: Fabric | dict[str, Any] | None = None,
+    **recipe: Unpack[FitRecipe],
 ) -> History:
     """Train a flow in place by maximum likelihood; it ends with its best weights, in eval mode.
 
@@ -126,43 +131,39 @@ def fit(
         max_epochs: the schedule's length; by default about 8,000 steps, within 20 to 300 epochs.
         batch_size: rows a step, over all devices; by default 64 to 1,024 by the number of rows, or
             256 of an ``IterableDataset``. A ``DataLoader`` brings its own.
-        lr: first step size.
-        weight_decay: of AdamW, for weight matrices; by default 100 features / rows, at most 1. An
-            image counts by its channels and a signal as one feature, where convolutions see every
-            place of a row.
-        dropout: share of hidden units dropped while training, for flows whose ``log_prob`` is one
-            pass; by default 0.2 below 100 rows a feature, falling to zero at 10,000. The flow
-            keeps none of it.
-        average: decay of the weights' exponential average; by default a memory of four epochs,
-            within 100 to 2,000 steps; 0 for none.
-        clip: largest gradient norm.
-        patience: epochs without a better validation score before stopping.
-        start: make the data-dependent start first (``pf.initialize``); False to go on training.
         seed: of the split, of the batches, and of noise in the validation score; the global
             generator is used for dropout and for dequantisation only.
-        checkpoint: a folder to keep checkpoints in: all that training depends on, written so that
-            a process may end at any moment. The last two are kept.
-        every: epochs from one checkpoint to the next; 0.1 for ten in each.
-        resume: go on from the last checkpoint in that folder, if there is one, to the very losses
-            of a training that was never interrupted (on a CPU). ``max_epochs`` is a total. The
-            other arguments are to be the same; data sets draw from the global generators of torch,
-            numpy and Python, or are the same in each pass.
+        checkpoint: a folder to keep checkpoints in, one an epoch, or a ``pf.Checkpoint``, which
+            says how often and whether to go on from the last.
         progress: show train and validation nats on stderr: a bar on a terminal, a line every ten
             seconds elsewhere.
         compile: run the step under ``torch.compile``: pays for flows small enough for calls to
             cost more than arithmetic, after about a minute of compiling.
-        accelerator: as in Lightning Fabric; by default where the flow is.
-        devices: as in Fabric: how many, or which. Each takes an equal part of each batch; losses
-            are those of one process where the rows of a batch divide by the number of them, else a
-            few rows count twice. Start several with ``torchrun``.
-        strategy: as in Fabric, for example ``"ddp"``.
-        precision: ``"bf16-mixed"`` or ``"16-mixed"`` as in Fabric; by default the flow's own.
-        num_nodes: as in Fabric.
+        fabric: a ``lightning_fabric.Fabric`` that you launched, or its arguments by name, such as
+            ``{"devices": 2, "precision": "bf16-mixed"}``; by default one process where the flow is,
+            in its own dtype. Each device takes an equal part of each batch; losses are those of one
+            process where the rows of a batch divide by the number of them, else a few rows count
+            twice. Start several with ``torchrun``.
+        **recipe: numbers that are rarely changed, all with a default:
+            ``lr``, the first step size (1e-3);
+            ``weight_decay`` of AdamW, for weight matrices: by default 100 features / rows, at most
+            1. An image counts by its channels and a signal as one feature, where convolutions see
+            every place of a row;
+            ``dropout``, the share of hidden units dropped while training, for flows whose
+            ``log_prob`` is one pass: by default 0.2 below 100 rows a feature, falling to zero at
+            10,000. The flow keeps none of it;
+            ``average``, the decay of the weights' exponential average: by default a memory of four
+            epochs, within 100 to 2,000 steps; 0 for none;
+            ``clip``, the largest gradient norm (5);
+            ``patience``, epochs without a better validation score before stopping (30);
+            ``start``, whether to make the data-dependent start first (``pf.initialize``); False to
+            go on training.
 
     Returns:
         The course of training, with ``.plot()``.
 
     Raises:
+        TypeError: an argument that there is not.
         ValueError: what is no flow, data that do not fit it (integers, or floats where it is a
             model of integers, NaN, another shape, outside its support or on its border, no rows),
             an argument out of range, a checkpoint of another training, or no compiler to compile
@@ -180,57 +181,73 @@ def fit(
         3
     """
     check_is_flow(flow=flow)
-    flow = flow if bins is None else quantized(flow, bins)
-    check_positive(lr=lr, clip=clip)
-    check_whole(1, patience=patience)
-    check_whole(0, seed=seed)
-    given = {"max_epochs": max_epochs, "batch_size": batch_size}
-    check_whole(1, **{name: value for name, value in given.items() if value is not None})
-    if average is not None:
-        check_share(average=average)
-    if weight_decay is not None:
-        check_not_negative(weight_decay=weight_decay)
+    numbers = _checked(recipe, seed=seed, max_epochs=max_epochs, batch_size=batch_size)
+    model: Any = flow if bins is None else quantized(flow, bins)
     seed, batch_size = to_builtin(seed), to_builtin(batch_size)
-    fabric = open_fabric(
-        reference(flow),
-        accelerator=accelerator,
-        devices=devices,
-        strategy=strategy,
-        precision=precision,
-        num_nodes=num_nodes,
-    )
-    shard = fabric.global_rank, fabric.world_size
-    batches, validation = sources(flow, x, context, val, batch_size, seed, shard)
-    plenty = batches.count / features(flow)
-    dropout = default_dropout(flow, plenty) if dropout is None else checked_dropout(flow, dropout)
+    at = open_fabric(fabric, reference(model))
+    shard = at.global_rank, at.world_size
+    batches, validation = sources(model, x, context, val, batch_size, seed, shard)
+    plenty = batches.count / features(model)
+    dropout = numbers["dropout"]
+    dropout = default_dropout(model, plenty) if dropout is None else checked_dropout(model, dropout)
     steps = count_batches(batches)
-    if len(counts := set(gathered(fabric, steps))) > 1:
+    if len(counts := set(gathered(at, steps))) > 1:
         raise ValueError(f"x: expected as many batches in each process, got {sorted(counts)}")
+    decay, average = numbers["weight_decay"], numbers["average"]
     settings = Settings(
         max_epochs=max_epochs or min(max(8000 // steps, 20), 300),
-        lr=lr,
-        weight_decay=default_weight_decay(plenty) if weight_decay is None else weight_decay,
-        clip=clip,
-        patience=patience,
+        lr=numbers["lr"],
+        weight_decay=default_weight_decay(plenty) if decay is None else decay,
+        clip=numbers["clip"],
+        patience=numbers["patience"],
         average=_default_average(steps) if average is None else average,
-        progress=progress and fabric.is_global_zero,
+        progress=progress and at.is_global_zero,
         label="fit",
         compile=compile,
     )
-    evaluate = None if validation is None else lambda: _score(flow, validation, fabric, seed)
+    evaluate = None if validation is None else lambda: _score(model, validation, at, seed)
     identity = {"fit": "maximum likelihood", "rows": str(batches.count), "seed": seed}
-    identity.update(shapes_of(flow))
-    keep = open_checkpoints(checkpoint, every, resume, identity, fabric)
+    identity.update(shapes_of(model))
+    checkpoints = open_checkpoints(checkpoint, identity, at)
+    resumes = checkpoints is not None and checkpoints.found is not None
+    with _as_before_if_refused(model):
+        if numbers["start"] and not resumes:
+            rows = batches.first(INITIAL_IMAGES if len(model.event_shape) == 3 else INITIAL_ROWS)
+            initialize(model, rows.x, rows.context)
+        set_dropout(model, dropout)
+        history = _empty_history(model)
+        loss = _Loss(model)
+        return optimise(model, loss, batches, evaluate, settings, at, checkpoints, history)
+
+
+def _checked(recipe: Mapping[str, Any], **sizes: int | None) -> dict[str, Any]:
+    """All numbers of a recipe.
+
+    Raises:
+        TypeError: an argument that there is not.
+        ValueError: one that has moved, or a number out of range.
+    """
+    known = tuple(signature(fit).parameters)
+    numbers = complete(recipe, FIT_RECIPE, known, MOVED)
+    check_positive(lr=numbers["lr"], clip=numbers["clip"])
+    check_whole(1, patience=numbers["patience"])
+    check_whole(0, seed=sizes.pop("seed"))
+    check_whole(1, **{name: value for name, value in sizes.items() if value is not None})
+    if numbers["average"] is not None:
+        check_share(average=numbers["average"])
+    if numbers["weight_decay"] is not None:
+        check_not_negative(weight_decay=numbers["weight_decay"])
+    return numbers
+
+
+@contextlib.contextmanager
+def _as_before_if_refused(flow: Flow) -> Iterator[None]:
+    """Where a bad batch of a loader is refused, the flow is as if nothing had been done."""
     before = copy.deepcopy(flow.state_dict())
     try:
-        if start and (keep is None or keep.found is None):
-            rows = batches.first(INITIAL_IMAGES if len(flow.event_shape) == 3 else INITIAL_ROWS)
-            initialize(flow, rows.x, rows.context)
-        set_dropout(flow, dropout)
-        history = _empty_history(flow)
-        return optimise(flow, _Loss(flow), batches, evaluate, settings, fabric, keep, history)
+        yield
     except ValueError:
-        flow.load_state_dict(before)  # a bad batch of a loader: as if nothing had been done
+        flow.load_state_dict(before)
         raise
     finally:
         set_dropout(flow, 0.0)
@@ -249,8 +266,8 @@ def _default_average(steps: int) -> float:
 
 
 @torch.no_grad()
-def _score(flow: Flow, validation: Validation, fabric: Any, seed: int) -> float:
-    """Mean log-likelihood of held-out rows in nats, each row once over all processes.
+def _score(flow: Flow, validation: Validation, fabric: Fabric, seed: int) -> float:
+    """Mean log-likelihood of validation rows in nats, each row once over all processes.
 
     Where it is a bound with noise in it, the noise is the same each time.
     """
@@ -263,7 +280,7 @@ def _score(flow: Flow, validation: Validation, fabric: Any, seed: int) -> float:
                 log_prob = flow(rows.context, validate_args=False).log_prob(rows.x)
                 total[0] += log_prob.double().sum()
                 total[1] += len(rows)
-    total = fabric.all_reduce(total, reduce_op="sum")
+    total = reduced(fabric, total, "sum")
     if not total[1]:
         raise ValueError(
             "val: the data loader gave no rows; give one that can be gone through again after "

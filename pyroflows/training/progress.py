@@ -45,11 +45,13 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix(facts, refresh=False)
 
-    def update(self) -> None:
-        """One more is done."""
-        self.done += 1
+    def update(self, count: int = 1) -> None:
+        """So many more are done."""
+        if not count:
+            return
+        self.done += count
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(count)
         elif self.show and time.monotonic() - self._last >= EVERY:
             self._line()
 

@@ -1,4 +1,4 @@
-"""Copies of a module's weights: the best so far, and an average over the steps."""
+"""Copies of weights: the best so far, and an average over the steps."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Snapshot:
-    """A copy of a module's parameters and buffers that can be put back in place."""
+    """A copy of parameters and buffers that can be put back in place."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._tensors = [*module.parameters(), *module.buffers()]
-        self.copies = [t.detach().clone() for t in self._tensors]
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
+        self.copies = [t.detach().clone() for t in tensors]
 
     @torch.no_grad()
     def take(self) -> None:
-        """Copy the module as it is."""
+        """Copy them as they are."""
         for copy, tensor in zip(self.copies, self._tensors, strict=True):
             copy.copy_(tensor)
 
@@ -39,7 +39,7 @@ class Snapshot:
 class Average:
     """An exponential average of the parameters; its early steps weigh all weights so far alike."""
 
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: list[Tensor], decay: float) -> None:
         self._parameters = parameters
         self._decay = decay
         self.restart()

@@ -206,13 +206,12 @@ def scored(made):
 NUMBERS = {
     "fit": (
         fitted,
-        "max_epochs batch_size lr weight_decay dropout average clip patience seed every bins val "
-        "checkpoint precision accelerator strategy",
+        "max_epochs batch_size lr weight_decay dropout average clip patience seed bins val "
+        "checkpoint fabric every precision",
     ),
     "distill": (
         lambda **arguments: distilled(*pair(), **arguments),
-        "objective max_steps batch_size lr clip average patience every checkpoint precision "
-        "accelerator strategy",
+        "objective max_steps batch_size lr clip average patience checkpoint fabric every precision",
     ),
     "compare": (
         lambda **arguments: compared(*pair(), **arguments),
@@ -220,8 +219,9 @@ NUMBERS = {
     ),
     "fit_guide": (
         guided,
-        "objective particles lr max_steps clip average batches every precision strategy",
+        "objective particles lr max_steps clip average batches fabric every precision",
     ),
+    "Checkpoint": (lambda **a: pf.Checkpoint(**{"folder": "x", **a}), "folder every resume"),
     "maf": (
         lambda features=2, **a: scored(pf.maf(features, **a)),
         "features context layers hidden",

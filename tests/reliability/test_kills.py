@@ -12,7 +12,7 @@ import torch
 
 import pyroflows as pf
 from pyroflows.training.checkpoints import Checkpoints
-from pyroflows.training.loop import _Run
+from pyroflows.training.loop import Run
 
 KILLS = 50
 EPOCHS = 250
@@ -22,17 +22,17 @@ def train(folder, record):
     """In a process of its own: go on, and note each epoch that is on the disk."""
     torch.set_num_threads(1)
     handle = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    load, save = _Run._load, Checkpoints.save
+    load, save = Run._load, Checkpoints.save
 
     def noted_load(self, *args):
         load(self, *args)
-        os.write(handle, f"from {self.epoch}\n".encode())
+        os.write(handle, f"from {self.schedule.done}\n".encode())
 
     def noted_save(self, progress, *args):
         save(self, progress, *args)
         os.write(handle, f"done {progress}\n".encode())
 
-    _Run._load, Checkpoints.save = noted_load, noted_save
+    Run._load, Checkpoints.save = noted_load, noted_save
     torch.manual_seed(0)
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
     flow = pf.maf(2, layers=1, hidden=(8,))
@@ -44,8 +44,7 @@ def train(folder, record):
         patience=EPOCHS,
         batch_size=64,
         dropout=0.1,
-        checkpoint=folder,
-        resume=True,
+        checkpoint=pf.Checkpoint(folder, resume=True),
         progress=False,
     )
     weights = [p.tolist() for p in flow.parameters()]

@@ -1,0 +1,265 @@
+"""The ELBO as a task, and its schedule: windows of steps, smaller steps where it is flat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from pyroflows._distributed import reduced
+from pyroflows.data.position import Passes
+from pyroflows.infer.vectorize import ERRORS, ChangedModelError
+from pyroflows.training.history import History
+from pyroflows.training.loop import SHRINK, Run
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+WINDOW = 100
+_DROPS = 3
+_STRAYS = 10  # failures in a row, before anything worked, that are no stray particles
+_RUNAWAY = 1e4  # spread, in units of the start's, of a posterior that has no end
+
+
+class ElboTask:
+    """Maximise an ELBO over the parameters of a guide, and of a model.
+
+    Args:
+        elbo: the objective, an ``ELBO`` of Pyro's.
+        model: of the posterior.
+        guide: of the model.
+        kwargs: keyword arguments of both.
+        parameters: what is optimised.
+        buffers: what else belongs to them.
+        clip: largest gradient norm.
+        fabric: where.
+    """
+
+    def __init__(
+        self,
+        elbo: Any,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        kwargs: dict[str, Any],
+        parameters: list[Tensor],
+        buffers: list[Tensor],
+        clip: float,
+        fabric: Fabric,
+    ) -> None:
+        self.elbo, self.programs, self.kwargs = elbo, (model, guide), kwargs
+        self.parameters, self.buffers = parameters, buffers
+        self.largest_norm, self.fabric = clip, fabric
+        self.error: Exception | None = None  # what the model raised in the last step
+        self._loss = math.nan
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """A fresh Adam."""
+        return torch.optim.Adam(self.parameters)
+
+    def backward(self, batch: tuple[Any, ...]) -> float:
+        """Minus the ELBO, its gradients in place; NaN where the model raises."""
+        self._loss, self.error = math.nan, None
+        try:
+            self._loss = self._backward(batch)
+        except ChangedModelError:
+            raise
+        except ERRORS as error:
+            self.error = error
+        if self.fabric.world_size > 1:
+            self._loss, self.error = _average(self.parameters, self._loss, self.error, self.fabric)
+        return self._loss
+
+    def _backward(self, batch: tuple[Any, ...]) -> float:
+        if self.fabric.world_size > 1:
+            batch = self.fabric.to_device(batch)
+        with self.fabric.autocast():
+            if not hasattr(self.elbo, "differentiable_loss"):  # as Pyro's RenyiELBO
+                return self.elbo.loss_and_grads(*self.programs, *batch, **self.kwargs)
+            loss = self.elbo.differentiable_loss(*self.programs, *batch, **self.kwargs)
+        loss.backward()
+        return loss.item()
+
+    def clip(self) -> float:
+        """Clip the gradients; their norm before, NaN where there is no finite ELBO."""
+        if self.error is not None or not math.isfinite(self._loss):
+            return math.nan
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.largest_norm).item()
+
+
+class Plateau:
+    """Windows of 100 steps; where the ELBO is flat the step shrinks, after the third time it ends.
+
+    Args:
+        task: what is trained.
+        steps: the arguments of each step, without end.
+        max_steps: how many at most.
+    """
+
+    unit = "step"
+    skips = True
+
+    def __init__(self, task: ElboTask, steps: Iterator[tuple[Any, ...]], max_steps: int) -> None:
+        self.task, self.total, self.done = task, max_steps, 0
+        self._steps: Iterator[tuple[Any, ...]] | None = steps
+        self._window: list[float] = []
+        self._taken = 0  # steps of the window, those left out too
+        self._last_error: Exception | None = None
+        self._now: tuple[float, float] | None = None
+        self._before: tuple[float, float] | None = None
+        self._drops = 0
+
+    def batches(self, passes: Passes) -> Iterator[Any]:
+        """Those up to the next whole hundred of steps."""
+        if self._steps is None:
+            self._steps = endless(passes)
+        self._window, self._taken, self._last_error = [], 0, None
+        end = min(self.done - self.done % WINDOW + WINDOW, self.total)
+        while self.done < end:
+            yield next(self._steps)
+
+    def share(self) -> float:
+        """The step size is the run's."""
+        return 1.0
+
+    def add(self, loss: Tensor | float, batch: Any) -> None:
+        """Take in the ELBO of a step."""
+        self.done += 1
+        self._taken += 1
+        self._window.append(-float(loss))
+
+    def skipped(self, run: Run) -> None:
+        """Raise the model's own error where no step has worked and this is no stray particle."""
+        self.done += 1
+        self._taken += 1
+        self._last_error = self.task.error
+        failing = run.history.skipped > _STRAYS and not (self._window or run.history.steps)
+        if self.task.error is not None and failing:
+            raise self.task.error
+
+    def judge(self, run: Run) -> bool:
+        """Record the window's ELBO; a smaller step where it is flat."""
+        few = 2 * len(self._window) < self._taken
+        if few and (run.history.steps or not self._window):
+            if not run.history.steps:
+                self.give_up(run)
+            return False
+        now = self._now = _middle_and_error(self._window)
+        run.record(self.done, now[0])
+        _check_bounded(self.task.programs[1], now[0], run.fabric)
+        flat = self._before is not None and _is_flat(self._before, now)
+        self._before = now
+        if flat:
+            self._drops += 1
+            if self._drops < _DROPS:
+                run.lr *= SHRINK
+                self._before = None
+        return True
+
+    def progress(self, within: bool = False) -> float | None:
+        """Windows done; a checkpoint within one would not know its ELBOs."""
+        return None if within else self.done / WINDOW
+
+    def end(self, history: History) -> str:
+        """Why training is over, in words; none while it is not."""
+        if self._drops == _DROPS:
+            return f"the ELBO is flat after {self.done} steps"
+        return f"all {self.total} steps done" if self.done >= self.total else ""
+
+    def finish(self, run: Run) -> None:
+        """The averaged parameters stay."""
+        if run.history.steps:
+            run.average.put()
+        run.history.best = max(len(run.history.steps) - 1, 0)
+
+    def facts(self, history: History) -> dict[str, str]:
+        """The last window's ELBO and its error."""
+        return {} if self._now is None else {"elbo": f"{self._now[0]:.2f} +- {self._now[1]:.2f}"}
+
+    def give_up(self, run: Run) -> NoReturn:
+        """Say what was found, and what may help."""
+        first = (self.done - 1) // WINDOW * WINDOW
+        raise FloatingPointError(
+            f"{len(self._window) or 'no'} finite ELBOs in steps {first} to {self.done - 1}: the "
+            "model's log-density is NaN or infinite where the guide draws, or it raises "
+            f"({self._last_error or 'it does not'}). Try another init_loc_fn=, a smaller lr=, or "
+            "float64"
+        )
+
+    def rolled_back(self) -> None:
+        """What the ELBO was before says nothing about what it gains now."""
+        self._before = None
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Where it is, the same in all processes."""
+        return {"done": self.done, "before": self._before, "drops": self._drops}, {}
+
+    def load_state_dict(self, shared: dict[str, Any], apart: dict[str, Any] | None) -> None:
+        """Go on from there, with the batches from where these were."""
+        self.done, self._drops = shared["done"], shared["drops"]
+        self._before = None if shared["before"] is None else tuple(shared["before"])
+        self._steps = None
+
+
+def endless(batches: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """The batches again and again, each as the arguments of one step."""
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        if empty:
+            raise ValueError("batches: expected at least one each time they are gone through")
+
+
+@torch.no_grad()
+def _average(
+    parameters: list[Tensor], loss: float, raised: Exception | None, fabric: Fabric
+) -> tuple[float, Exception | None]:
+    """Gradients and loss averaged over all processes, in one message; all fail if one does."""
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    ends = grads[0].new_tensor([loss, float(raised is not None)])
+    mean = reduced(fabric, torch.cat([*(g.reshape(-1) for g in grads), ends]), "mean")
+    *parts, ends = mean.split([*(g.numel() for g in grads), 2])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter)
+    if ends[1] > 0 and raised is None:
+        raised = RuntimeError("the model raised in another process")
+    return ends[0].item(), raised
+
+
+@torch.no_grad()
+def _check_bounded(guide: Any, elbo: float, fabric: Fabric) -> None:
+    """Raise where a flow guide has run away from its start: the posterior has no end there."""
+    flow = getattr(guide, "flow", None)
+    whiten = getattr(guide, "whiten", None)
+    if flow is None or whiten is None:
+        return
+    latent = flow.sample((256,))
+    spread = whiten.inverse_and_log_det(latent)[0].std(dim=0)
+    spread = reduced(fabric, spread, "mean")
+    bad = (spread > _RUNAWAY) | (spread < 1 / _RUNAWAY)
+    if not bad.any():
+        return
+    names = guide.sites_of(bad)
+    raise ValueError(
+        f"model: the ELBO ({elbo:.4g} nats) grows without bound along {', '.join(map(repr, names))}"
+        ", where the guide has grown or shrunk by a factor of 10,000 from its start: the posterior "
+        "is improper there. Give these sites a proper prior, or check the likelihood"
+    )
+
+
+def _middle_and_error(values: list[float]) -> tuple[float, float]:
+    """Median and its standard error, which single wild draws do not move."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    middle = tensor.median()
+    # 1.4826 MAD estimates a Gaussian's spread; its median errs 1.2533 times as much as its mean.
+    spread = 1.4826 * (tensor - middle).abs().median()
+    return middle.item(), 1.2533 * spread.item() / len(values) ** 0.5
+
+
+def _is_flat(before: tuple[float, float], now: tuple[float, float]) -> bool:
+    noise = 2 * math.hypot(before[1], now[1])
+    return now[0] - before[0] < max(noise, 0.01)

@@ -1,0 +1,174 @@
+"""Where and how a training runs: ``fabric=``, ``checkpoint=``, the recipe, and words that moved."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+import pyroflows as pf
+from pyroflows._distributed import open_fabric
+from pyroflows.training.recipe import MOVED
+
+LIKE = torch.zeros(1)
+
+
+def small():
+    torch.manual_seed(0)
+    return pf.maf(2, layers=1, hidden=(8,))
+
+
+def model():
+    pyro.sample("z", dist.Normal(3.0, 0.5))
+
+
+def fit(**settings):
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(1))
+    return pf.fit(small(), x, max_epochs=2, progress=False, **settings)
+
+
+def distil(**settings):
+    teacher = small()
+    return pf.distill(teacher, pf.student_of(teacher), max_steps=5, progress=False, **settings)
+
+
+def fit_guide(**settings):
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    guide = pf.AutoFlow(model, layers=1, hidden=(4,))
+    return pf.fit_guide(model, guide, max_steps=5, particles=4, progress=False, **settings)
+
+
+TRAINERS = {"fit": fit, "distill": distil, "fit_guide": fit_guide}
+every_trainer = pytest.mark.parametrize("train", TRAINERS.values(), ids=TRAINERS)
+
+
+@every_trainer
+def test_a_fabric_and_its_arguments_give_the_same(train):
+    arguments = {"accelerator": "cpu", "devices": 1}
+    courses = [train(fabric=f).train for f in (None, {}, arguments, Fabric(**arguments))]
+    assert all(course == courses[0] for course in courses)
+
+
+@every_trainer
+def test_mixed_precision_trains(train):
+    history = train(fabric={"precision": "bf16-mixed"})
+    assert torch.tensor(history.train).isfinite().all()
+
+
+@every_trainer
+@pytest.mark.parametrize("wrong", ["cpu", 2, [1], torch.device("cpu")], ids=repr)
+def test_another_kind_of_fabric_is_refused(train, wrong):
+    with pytest.raises(ValueError, match=r"fabric: expected a lightning_fabric\.Fabric, a dict"):
+        train(fabric=wrong)
+
+
+@every_trainer
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "8-bit"}, "precision: expected None or one of"),
+        ({"precision": 16}, "precision: expected None or one of"),
+        ({"accelerator": "abacus"}, "Lightning Fabric refuses .*abacus"),
+        ({"divices": 2}, "Lightning Fabric refuses .*divices"),
+    ],
+    ids=str,
+)
+def test_arguments_that_fabric_refuses_are_named(train, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train(fabric=arguments)
+
+
+def test_a_double_flow_is_trained_in_double():
+    made = open_fabric(None, torch.zeros(1, dtype=torch.float64))
+    assert made.strategy.precision.precision == "32-true"  # which converts nothing
+    assert open_fabric({"precision": "64-true"}, torch.zeros(1, dtype=torch.float64))
+
+
+@every_trainer
+@pytest.mark.parametrize("name", MOVED)
+def test_a_word_that_moved_says_where_it_is_now(train, name):
+    with pytest.raises(ValueError, match=rf"{name}: say (fabric=\{{'{name}'|checkpoint=pf\.Ch)"):
+        train(**{name: 1})
+
+
+@pytest.mark.parametrize("train", [fit, distil], ids=["fit", "distill"])
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("patiance", "patience"), ("batchsize", "batch_size")]
+)
+def test_a_mistyped_word_is_named_with_what_was_meant(train, wrong, meant):
+    with pytest.raises(TypeError, match=f"{wrong}: .*did you mean {meant}"):
+        train(**{wrong: 3})
+
+
+def test_a_word_of_the_models_is_the_models():
+    def shifted(by=0.0):
+        pyro.sample("z", dist.Normal(by, 0.5))
+
+    guide = pf.AutoFlow(shifted, layers=1, hidden=(4,))
+    pf.fit_guide(shifted, guide, max_steps=5, particles=4, by=7.0, clip=5.0, progress=False)
+    assert guide.median(by=7.0)["z"].item() == pytest.approx(7.0, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"folder": 3}, "checkpoint: expected a folder, got a int"),
+        ({"folder": "x", "every": 0}, "every: expected a positive number, got 0"),
+        ({"folder": "x", "every": "1"}, "every: expected a positive number"),
+        ({"folder": "x", "resume": "yes"}, "resume: expected True or False"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_checks_what_it_is_given(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pf.Checkpoint(**arguments)
+
+
+@every_trainer
+def test_a_folder_alone_is_a_checkpoint(train, tmp_path):
+    train(checkpoint=str(tmp_path))
+    assert list(tmp_path.iterdir())
+
+
+IMAGES = [name for name, e in pf.flows.examples().items() if len(e.make().event_shape) == 3]
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_resume_to_the_same_losses(name, tmp_path):
+    """Their weights lie in memory channels last; Adam's moments must too."""
+    make = pf.flows.examples()[name].make
+    flow = make()
+    x = torch.rand(24, *flow.event_shape, generator=torch.Generator().manual_seed(1))
+    context = torch.zeros(24, *flow.context_shape) if flow.context_shape else None
+
+    def train(epochs, **settings):
+        torch.manual_seed(0)
+        flow = make()
+        history = pf.fit(
+            flow, x, context, max_epochs=epochs, batch_size=8, val=None, progress=False, **settings
+        )
+        return history, flow.state_dict()
+
+    expected, weights = train(4)
+
+    class Stopped(Exception):
+        pass
+
+    from pyroflows.training.loop import Run
+
+    step, taken = Run._step, [0]
+
+    def ends(self, batch):
+        if taken[0] == 7:
+            raise Stopped
+        taken[0] += 1
+        step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_step", ends)
+        with pytest.raises(Stopped):
+            train(4, checkpoint=tmp_path)
+    history, again = train(4, checkpoint=pf.Checkpoint(tmp_path, resume=True))
+    assert history.train == expected.train
+    assert all(torch.equal(again[key], value) for key, value in weights.items())
