@@ -27,12 +27,7 @@ def layer_of(features, hidden, family=None, dtype=FLOAT64, **options):
 
 def loop(layer, y, context=None):
     """One network call a feature."""
-    plain = Autoregressive(layer.net.forward, layer.family)
-    if not layer.net.descending:
-        return plain.inverse_and_log_det(y, context)
-    x = y.clone()
-    for i in reversed(range(y.shape[-1])):
-        x[..., i] = layer.family.inverse(y, layer.net(x, context))[0][..., i]
+    x = layer.plain_inverse(y, context)
     return x, layer.family.inverse(y, layer.net(x, context))[1].sum(dim=-1)
 
 

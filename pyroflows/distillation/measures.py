@@ -12,10 +12,8 @@ from torch import Tensor
 from pyroflows.distillation.draws import Contexts, drawn
 from pyroflows.distillation.objectives import layer_loss, layer_targets
 from pyroflows.distillation.report import Estimate
-from pyroflows.distillation.student import matched, parts_of
+from pyroflows.distillation.student import matched
 from pyroflows.distributions.flow import Flow
-from pyroflows.transforms import Autoregressive
-from pyroflows.transforms.base import Inverse
 
 
 def mean_and_error(values: Tensor) -> Estimate:
@@ -85,32 +83,17 @@ def plain_loop_speed(flow: Flow, contexts: Contexts, n: int) -> float:
 
     NaN for flows without a layer to invert.
     """
-    parts = parts_of(flow)
-    if not any(_is_slow(part) for part in parts):
+    loops = [getattr(part.inv, "plain_inverse", None) for part in flow.parts]
+    if not any(loops):
         return math.nan
     context = contexts.draw(n)
+    shape = (n,) if context is None else ()
 
     @torch.no_grad()
     def draw() -> Tensor:
-        x = flow(context, validate_args=False).base_dist.sample((n,) if context is None else ())
-        for part in parts:
-            if _is_slow(part):
-                x = plain_inverse(part.transform, x, context)
-            else:
-                x = part.forward_and_log_det(x, context)[0]
+        x = flow(context, validate_args=False).base_dist.sample(shape)
+        for part, loop in zip(flow.parts, loops, strict=True):
+            x = loop(x, context) if loop else part.forward_and_log_det(x, context)[0]
         return x
 
     return speed(draw, n, repeats=1)
-
-
-def plain_inverse(layer: Autoregressive, y: Tensor, context: Tensor | None) -> Tensor:
-    """``x`` with ``layer(x) = y``, by one pass of the net a feature, in the net's order."""
-    x = y.clone()
-    order = range(y.shape[-1])
-    for i in reversed(order) if getattr(layer.net, "descending", False) else order:
-        x[..., i] = layer.family.inverse(y, layer.net(x, context))[0][..., i]
-    return x
-
-
-def _is_slow(part: object) -> bool:
-    return isinstance(part, Inverse) and isinstance(part.transform, Autoregressive)

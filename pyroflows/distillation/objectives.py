@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 
 from pyroflows.distillation.pairs import Pair
-from pyroflows.distillation.student import parts_of
 from pyroflows.distributions.flow import Flow
 
 
@@ -151,7 +150,7 @@ def layer_targets(
     One pass of the teacher, from x to its base.
     """
     by_index = {pair.index: pair for pair in pairs}
-    parts = parts_of(teacher)
+    parts = teacher.parts
     found = []
     for index in reversed(range(len(parts))):
         after = x

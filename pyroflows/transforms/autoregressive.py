@@ -251,11 +251,21 @@ class Autoregressive(FlowTransform):
         return x, torch.cat(blocks).sum(dim=0), theta
 
     @torch.no_grad()
+    def plain_inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        """The inverse by one network call a feature, without a graph: the textbook's loop.
+
+        It is for networks that cannot solve, and to compare a sequential solve with.
+        """
+        x = y.clone()
+        order = range(y.shape[-1])
+        for i in reversed(order) if _descending(self.net) else order:
+            x[..., i] = self.family.inverse(y, self.net(x, context))[0][..., i]
+        return x
+
+    @torch.no_grad()
     def _loop(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """``x`` and ``log|det dx/dy|`` by one network call a feature, without a graph."""
-        x = y.clone()
-        for i in range(y.shape[-1]):
-            x[..., i] = self.family.inverse(y, self.net(x, context))[0][..., i]
+        x = self.plain_inverse(y, context)
         return x, self.family.inverse(y, self.net(x, context))[1].sum(dim=-1)
 
     def _with_implicit_gradient(
