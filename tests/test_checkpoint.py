@@ -113,7 +113,7 @@ def test_a_run_ended_within_an_epoch_loses_only_steps_since_the_last(monkeypatch
     with pytest.raises(Stopped):
         train(small(), checkpoint=pf.Checkpoint(tmp_path, every=0.2))
     newest = max(tmp_path.iterdir())
-    state = unpack(newest.read_bytes(), "it")
+    state = unpack(newest.read_bytes(), "it", 2)
     assert state["shared"]["schedule"]["done"] == 1
     assert state["shared"]["history"]["stopped"] == ""  # it is not over
     assert state["processes"][0]["passes"]["position"] == 4
@@ -253,8 +253,8 @@ def test_where_all_are_damaged_it_says_so(tmp_path):
 
 
 def test_an_unknown_format_is_refused():
-    content = pack({"a": 1}).replace(b'"format":"2"', b'"format":"9"')
-    with pytest.raises(ValueError, match="format '9', this version reads 2"):
+    content = pack({"a": 1}).replace(b'"format":"1"', b'"format":"9"')
+    with pytest.raises(ValueError, match="format '9', this version reads 1"):
         unpack(content, "it")
 
 
@@ -468,7 +468,7 @@ def test_a_guide_is_picked_up(monkeypatch, tmp_path, kind):
         assert history.train == expected.train
         assert history.stopped == expected.stopped
         assert same(whole, again)
-    saved = unpack(max(tmp_path.iterdir()).read_bytes(), "it")["shared"]["history"]
+    saved = unpack(max(tmp_path.iterdir()).read_bytes(), "it", 2)["shared"]["history"]
     assert 0 < saved["seconds"] < history.seconds
     full_disk(monkeypatch, after=0)
     with pytest.raises(OSError, match="No space left"):

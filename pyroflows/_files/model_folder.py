@@ -8,7 +8,6 @@ tensors under their first name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from pyroflows._files.atomic import sync_folder, write_atomically
+from pyroflows._files.tensors import decode_tensors, digest, encode_tensors
 
 FORMAT = 1
 CONFIG, TENSORS = "config.json", "model.safetensors"
@@ -33,12 +33,8 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor
         config: plain values.
         tensors: by name.
     """
-    from safetensors.torch import save
-
-    # Copies: the format has no word for tensors that share memory, nor for strides.
-    plain = {k: t.detach().cpu().clone().contiguous() for k, t in tensors.items()}
-    data = save(plain, metadata={"format": "pt"})
-    config = {"format": FORMAT, **config, "sha256": _digest(data)}
+    data = encode_tensors(tensors, format="pt")
+    config = {"format": FORMAT, **config, "sha256": digest(data)}
     config["checksum"] = _checksum(config)
     text = json.dumps(config, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,8 +48,8 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor
 def _finish_earlier(folder: Path) -> None:
     """Where a save was killed after its config was valid, give its tensors their name."""
     try:
-        held = json.loads((folder / CONFIG).read_bytes())["sha256"]
-        if _digest((folder / _NEXT).read_bytes()) == held:
+        expected = json.loads((folder / CONFIG).read_bytes())["sha256"]
+        if digest((folder / _NEXT).read_bytes()) == expected:
             os.replace(folder / _NEXT, folder / TENSORS)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing there that this save would lose
@@ -68,17 +64,12 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ValueError: a file is missing, cut short, changed, or of a format not known here.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     config = _read_config(folder)
     data = _read_tensors(folder, config.get("sha256"))
     try:
-        return config, load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"folder: {folder / TENSORS} is not a safetensors file ({error})"
-        ) from None
+        return config, decode_tensors(data)
+    except ValueError as error:
+        raise ValueError(f"folder: {folder / TENSORS} is {error}") from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -103,14 +94,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(folder: Path, digest: Any) -> bytes:
+def _read_tensors(folder: Path, expected: Any) -> bytes:
     found = False
     for name in (TENSORS, _NEXT, TENSORS):  # the last for a save that ends in between
         path = folder / name
         if path.is_file():
             found = True
             data = path.read_bytes()
-            if _digest(data) == digest:
+            if digest(data) == expected:
                 return data
     path = folder / TENSORS
     if not found:
@@ -121,10 +112,6 @@ def _read_tensors(folder: Path, digest: Any) -> bytes:
     )
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def _checksum(config: dict[str, Any]) -> str:
     rest = {k: v for k, v in config.items() if k != "checksum"}
-    return _digest(json.dumps(rest, sort_keys=True, ensure_ascii=True).encode())
+    return digest(json.dumps(rest, sort_keys=True, ensure_ascii=True).encode())

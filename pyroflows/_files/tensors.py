@@ -1,17 +1,63 @@
-"""Nested values with tensors in them as one safetensors file: the rest is JSON in its header."""
+"""The one codec of tensors, for checkpoints and for models: safetensors files, no pickle."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-FORMAT = 2
+
+def encode_tensors(tensors: Mapping[str, Tensor], **metadata: str) -> bytes:
+    """A safetensors file of tensors on any device, with words in its header.
+
+    Args:
+        tensors: by name.
+        **metadata: the words.
+    """
+    from safetensors.torch import save
+
+    # Copies: the format has no word for tensors that share memory, nor for strides.
+    plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    return save(plain, metadata=metadata)
 
 
-def pack(state: dict[str, Any]) -> bytes:
+def decode_tensors(content: bytes) -> dict[str, Tensor]:
+    """The tensors of such a file, on the CPU.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"not a safetensors file ({error})") from None
+
+
+def metadata_of(content: bytes) -> dict[str, str]:
+    """The words in the header of such a file."""
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size]).get("__metadata__", {})
+
+
+def digest(content: bytes) -> str:
+    """The SHA-256 by which a file is known."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def pack(state: dict[str, Any], version: int = 1) -> bytes:
     """A safetensors file of nested dicts and lists of tensors, numbers, words and None.
+
+    All but the tensors is JSON in the header.
+
+    Args:
+        state: to write.
+        version: of what the state is made of; ``unpack`` asks for it.
 
     Example:
         >>> import torch
@@ -19,15 +65,12 @@ def pack(state: dict[str, Any]) -> bytes:
         >>> unpack(pack(state), "state")
         {'weights': [tensor([1., 1.])], 'epochs': {1: 0.5}, 'stopped': None}
     """
-    from safetensors.torch import save
-
     tensors: dict[str, Tensor] = {}
 
     def plain(value: Any) -> Any:
         if isinstance(value, Tensor):
             name = str(len(tensors))
-            # A copy: tensors that share memory are refused.
-            tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+            tensors[name] = value
             return {"tensor": name}
         if isinstance(value, dict):
             return {"items": [[key, plain(item)] for key, item in value.items()]}
@@ -38,28 +81,26 @@ def pack(state: dict[str, Any]) -> bytes:
         raise TypeError(f"state: expected tensors, numbers or words, got {type(value)}")
 
     rest = json.dumps(plain(state))
-    return save(tensors, metadata={"format": str(FORMAT), "state": rest})
+    return encode_tensors(tensors, format=str(version), state=rest)
 
 
-def unpack(content: bytes, name: str) -> dict[str, Any]:
+def unpack(content: bytes, name: str, version: int = 1) -> dict[str, Any]:
     """What ``pack`` was given; tuples come back as lists.
 
     Args:
         content: of the file.
         name: what to call it in errors.
+        version: as in ``pack``.
 
     Raises:
-        ValueError: another format than this version writes.
+        ValueError: it was written with another version.
     """
-    from safetensors.torch import load
-
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-    if header.get("format") != str(FORMAT):
+    header = metadata_of(content)
+    if header.get("format") != str(version):
         raise ValueError(
-            f"checkpoint: {name} has format {header.get('format')!r}, this version reads {FORMAT}"
+            f"{name} has format {header.get('format')!r}, this version reads {version}"
         )
-    tensors = load(content)
+    tensors = decode_tensors(content)
 
     def nested(value: Any) -> Any:
         if isinstance(value, dict):

@@ -22,13 +22,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pyroflows._checks import check_positive
+from pyroflows._checks import check_positive, to_builtin
 from pyroflows._distributed import gathered
 from pyroflows._files.atomic import write_atomically
-from pyroflows._files.tensors import pack, unpack
+from pyroflows._files.tensors import digest, pack, unpack
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Checkpoint:
             )
         if not isinstance(self.resume, bool):
             raise ValueError(f"resume: expected True or False, got {self.resume!r}")
+        object.__setattr__(self, "every", to_builtin(self.every))
 
 
 class Checkpoints:
@@ -161,7 +165,7 @@ class Checkpoints:
             content = path.read_bytes()
             if _name(_serial(path), content) == path.name:
                 self._last = path
-                state = unpack(content, str(path))
+                state = unpack(content, f"checkpoint: {path}", FORMAT)
                 _check_same(self.identity, state["identity"], str(path))
                 return state
             warnings.warn(
@@ -175,7 +179,7 @@ class Checkpoints:
         )
 
     def _write(self, state: dict[str, Any]) -> None:
-        content = pack(state)
+        content = pack(state, FORMAT)
         serial = max(map(_serial, self._files()), default=0) + 1
         path = self.folder / _name(serial, content)
         try:
@@ -217,11 +221,11 @@ def shapes_of(module: nn.Module) -> dict[str, str]:
 
 def digest_of(module: nn.Module) -> str:
     """A hash of the values in a module's state."""
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
+        hashed.update(name.encode())
+        hashed.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()[:32]
 
 
 def _check_same(mine: dict[str, Any], saved: dict[str, Any], name: str) -> None:
@@ -245,7 +249,7 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _name(serial: int, content: bytes) -> str:
-    return f"checkpoint-{serial:08d}-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+    return f"checkpoint-{serial:08d}-{digest(content)[:32]}.safetensors"
 
 
 def _serial(path: Path) -> int:

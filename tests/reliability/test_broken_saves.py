@@ -39,7 +39,7 @@ def edit(folder, *, sign=True, **changes):
 def put_tensors(folder, data):
     """Other tensors, with a config that vouches for them."""
     (folder / stored.TENSORS).write_bytes(data)
-    edit(folder, sha256=stored._digest(data))
+    edit(folder, sha256=stored.digest(data))
 
 
 def changed_tensors(folder, change):
