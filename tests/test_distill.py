@@ -43,7 +43,7 @@ def test_student_comes_close(teacher):
     assert report.gap[0] < 0.1
     assert report.speeds["student"][10_000] > 0
     assert "reverse KL" in str(report)
-    assert "all 3 looks done" in str(report)
+    assert "all 3 evaluations done" in str(report)
 
 
 def test_history_has_both_divergences(teacher):

@@ -24,7 +24,7 @@ from pyroflows.distillation.objectives import (
     layer_loss,
     layer_targets,
 )
-from pyroflows.distillation.schedule import CHOICES, EPOCH, Lessons, Phase, plan, weights_at
+from pyroflows.distillation.schedule import CHOICES, EPOCH, Batches, Phase, phases_of, weights_at
 from pyroflows.distillation.student import matched, parts_of
 from pyroflows.testing import randomize
 
@@ -264,14 +264,14 @@ def test_schedule_gives_way_smoothly():
     wanted["auto"].append((spline, ["forward_kl", "reverse_kl"]))
     for objective, cases in wanted.items():
         for pairs, names in cases:
-            phases = plan(objective, pairs)
+            phases = phases_of(objective, pairs)
             course = [weights_at(phases, share) for share in torch.linspace(0, 1, 41).tolist()]
             assert all(sum(weights.values()) == pytest.approx(1.0) for weights in course)
             alone = [next(iter(weights)) for weights in course if len(weights) == 1]
             assert [name for name, _ in itertools.groupby(alone)] == names
 
 
-def test_lessons_mix_data_and_draws_with_their_contexts():
+def test_batches_mix_data_and_draws_with_their_contexts():
     teacher = pf.maf(2, 1, layers=1, hidden=(8,))
     with torch.no_grad():
         teacher.transform.parts[-1].loc.fill_(100.0)
@@ -279,7 +279,7 @@ def test_lessons_mix_data_and_draws_with_their_contexts():
     rows = Rows(numbers.expand(-1, 2), numbers)
     contexts = Contexts(torch.full((5, 1), -1.0))
     phases = [Phase(0.0, {"forward_kl": 1.0})]
-    batches = list(Lessons(teacher, contexts, rows, phases, epochs=1, size=20))
+    batches = list(Batches(teacher, contexts, rows, phases, epochs=1, size=20))
     assert len(batches) == EPOCH
     x, context = (torch.cat([b[i] for b in batches]) for i in (0, 1))
     from_data = context[:, 0] >= 0
@@ -291,8 +291,8 @@ def test_lessons_mix_data_and_draws_with_their_contexts():
 def test_few_rows_are_not_learned_by_heart():
     rows = Rows(torch.zeros(10, 2))
     phases = [Phase(0.0, {"forward_kl": 1.0})]
-    lessons_of_few = Lessons(pf.maf(2), Contexts(None), rows, phases, epochs=20, size=100)
-    assert lessons_of_few.share * 20 * EPOCH * 100 == pytest.approx(20 * len(rows))
+    batches = Batches(pf.maf(2), Contexts(None), rows, phases, epochs=20, size=100)
+    assert batches.share * 20 * EPOCH * 100 == pytest.approx(20 * len(rows))
 
 
 BRIEF = {"draws": 500, "classifier_draws": 0, "speed_batches": (1,)}
@@ -411,11 +411,11 @@ def test_a_base_that_could_learn_stays_the_teachers():
 def test_stops_early(monkeypatch):
     teacher = random_teacher("lu").float()
     plain = {"objective": "reverse_kl", "path": False}
-    monkeypatch.setattr(train._Judge, "__call__", lambda self: 0.0)
+    monkeypatch.setattr(train._Evaluation, "__call__", lambda self: 0.0)
     history = quick(
         teacher, pf.student_of(teacher), max_steps=5000, patience=2, batch_size=8, **plain
     )
-    assert history.stopped == "no better score for 2 looks"
+    assert history.stopped == "no better score for 2 evaluations"
     assert len(history.steps) == 3
 
 

@@ -16,7 +16,7 @@ from pyroflows.data.checks import (
 )
 from pyroflows.data.rows import Rows
 from pyroflows.distillation.draws import Contexts, drawn, scored
-from pyroflows.distillation.schedule import CHOICES, plan
+from pyroflows.distillation.schedule import CHOICES, phases_of
 from pyroflows.distillation.student import matched
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows import builders
@@ -86,7 +86,7 @@ def check_objective(objective: str, teacher: Flow, student: Flow) -> None:
             "objective: 'layers' needs a student whose layers match the teacher's, as "
             "pf.student_of(teacher) has for a teacher by pf.maf, pf.nsf or pf.wavenet; use 'auto'"
         )
-    losses = {name for phase in plan(objective, []) for name in phase.weights}
+    losses = {name for phase in phases_of(objective, []) for name in phase.weights}
     if losses & {"z_reconstruction", "x_reconstruction"}:
         mine, theirs = (
             tuple(flow.transform.inverse_shape(flow.event_shape)) for flow in (student, teacher)

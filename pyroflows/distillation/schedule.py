@@ -1,4 +1,4 @@
-"""Which objective when, and the points that a step learns from."""
+"""Which objectives a step is trained on, and on which points."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pyroflows.distillation.objectives import LOSSES
 from pyroflows.distillation.pairs import Pair
 from pyroflows.distributions.flow import Flow
 
-EPOCH = 50  # steps between two looks at the student
+EPOCH = 50  # steps between two evaluations of the student
 CHOICES = ("auto", *LOSSES, "mixed")
 _BLEND = 0.1  # share of the schedule in which one phase gives way to the next
-_MOST_REPEATS = 20  # how often a row of the data is learned from, at most
+_MOST_REPEATS = 20  # how often a row of the data is used, at most
 
 
 class Phase(NamedTuple):
-    """Weights of objectives, and from which share of the schedule on they hold."""
+    """Weights of objectives, and the share of the schedule at which they begin."""
 
     begin: float
     weights: dict[str, float]
 
 
-def plan(objective: str, pairs: list[Pair]) -> list[Phase]:
+def phases_of(objective: str, pairs: list[Pair]) -> list[Phase]:
     """The phases that an objective's name stands for, given the layers that match.
 
     ``"auto"`` trains layer by layer where that loss is an exact KL: for affine layers. There a
@@ -69,7 +69,7 @@ def _risen(begin: float, done: float) -> float:
     return min(max((done - begin) / _BLEND + 0.5, 0.0), 1.0)
 
 
-class Lessons:
+class Batches:
     """The batches of an epoch: draws of the teacher and rows of the data, with the loss's weights.
 
     The teacher draws an epoch's points at once, as its sequential solve costs little more for many

@@ -29,8 +29,8 @@ from pyroflows.distillation.checks import (
 )
 from pyroflows.distillation.draws import Contexts, divergence_on, drawn
 from pyroflows.distillation.objectives import Objectives, Task
-from pyroflows.distillation.schedule import EPOCH, Lessons, plan
-from pyroflows.distillation.student import matched, parts_of
+from pyroflows.distillation.schedule import EPOCH, Batches, phases_of
+from pyroflows.distillation.student import matched
 from pyroflows.distributions.flow import Flow
 from pyroflows.training.checkpoints import Checkpoint, digest_of, open_checkpoints, shapes_of
 from pyroflows.training.epochs import Settings, optimise
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from typing_extensions import Unpack
 
-_JUDGED = 2000  # draws of each flow at a look
+_DRAWS = 2000  # of each flow at an evaluation
 RECIPE = {"lr": 3e-3, "clip": 5.0, "average": 0.99, "patience": 20}
 
 
@@ -67,10 +67,10 @@ def distill(
     ``pf.compare(teacher, student)`` then says how close it came.
 
     The teacher is used in eval mode through a frozen view and left exactly as it was. The student
-    keeps its best weights: those with the least sum of both divergences at a look, of which there
-    is one every 50 steps. Ctrl-C ends training and leaves the best student so far.
-    Where the two match layer by layer, the student's autoregressive layers alone are trained, by
-    whatever objective: its base, and the maps between the layers, stay those of the teacher.
+    keeps its best weights: those with the least sum of both divergences at an evaluation, of which
+    there is one every 50 steps. Ctrl-C ends training and leaves the best student so far.
+    Where the two match layer by layer, only the student's autoregressive layers are trained,
+    whatever the objective: its base, and the maps between the layers, stay those of the teacher.
 
     Args:
         teacher: any trained flow.
@@ -88,22 +88,23 @@ def distill(
             the first left the student, by another objective if you like.
         path: take the reverse KL's gradient along the paths of the draws alone; False for the plain
             one, which needs no inversion.
-        max_steps: length of the schedule, rounded up to whole fifties: there is a look after each.
+        max_steps: length of the schedule, rounded up to whole fifties, each followed by an
+            evaluation.
         batch_size: draws a step, over all devices.
-        checkpoint: a folder to keep checkpoints in, one a look, or a ``pf.Checkpoint``, as in
-            ``pf.fit``.
+        checkpoint: a folder to keep checkpoints in, one an evaluation, or a ``pf.Checkpoint``,
+            as in ``pf.fit``.
         progress: show both divergences, as in ``pf.fit``.
         compile: run objectives of one pass (layers, reconstructions) under ``torch.compile``.
         fabric: as in ``pf.fit``; by default one process where the student is.
         **recipe: numbers that are rarely changed, all with a default: ``lr``, the first step size
             (3e-3), which falls to zero as half a cosine; ``clip``, the largest gradient norm (5;
             steps that are not finite are skipped and counted); ``average``, the decay of the
-            weights' exponential average (0.99); ``patience``, looks without a better student before
-            stopping (20), counted once the last phase of the schedule has begun.
+            weights' exponential average (0.99); ``patience``, evaluations without a better student
+            before stopping (20), counted once the last phase of the schedule has begun.
 
     Returns:
-        The course of training: its ``val`` is minus the sum of both divergences at each look, its
-        ``curves`` are the two, in nats, and ``.plot()`` draws them.
+        The course of training: its ``val`` is minus the sum of both divergences at each evaluation,
+        its ``curves`` are the two, in nats, and ``.plot()`` draws them.
 
     Raises:
         TypeError: an argument that there is not.
@@ -118,7 +119,7 @@ def distill(
         >>> import pyroflows as pf
         >>> teacher = pf.maf(2, layers=1, hidden=(8,))
         >>> history = pf.distill(teacher, pf.student_of(teacher), max_steps=100, progress=False)
-        >>> history.steps, list(history.curves)      # looks, each after 50 steps
+        >>> history.steps, list(history.curves)      # evaluations, each after 50 steps
         ([0, 1], ['reverse KL', 'forward KL'])
     """
     numbers = _checked(recipe, max_steps=max_steps, batch_size=batch_size)
@@ -135,9 +136,9 @@ def distill(
     rows, given = at.to_device((rows, given))
     contexts = Contexts(given)
     pairs = matched(frozen, student)
-    phases = plan(objective, pairs)
+    phases = phases_of(objective, pairs)
     epochs = math.ceil(max_steps / EPOCH)
-    judge = _Judge(frozen, student.to(at.device), contexts, at)
+    evaluation = _Evaluation(frozen, student.to(at.device), contexts, at)
     settings = Settings(
         max_epochs=epochs,
         lr=numbers["lr"],
@@ -149,17 +150,17 @@ def distill(
         label="distill",
         compile=compile,
         skip=True,
-        curves=judge.curves,
+        curves=evaluation.curves,
         epsilon=1e-8,  # near the teacher the gradients that matter are small too
     )
-    loss = Objectives(Task(frozen, student, pairs, judge.spread, path))
+    loss = Objectives(Task(frozen, student, pairs, evaluation.spread, path))
     size = max(1, batch_size // at.world_size)
-    lessons = Lessons(frozen, contexts, rows, phases, epochs, size)
+    batches = Batches(frozen, contexts, rows, phases, epochs, size)
     identity = {"distill": objective, "teacher": digest_of(frozen), **shapes_of(student)}
     checkpoints = open_checkpoints(checkpoint, identity, at)
-    with _held_still(student if pairs else None):
-        course = History(counted="look", stride=EPOCH)
-        history = optimise(student, loss, lessons, judge, settings, at, checkpoints, course)
+    with _training_alone(student, [pair.student for pair in pairs]):
+        course = History(counted="evaluation", stride=EPOCH)
+        history = optimise(student, loss, batches, evaluation, settings, at, checkpoints, course)
     student.eval()
     return history
 
@@ -178,15 +179,15 @@ def _checked(recipe: Mapping[str, Any], **sizes: int) -> dict[str, Any]:
     return numbers
 
 
-class _Judge:
-    """Scores the student as it is: minus the sum of both divergences, on fresh draws of its own."""
+class _Evaluation:
+    """Scores the student: minus the sum of both divergences, on fresh draws of the student."""
 
     def __init__(self, teacher: Flow, student: Flow, contexts: Contexts, fabric: Fabric) -> None:
         self.teacher = teacher
         self.student = student
         self.fabric = fabric
-        self.context = contexts.draw(_JUDGED)
-        self.draws = drawn(teacher, self.context, _JUDGED)
+        self.context = contexts.draw(_DRAWS)
+        self.draws = drawn(teacher, self.context, _DRAWS)
         self.last: dict[str, float] = {}
         spread = reduced(fabric, self.draws[0].std(dim=0), "mean")
         # The standard deviation of the teacher's draws in each coordinate; one where it is 0.
@@ -194,7 +195,7 @@ class _Judge:
 
     @torch.no_grad()
     def __call__(self) -> float:
-        mine = drawn(self.student, self.context, _JUDGED)
+        mine = drawn(self.student, self.context, _DRAWS)
         reverse = divergence_on(mine, self.teacher, self.context).mean().item()
         forward = divergence_on(self.draws, self.student, self.context).mean().item()
         reverse, forward = mean_over(self.fabric, reverse, forward)
@@ -202,30 +203,33 @@ class _Judge:
         return -(reverse + forward)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it looks at."""
+        """What it evaluates on."""
         return {name: getattr(self, name) for name in ("context", "draws", "spread")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Look at the same again; the spread changes in place, as the objectives use it too."""
+        """Evaluate on the same again; the spread changes in place, as the objectives use it too."""
         self.spread.copy_(state["spread"])
         self.context, draws = self.fabric.to_device((state["context"], state["draws"]))
         self.draws = tuple(draws)
 
     def curves(self) -> dict[str, float]:
-        """Both divergences at the last look."""
+        """Both divergences at the last evaluation."""
         return self.last
 
 
 @contextlib.contextmanager
-def _held_still(student: Flow | None) -> Iterator[None]:
-    """Train the student's layers alone: base and what stands between are the teacher's already."""
-    parts = [] if student is None else [student.base, *parts_of(student)]
-    others = [part for part in parts if not isinstance(part, Autoregressive)]
-    still = [p for part in others for p in part.parameters() if p.requires_grad]
-    for parameter in still:
+def _training_alone(student: Flow, layers: list[Autoregressive]) -> Iterator[None]:
+    """Train these layers, if there are any: base and what stands between are the teacher's already.
+
+    Without them the whole student is trained.
+    """
+    trained = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    others = [p for p in student.parameters() if p.requires_grad and id(p) not in trained]
+    frozen = others if layers else []
+    for parameter in frozen:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in still:
+        for parameter in frozen:
             parameter.requires_grad_(True)

@@ -44,8 +44,8 @@ class Checkpoint:
 
     Args:
         folder: where; made if it is not there.
-        every: epochs from one checkpoint to the next (looks of 50 steps in a distillation, windows
-            of 100 for a guide); 0.1 for ten in each epoch.
+        every: epochs from one checkpoint to the next (windows of 50 steps in a distillation, of 100
+            for a guide); 0.1 for ten in each epoch.
         resume: go on from the last checkpoint in the folder, if there is one, to the very losses of
             a training that was never interrupted (on a CPU). The number of epochs or steps is a
             total. The other arguments are to be the same; data sets draw from the global generators

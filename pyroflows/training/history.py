@@ -19,8 +19,8 @@ class History:
         unit: what ``train`` and ``val`` are measured in: nats (per row, or of the ELBO), or
             ``"bits/dim"``.
         per_nat: one nat in that unit; negative where lower is better, as for bits per dimension.
-        counted: what ``steps`` counts: ``"epoch"``, ``"look"`` for a distillation, ``"step"`` of
-            the optimiser for a guide.
+        counted: what ``steps`` counts: ``"epoch"``, ``"evaluation"`` for a distillation,
+            ``"step"`` of the optimiser for a guide.
         stride: steps of the optimiser from one of these to the next, where that is fixed: 50 for a
             distillation.
         steps: at which a line was recorded.
@@ -97,8 +97,8 @@ class History:
 
         if ax is None:
             _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-        looks = self.stride > 1  # of which the one numbered 0 is after as many steps
-        steps = [(step + 1) * self.stride for step in self.steps] if looks else self.steps
+        strides = self.stride > 1  # of which the one numbered 0 is after as many steps
+        steps = [(step + 1) * self.stride for step in self.steps] if strides else self.steps
         marker = "o" if len(steps) == 1 else None  # no line joins a single point
         if self.curves:
             for name, values in self.curves.items():
@@ -113,7 +113,7 @@ class History:
             ax.set(ylabel=self.unit)
         if steps:
             ax.axvline(steps[self.best], color="grey", ls=":", label="weights kept")
-        ax.set(xlabel="step" if looks else self.counted)
+        ax.set(xlabel="step" if strides else self.counted)
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         ax.legend()
         return ax

@@ -25,7 +25,7 @@ class Recipe(TypedDict, total=False):
         lr: first step size; falls to zero as half a cosine.
         clip: largest gradient norm.
         average: decay of the weights' exponential average; 0 for none.
-        patience: epochs (looks, of a distillation) without a better score before stopping.
+        patience: epochs (evaluations, in a distillation) without a better score before stopping.
     """
 
     lr: float
