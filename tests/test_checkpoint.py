@@ -163,10 +163,10 @@ def test_resumed_in_the_middle_of_a_loader(monkeypatch, tmp_path, name):
 def test_a_rollback_is_kept(monkeypatch, tmp_path):
     judge = Epochs.judge
 
-    def spoiled(self, run):
+    def spoiled(self):
         if self.done == 1:
             self._sums.total = self._sums.total * float("nan")
-        return judge(self, run)
+        return judge(self)
 
     monkeypatch.setattr(Epochs, "judge", spoiled)
     history = picked_up(monkeypatch, tmp_path, 14)
@@ -455,10 +455,10 @@ def test_a_guide_is_picked_up(monkeypatch, tmp_path, kind):
     with monkeypatch.context() as patch:
         batches = plateau.Plateau.batches
 
-        def ends(self, passes):
+        def ends(self):
             if self.done == 20:
                 raise Stopped
-            return batches(self, passes)
+            return batches(self)
 
         patch.setattr(plateau.Plateau, "batches", ends)
         with pytest.raises(Stopped):

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from pyroflows._distributed import reduced
-from pyroflows.data.position import Passes
 from pyroflows.infer.vectorize import ERRORS, ChangedModelError
-from pyroflows.training.history import History
-from pyroflows.training.loop import SHRINK, Run
+from pyroflows.training.loop import SHRINK, Schedule
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -89,7 +87,7 @@ class ElboTask:
         return torch.nn.utils.clip_grad_norm_(self.parameters, self.largest_norm).item()
 
 
-class Plateau:
+class Plateau(Schedule):
     """Windows of 100 steps; where the ELBO is flat the step shrinks, after the third time it ends.
 
     Args:
@@ -102,7 +100,7 @@ class Plateau:
     skips = True
 
     def __init__(self, task: ElboTask, steps: Iterator[tuple[Any, ...]], max_steps: int) -> None:
-        self.task, self.total, self.done = task, max_steps, 0
+        self.task, self.total = task, max_steps
         self._steps: Iterator[tuple[Any, ...]] | None = steps
         self._window: list[float] = []
         self._taken = 0  # steps of the window, those left out too
@@ -111,40 +109,38 @@ class Plateau:
         self._before: tuple[float, float] | None = None
         self._drops = 0
 
-    def batches(self, passes: Passes) -> Iterator[Any]:
+    def batches(self) -> Iterator[Any]:
         """Those up to the next whole hundred of steps."""
         if self._steps is None:
-            self._steps = endless(passes)
+            self._steps = endless(self.run.passes)
         self._window, self._taken, self._last_error = [], 0, None
         end = min(self.done - self.done % WINDOW + WINDOW, self.total)
         while self.done < end:
             yield next(self._steps)
 
-    def share(self) -> float:
-        """The step size is the run's."""
-        return 1.0
-
-    def add(self, loss: Tensor | float, batch: Any) -> None:
+    def add(self, loss: Tensor | float, _batch: Any, /) -> None:
         """Take in the ELBO of a step."""
         self.done += 1
         self._taken += 1
         self._window.append(-float(loss))
 
-    def skipped(self, run: Run) -> None:
+    def skipped(self) -> None:
         """Raise the model's own error where no step has worked and this is no stray particle."""
         self.done += 1
         self._taken += 1
         self._last_error = self.task.error
-        failing = run.history.skipped > _STRAYS and not (self._window or run.history.steps)
+        history = self.run.history
+        failing = history.skipped > _STRAYS and not (self._window or history.steps)
         if self.task.error is not None and failing:
             raise self.task.error
 
-    def judge(self, run: Run) -> bool:
+    def judge(self) -> bool:
         """Record the window's ELBO; a smaller step where it is flat."""
+        run = self.run
         few = 2 * len(self._window) < self._taken
         if few and (run.history.steps or not self._window):
             if not run.history.steps:
-                self.give_up(run)
+                self.give_up()
             return False
         now = self._now = _middle_and_error(self._window)
         run.record(self.done, now[0])
@@ -162,23 +158,24 @@ class Plateau:
         """Windows done; a checkpoint within one would not know its ELBOs."""
         return None if within else self.done / WINDOW
 
-    def end(self, history: History) -> str:
+    def end(self) -> str:
         """Why training is over, in words; none while it is not."""
         if self._drops == _DROPS:
             return f"the ELBO is flat after {self.done} steps"
         return f"all {self.total} steps done" if self.done >= self.total else ""
 
-    def finish(self, run: Run) -> None:
+    def finish(self) -> None:
         """The averaged parameters stay."""
-        if run.history.steps:
-            run.average.put()
-        run.history.best = max(len(run.history.steps) - 1, 0)
+        history = self.run.history
+        if history.steps:
+            self.run.average.put()
+        history.best = max(len(history.steps) - 1, 0)
 
-    def facts(self, history: History) -> dict[str, str]:
+    def facts(self) -> dict[str, str]:
         """The last window's ELBO and its error."""
         return {} if self._now is None else {"elbo": f"{self._now[0]:.2f} +- {self._now[1]:.2f}"}
 
-    def give_up(self, run: Run) -> NoReturn:
+    def give_up(self) -> NoReturn:
         """Say what was found, and what may help."""
         first = (self.done - 1) // WINDOW * WINDOW
         raise FloatingPointError(
@@ -196,7 +193,7 @@ class Plateau:
         """Where it is, the same in all processes."""
         return {"done": self.done, "before": self._before, "drops": self._drops}, {}
 
-    def load_state_dict(self, shared: dict[str, Any], apart: dict[str, Any] | None) -> None:
+    def load_state_dict(self, shared: dict[str, Any], _apart: dict[str, Any] | None, /) -> None:
         """Go on from there, with the batches from where these were."""
         self.done, self._drops = shared["done"], shared["drops"]
         self._before = None if shared["before"] is None else tuple(shared["before"])

@@ -15,7 +15,7 @@ from pyroflows.data.position import Passes
 from pyroflows.training.checkpoints import Checkpoints
 from pyroflows.training.compiled import prepare_compiler
 from pyroflows.training.history import History
-from pyroflows.training.loop import MAX_ROLLBACKS, DivergedError, Pace, Run, scales
+from pyroflows.training.loop import MAX_ROLLBACKS, DivergedError, Pace, Run, Schedule, scales
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -80,7 +80,6 @@ def optimise(
     schedule = Epochs(task, evaluate, settings, fabric)
     passes = Passes(batches, fabric.device)
     history = History() if history is None else history
-    schedule.counted = history.counted
     return Run(task, schedule, passes, settings, fabric, checkpoints, history).train()
 
 
@@ -132,11 +131,8 @@ class LossTask:
         return cast(Tensor, norm)
 
 
-class Epochs:
+class Epochs(Schedule):
     """Epochs, a cosine, and the averaged weights judged after each. Arguments as ``optimise``'s."""
-
-    unit = "epoch"
-    counted = "epoch"
 
     def __init__(
         self,
@@ -147,13 +143,13 @@ class Epochs:
     ) -> None:
         self.task, self.evaluate, self.settings, self.fabric = task, evaluate, settings, fabric
         self.total, self.skips = settings.max_epochs, settings.skip
-        self.done = 0
         self.since_best = 0
         self._sums = _Sums()
         self._place: tuple[int, int | None] = 0, None  # batches gone of how many
 
-    def batches(self, passes: Passes) -> Iterator[Any]:
+    def batches(self) -> Iterator[Any]:
         """One pass over them."""
+        passes = self.run.passes
         self.task.loss.train()
         try:
             count = len(passes.batches)
@@ -171,18 +167,19 @@ class Epochs:
         done = self.done + (gone / count if count else 0.0)
         return 0.5 * (1 + math.cos(math.pi * (done / self.total)))
 
-    def add(self, loss: Tensor | float, batch: Any) -> None:
+    def add(self, loss: Tensor | float, batch: Any, /) -> None:
         """Take in the loss of a step."""
         first = batch[0]
         self._sums.seen += 1
         self._sums.add(loss, len(first) if isinstance(first, Tensor) else 1)
 
-    def skipped(self, run: Run) -> None:
+    def skipped(self) -> None:
         """A step was left out: the data were not empty all the same."""
         self._sums.seen += 1
 
-    def judge(self, run: Run) -> bool:
+    def judge(self) -> bool:
         """Score the averaged weights, and keep them where they are the best."""
+        run = self.run
         self.task.loss.eval()
         with run.average.in_place():
             train, val = self._sums.mean(self.fabric), None
@@ -205,19 +202,20 @@ class Epochs:
         gone, count = self._place[0] + 1, self._place[1]
         return self.done + gone / count if count and gone < count else None
 
-    def end(self, history: History) -> str:
+    def end(self) -> str:
         """Why training is over, in words; none while it is not."""
-        patience, counted = self.settings.patience, history.counted
+        patience, counted = self.settings.patience, self.run.history.counted
         if self.evaluate is not None and self.since_best >= patience:
             return f"no better score for {patience} {counted}s"
         return f"all {self.total} {counted}s done" if self.done >= self.total else ""
 
-    def finish(self, run: Run) -> None:
+    def finish(self) -> None:
         """The best weights stay."""
-        run.best.restore()
+        self.run.best.restore()
 
-    def facts(self, history: History) -> dict[str, str]:
+    def facts(self) -> dict[str, str]:
         """The last of the curves, or where there are none the last scores and the best."""
+        history = self.run.history
         if history.curves:
             return {name: f"{values[-1]:.3f}" for name, values in history.curves.items()}
         shown = {"train": f"{history.train[-1]:.3f}"}
@@ -226,14 +224,14 @@ class Epochs:
         shown["best"] = f"{history.score:.3f} {history.unit}"
         return shown
 
-    def give_up(self, run: Run) -> NoReturn:
+    def give_up(self) -> NoReturn:
         """Say what was tried, and what may help."""
-        history = run.history
+        history = self.run.history
         history.stopped = "diverged"
         kept = "the best weights found" if history.steps else "the weights it came with"
         raise DivergedError(
             f"the loss was not finite, also after {min(history.rollbacks, MAX_ROLLBACKS)} "
-            f"rollbacks, the last with a step size of {run.lr:.2g}. The flow holds {kept} "
+            f"rollbacks, the last with a step size of {self.run.lr:.2g}. The flow holds {kept} "
             f"({len(history.steps)} good epochs). Try a smaller lr=, a smaller clip=, "
             "flow.double(), a smaller bound= in the builder, or look for extreme rows"
         )
@@ -247,7 +245,7 @@ class Epochs:
         shared = {"done": self.done, "since_best": self.since_best}
         return shared, {"sums": vars(self._sums), "judge": judge}
 
-    def load_state_dict(self, shared: dict[str, Any], apart: dict[str, Any] | None) -> None:
+    def load_state_dict(self, shared: dict[str, Any], apart: dict[str, Any] | None, /) -> None:
         """Go on from there."""
         self.done, self.since_best = shared["done"], shared["since_best"]
         if apart is None:

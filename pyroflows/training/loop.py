@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -90,7 +91,7 @@ class Task(Protocol):
         """Clip the gradients; their norm before, NaN where the step is to be left out."""
 
 
-class Schedule(Protocol):
+class Schedule(ABC):
     """Periods of steps: what they score, how large steps are, when training is over.
 
     Attributes:
@@ -98,50 +99,65 @@ class Schedule(Protocol):
         total: how many of these at most.
         done: how many of these are done.
         skips: leave out steps that are not finite, rather than roll back after the period.
+        run: the training it belongs to.
     """
 
-    unit: str
+    unit = "epoch"
+    skips = False
     total: int
-    done: int
-    skips: bool
+    done: int = 0
+    run: Run
 
-    def batches(self, passes: Passes) -> Iterator[Any]:
+    @abstractmethod
+    def batches(self) -> Iterator[Any]:
         """Those of one period, or of what is left of one."""
 
     def share(self) -> float:
         """Of the step size, for the next step."""
+        return 1.0
 
-    def add(self, loss: Tensor | float, batch: Any) -> None:
+    @abstractmethod
+    def add(self, loss: Tensor | float, batch: Any, /) -> None:
         """A step was taken."""
 
-    def skipped(self, run: Run) -> None:
+    @abstractmethod
+    def skipped(self) -> None:
         """A step was left out."""
 
-    def judge(self, run: Run) -> bool:
+    @abstractmethod
+    def judge(self) -> bool:
         """Score the period and record that; False where it cannot be, and nothing is recorded."""
 
+    @abstractmethod
     def progress(self, within: bool = False) -> float | None:
         """Periods done; None where a checkpoint within a period makes no sense."""
 
-    def end(self, history: History) -> str:
+    @abstractmethod
+    def end(self) -> str:
         """Why training is over, in words; none while it is not."""
 
-    def finish(self, run: Run) -> None:
+    @abstractmethod
+    def finish(self) -> None:
         """Leave the weights that are kept in place."""
 
-    def facts(self, history: History) -> dict[str, str]:
+    @abstractmethod
+    def facts(self) -> dict[str, str]:
         """What to show beside the count."""
 
-    def give_up(self, run: Run) -> NoReturn:
+    @abstractmethod
+    def give_up(self) -> NoReturn:
         """Raise: say what was tried, and what may help."""
 
+    @abstractmethod
     def rolled_back(self) -> None:
         """The weights are the best so far again, and steps are smaller."""
 
+    @abstractmethod
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What changes in it: what all processes have alike, and what each has of its own."""
 
-    def load_state_dict(self, shared: dict[str, Any], apart: dict[str, Any] | None) -> None:
+    @abstractmethod
+    def load_state_dict(self, shared: dict[str, Any], apart: dict[str, Any] | None, /) -> None:
         """Go on from there."""
 
 
@@ -170,6 +186,7 @@ class Run:
     ) -> None:
         self.task, self.schedule, self.passes, self.pace = task, schedule, passes, pace
         self.fabric, self.checkpoints, self.history = fabric, checkpoints, history
+        schedule.run = self
         self.optimiser = task.optimiser()
         draw_apart(fabric)
         self.average = Average(task.parameters, pace.average)
@@ -189,13 +206,13 @@ class Run:
         start = time.perf_counter() - history.seconds
         shown = Progress(pace.label, schedule.unit, schedule.total, schedule.done, pace.progress)
         try:
-            while not schedule.end(history):
+            while not schedule.end():
                 self._do_period(shown)
                 history.seconds = time.perf_counter() - start
                 self._save_after_period()
             if not history.steps:
-                schedule.give_up(self)
-            history.stopped = schedule.end(history)
+                schedule.give_up()
+            history.stopped = schedule.end()
         except KeyboardInterrupt:
             history.stopped = "interrupted"
             shown.say(f"{pace.label}: interrupted, with the best weights of {history}")
@@ -206,21 +223,21 @@ class Run:
             self.optimiser.zero_grad()
             shown.close()
             history.seconds = time.perf_counter() - start
-        schedule.finish(self)
+        schedule.finish()
         return history
 
     def _do_period(self, shown: Progress) -> None:
         """Its steps, a look at the weights, and a line of the history or a way back."""
         begin = self.schedule.done
-        for batch in self.schedule.batches(self.passes):
+        for batch in self.schedule.batches():
             self._step(batch)
             shown.update(self.schedule.done - begin)
             begin = self.schedule.done
             self._save_if_due(self.schedule.progress(within=True))
-        if not self.schedule.judge(self):
+        if not self.schedule.judge():
             self._roll_back()
         elif self.history.steps:
-            shown.tell(**self.schedule.facts(self.history))
+            shown.tell(**self.schedule.facts())
         shown.update(self.schedule.done - begin)
 
     def _step(self, batch: Any) -> None:
@@ -235,7 +252,7 @@ class Run:
             self.history.skipped += 1
             if scales(self.fabric):
                 self.optimiser.step()  # which leaves it out too, and lowers the loss's scale
-            self.schedule.skipped(self)
+            self.schedule.skipped()
             return
         self.optimiser.step()
         self.average.update()
@@ -260,7 +277,7 @@ class Run:
     def _roll_back(self) -> None:
         """Return to the best weights with a smaller step, or give up."""
         if self.history.rollbacks == MAX_ROLLBACKS:
-            self.schedule.give_up(self)
+            self.schedule.give_up()
         self.history.rollbacks += 1
         self.lr *= SHRINK
         self.optimiser = self.task.optimiser()
@@ -270,7 +287,7 @@ class Run:
 
     def _save_after_period(self) -> None:
         """Write a checkpoint where it is time, or training is over."""
-        if self.schedule.end(self.history):
+        if self.schedule.end():
             self._save(self.schedule.progress())
         else:
             self._save_if_due(self.schedule.progress())
