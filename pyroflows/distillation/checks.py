@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyroflows._checks import check_positive, check_whole
 from pyroflows.data.checks import (
@@ -117,7 +116,7 @@ def check_draws(draws: int, classifier_draws: int) -> None:
 
 
 def check_baseline(
-    baseline: float | Flow | None, student: Flow, data: Any, held: Rows | None
+    baseline: float | Flow | None, student: Flow, data: Any, test: Rows | None
 ) -> None:
     """Raise a ``ValueError`` where a baseline can be neither trained nor judged."""
     if data is not None and not isinstance(baseline, (int, float)):
@@ -127,7 +126,7 @@ def check_baseline(
         )
     if baseline is None:
         return
-    if held is None:
+    if test is None:
         raise ValueError("baseline: expected test= to score the flows on, got none")
     if not isinstance(baseline, (int, float)):
         check_alike(student, baseline, "student", "baseline")
@@ -149,17 +148,17 @@ def check_baseline(
 
 
 def checked_data(
-    teacher: Flow, data: Any, context: Any, name: str = "data"
-) -> tuple[Rows | None, Tensor | None]:
+    flow: Flow, data: Any, context: Any, name: str = "data"
+) -> tuple[Rows | None, Contexts]:
     """Rows with their contexts, where there are any, and contexts to draw under."""
     rows = None
     if data is not None:
-        x, given = as_pair(data)
-        rows = checked_rows(teacher, x, context if given is None else given, name=name)
-    known = None if rows is None else rows.context
-    if context is not None or known is None:
-        known = checked_context(teacher, context)
-    return rows, None if known is None else known.to(teacher.device)
+        x, context_of_rows = as_pair(data)
+        both = context if context_of_rows is None else context_of_rows
+        rows = checked_rows(flow, x, both, name=name)
+    if context is not None or rows is None:
+        return rows, Contexts(checked_context(flow, context))
+    return rows, Contexts(rows.context)
 
 
 def check_scores(teacher: Flow, contexts: Contexts) -> None:

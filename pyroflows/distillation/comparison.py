@@ -101,11 +101,11 @@ def compare(
     check_sizes(speed_batches)
     check_whole(0, seed=seed)
     check_alike(teacher, student)
-    held, given = checked_data(student, test, context, name="test")
-    contexts = Contexts(given)
+    rows, contexts = checked_data(student, test, context, name="test")
     baseline = to_builtin(baseline)
-    check_baseline(baseline, student, data, held)
+    check_baseline(baseline, student, data, rows)
     device = student.device
+    contexts = contexts.to(device)
     check_scores(_view(teacher, device), contexts)
     if isinstance(baseline, (int, float)):
         baseline = fitted_like(student, data, baseline, progress)
@@ -113,7 +113,7 @@ def compare(
     views = {name: _view(flow, device) for name, flow in flows.items() if flow is not None}
     return Distillation(
         **_divergences(views, contexts, to_builtin(draws), to_builtin(classifier_draws), seed),
-        **_scores(views, None if held is None else held.to(device)),
+        **_scores(views, None if rows is None else rows.to(device)),
         speeds=_speeds(views, contexts, [to_builtin(size) for size in speed_batches]),
         history=history,
     )
@@ -159,15 +159,15 @@ def _auc(theirs: Tensor, mine: Tensor, context: Tensor | None, seed: int) -> flo
     return two_sample_auc(samples[0], samples[1], seed)
 
 
-def _scores(flows: dict[str, Flow], held: Rows | None) -> dict[str, Any]:
+def _scores(flows: dict[str, Flow], rows: Rows | None) -> dict[str, Any]:
     """What the held-out rows score, and the paired differences."""
     scores = {}
-    if held is not None:
-        scores = {name: scored(flow, *held.batch).double() for name, flow in flows.items()}
+    if rows is not None:
+        scores = {name: scored(flow, *rows.batch).double() for name, flow in flows.items()}
 
     def gap(first: str, second: str) -> Estimate | None:
-        known = first in scores and second in scores
-        return mean_and_error(scores[first] - scores[second]) if known else None
+        both = first in scores and second in scores
+        return mean_and_error(scores[first] - scores[second]) if both else None
 
     nats = {name: score.mean().item() for name, score in scores.items()}
     return {

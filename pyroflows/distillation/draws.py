@@ -12,10 +12,14 @@ _CHUNK = 10_000
 
 
 class Contexts:
-    """Contexts to draw under: none, or random rows of those given."""
+    """Contexts to draw under: none, or random ones of these rows."""
 
     def __init__(self, rows: Tensor | None) -> None:
         self.rows = rows
+
+    def to(self, device: torch.device) -> Contexts:
+        """The same on another device."""
+        return Contexts(None if self.rows is None else self.rows.to(device))
 
     def draw(self, n: int) -> Tensor | None:
         """``n`` of the rows, with replacement; None where there are none."""
@@ -29,9 +33,9 @@ def drawn(flow: Flow, context: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
     """``n`` draws, one under each context, and their log-densities; in chunks, without a graph."""
     parts = []
     for start in range(0, n, _CHUNK):
-        given = None if context is None else context[start : start + _CHUNK]
+        part = None if context is None else context[start : start + _CHUNK]
         shape = (min(_CHUNK, n - start),) if context is None else ()
-        parts.append(flow(given, validate_args=False).rsample_and_log_prob(shape))
+        parts.append(flow(part, validate_args=False).rsample_and_log_prob(shape))
     x, log_prob = zip(*parts, strict=True)
     return torch.cat(x), torch.cat(log_prob)
 
