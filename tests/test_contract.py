@@ -247,6 +247,36 @@ class WrongClaim(Faulty):
     volume_preserving = True
 
 
+class MovesWhatItKeeps(Coupling):
+    """A shear of a feature that is said to be kept, by the one that is moved."""
+
+    def __init__(self):
+        super().__init__(MLP(2, 2, hidden=(8,)), Affine(), torch.tensor([True, True, False]))
+
+    def forward_and_log_det(self, x, context=None):
+        y, log_det = super().forward_and_log_det(x, context)
+        return torch.cat([y[..., :1] + 0.1 * y[..., 2:], y[..., 1:]], dim=-1), log_det
+
+    def inverse_and_log_det(self, y, context=None):
+        y = torch.cat([y[..., :1] - 0.1 * y[..., 2:], y[..., 1:]], dim=-1)
+        return super().inverse_and_log_det(y, context)
+
+
+class LooksAhead(Autoregressive):
+    """Reads its input in the other order than its network."""
+
+    def __init__(self):
+        super().__init__(MADE(3, 2, hidden=(8,)), Affine())
+
+    def forward_and_log_det(self, x, context=None):
+        y, log_det = super().forward_and_log_det(x.flip(-1), context)
+        return y.flip(-1), log_det
+
+    def inverse_and_log_det(self, y, context=None):
+        x, log_det = super().inverse_and_log_det(y.flip(-1), context)
+        return x.flip(-1), log_det
+
+
 class SeesOtherRows(Faulty):
     def forward_and_log_det(self, x, context=None):
         y, log_det = super().forward_and_log_det(x)
@@ -270,6 +300,8 @@ class SeesOtherRows(Faulty):
         (CutGraph(), "log-determinant of inverse against the Jacobian's"),
         (UnusedParameter(), "parameter 'idle' gets no gradient in forward"),
         (WrongClaim(), "declared volume-preserving"),
+        (MovesWhatItKeeps(), "2 entries of the Jacobian should be zero"),
+        (LooksAhead(), "3 entries of the Jacobian should be zero"),
         (SeesOtherRows(), "a batch, row by row"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, pf.FlowTransform) else "",

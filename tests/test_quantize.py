@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import pyroflows as pf
+from pyroflows.discrete.noise import within_the_unit_interval
 
 SEEN = {"progress": False, "max_epochs": 1}
 
@@ -239,6 +240,28 @@ def test_noise_that_leaves_the_unit_interval_a_little_is_brought_there(support):
     q = pf.quantized(normal((2,)), 4, dequantizer=noise)
     y, _ = q.dequantize(torch.full((500, 2), 2))
     assert ((4 * y >= 2) & (4 * y <= 3)).all()
+
+
+UNIT = constraints.unit_interval
+
+
+@pytest.mark.parametrize(
+    ("support", "within"),
+    [
+        (constraints.real_vector, False),
+        (constraints.positive, False),
+        (constraints.independent(UNIT, 2), True),
+        (constraints.interval(0.1, 0.9), True),
+        (constraints.interval(0.0, 1.0 + 1e-6), False),
+        (constraints.interval(-1e-30, 1.0), False),
+        (constraints.interval(torch.zeros(2), torch.tensor([1.0, 2.0])), False),
+        (constraints.cat([UNIT, constraints.interval(0.0, 0.5)], lengths=[1, 1]), True),
+        (constraints.stack([UNIT, constraints.real]), False),
+        (constraints.simplex, False),  # tells of no bounds
+    ],
+)
+def test_a_support_says_by_its_bounds_whether_it_is_within_the_unit_interval(support, within):
+    assert within_the_unit_interval(support) == within
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 4, 4)], ids=["vectors", "images"])

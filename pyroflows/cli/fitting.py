@@ -17,7 +17,6 @@ from pyroflows.cli import columns as cols
 from pyroflows.cli.output import Json, command, note, result
 from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
 from pyroflows.cli.tables import BINARY, kind_of, read_table
-from pyroflows.data.checks import reference
 from pyroflows.data.rows import shuffled
 from pyroflows.distillation import compare, student_of
 from pyroflows.distillation import distill as distill_flow
@@ -207,7 +206,7 @@ def _split(values: np.ndarray, options: FitOptions) -> tuple[np.ndarray, np.ndar
 def _train(flow: Flow, values: np.ndarray, options: FitOptions) -> History:
     return fit_flow(
         flow,
-        torch.tensor(values, dtype=reference(flow).dtype),
+        torch.tensor(values, dtype=flow.dtype),
         max_epochs=options.epochs,
         batch_size=options.batch_size,
         lr=options.lr,

@@ -13,9 +13,11 @@ from typing import Annotated
 
 import torch
 import typer
+from torch import nn
 
 from pyroflows.cli.output import Json, command, note, on_terminal, result
 from pyroflows.cli.runs import read_run
+from pyroflows.data.checks import checked_flow
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows import builders, examples
 from pyroflows.saving.builders import import_by_name
@@ -163,8 +165,8 @@ def _maker(name: str, features: int) -> Callable[[], Flow]:
         found = import_by_name(name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot find {name!r}: {error}") from None
-    if isinstance(found, Flow):
-        return functools.partial(copy.deepcopy, found)
+    if isinstance(found, nn.Module):  # a flow, which is callable too
+        return functools.partial(copy.deepcopy, checked_flow(name, found))
     if not callable(found):
         raise ValueError(f"{name}: expected a function that returns a Flow, got {found!r}")
     try:
@@ -172,7 +174,5 @@ def _maker(name: str, features: int) -> Callable[[], Flow]:
         make = found
     except TypeError:
         make = functools.partial(found, features)
-    made = make()
-    if not isinstance(made, Flow):
-        raise ValueError(f"{name}: expected a Flow from it, got {type(made).__name__}")
+    checked_flow(name, make(), "a Flow from it")
     return make

@@ -229,6 +229,22 @@ def check_is_flow(**values: Any) -> None:
         raise ValueError(f"{name}: expected a flow, got {_named(value)}, {advice}")
 
 
+def checked_flow(name: str, value: Any, expected: str = "a Flow") -> Flow:
+    """The value, if it is a ``Flow`` with a density: no model of integers, and no distribution.
+
+    Args:
+        name: what to call it in errors.
+        value: of the argument.
+        expected: what may stand there, for the error.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, Flow):
+        raise ValueError(f"{name}: expected {expected}, got {_named(value)}")
+    return value
+
+
 def _named(value: Any) -> str:
     own = getattr(value, "__name__", None)
     return type(value).__name__ if own is None else f"{type(value).__name__} {own}"

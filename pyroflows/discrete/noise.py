@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor
-from torch.distributions import biject_to
+from torch.distributions import constraints
 
+from pyroflows.data.checks import checked_flow
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows import iaf
 from pyroflows.flows.images import image_coupling, squeezed
@@ -36,10 +38,10 @@ def noise_flow(dequantizer: str | Flow, shape: Size) -> Flow | None:
     if dequantizer == "variational":
         is_image = len(shape) == 3 and shape[1] % 2 == 0 and shape[2] % 2 == 0
         return _image_noise(shape) if is_image else _vector_noise(features)
-    if not isinstance(dequantizer, Flow):
-        raise ValueError(
-            f"dequantizer: expected 'uniform', 'variational' or a Flow, got {dequantizer!r}"
-        )
+    choices = "'uniform', 'variational' or a Flow"
+    if isinstance(dequantizer, str):
+        raise ValueError(f"dequantizer: expected {choices}, got {dequantizer!r}")
+    checked_flow("dequantizer", dequantizer, choices)
     found = dequantizer.event_shape.numel(), Size(dequantizer.context_shape).numel()
     if not dequantizer.context_shape or found != (features, features):
         raise ValueError(
@@ -111,20 +113,15 @@ def noise(
     return below.exp().reshape(shape), above.exp().reshape(shape), log_q
 
 
-def leaves_the_unit_interval(dequantizer: Flow) -> bool:
-    """Whether the flow's support is larger, by however little, in any element."""
-    shape, support = dequantizer.event_shape, dequantizer.support
-    to_support = biject_to(support)
-    inside = to_support(torch.zeros(to_support.inverse_shape(shape))).flatten()
-    zero = torch.zeros(())
-    beyond = zero.nextafter(zero - 1), (zero + 1).nextafter(zero + 2)
-    for elements in torch.arange(len(inside)).split(256):  # one of them beyond in each row
-        for value in beyond:
-            rows = inside.repeat(len(elements), 1)
-            rows[range(len(elements)), elements] = value
-            if support.check(rows.unflatten(1, shape)).any():
-                return True
-    return False
+def within_the_unit_interval(support: constraints.Constraint) -> bool:
+    """Whether bounds of the support keep every element there; False where it tells of none."""
+    if isinstance(support, constraints.independent):
+        return within_the_unit_interval(support.base_constraint)
+    if isinstance(support, (constraints.cat, constraints.stack)):
+        return all(map(within_the_unit_interval, support.cseq))
+    low = torch.as_tensor(getattr(support, "lower_bound", -math.inf))
+    high = torch.as_tensor(getattr(support, "upper_bound", math.inf))
+    return bool((low >= 0).all() and (high <= 1).all())
 
 
 @contextlib.contextmanager

@@ -26,9 +26,10 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from pyroflows._checks import check_shape, checked_int, common_batch, shape_text
+from pyroflows.data.checks import checked_flow
 from pyroflows.data.rows import Rows
 from pyroflows.discrete.levels import bits_per_dim, check_levels, levels
-from pyroflows.discrete.noise import fixed_noise, leaves_the_unit_interval, noise, noise_flow
+from pyroflows.discrete.noise import fixed_noise, noise, noise_flow, within_the_unit_interval
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution
 
@@ -85,11 +86,9 @@ class Quantized(nn.Module):
         self, flow: Flow, bins: int, dequantizer: str | Flow, logit: float | None, samples: int
     ) -> None:
         super().__init__()
-        if not isinstance(flow, Flow):
-            raise ValueError(f"flow: expected a Flow, got {type(flow).__name__}")
         if logit is not None and not 0 < logit < 0.5:
             raise ValueError(f"logit: expected a lambda in (0, 0.5), or None, got {logit}")
-        self.flow = flow
+        self.flow = checked_flow("flow", flow)
         self.bins = checked_int("bins", bins, 2)
         self.logit = logit
         self.samples = checked_int("samples", samples)
@@ -98,7 +97,7 @@ class Quantized(nn.Module):
         self._noise = dequantizer if isinstance(dequantizer, str) else None
         self._squash = False
         if self.dequantizer is not None:
-            self._squash = leaves_the_unit_interval(self.dequantizer)
+            self._squash = not within_the_unit_interval(self.dequantizer.support)
             self.dequantizer.to(flow.device, flow.dtype)
 
     @property

@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 from torch.distributions import Distribution
 
 from pyroflows.distributions.flow import Flow
@@ -200,7 +202,10 @@ def check_flow(
             "make_flow: expected a flow or a function that makes one, got "
             f"{type(make_flow).__name__}"
         )
-    make = (lambda: copy.deepcopy(make_flow)) if isinstance(make_flow, Flow) else make_flow
+    make: MakeFlow = make_flow
+    if isinstance(make_flow, nn.Module):
+        flow: Any = make_flow
+        make = functools.partial(copy.deepcopy, flow)
     names = [n for n in LAWS if n not in SLOW_LAWS] if laws is None else list(laws)
     unknown = sorted(set(names) - set(LAWS))
     if unknown:

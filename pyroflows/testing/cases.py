@@ -154,12 +154,9 @@ def require_close(actual: Tensor, expected: Tensor, allowed: float, what: str) -
 
 def conditioners(transform: FlowTransform) -> dict[str, nn.Module]:
     """The networks that layers hold as ``net``, by name."""
-    return {
-        f"{name}.net": net
-        for name, layer in transform.named_modules()
-        if isinstance(layer, FlowTransform)
-        and isinstance(net := getattr(layer, "net", None), nn.Module)
-    }
+    names = {module: name for name, module in transform.named_modules()}
+    nets = ((names[layer], getattr(layer, "net", None)) for layer in transform.layers())
+    return {f"{name}.net": net for name, net in nets if isinstance(net, nn.Module)}
 
 
 @contextmanager

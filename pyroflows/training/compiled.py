@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
-from pyroflows.transforms import FlowTransform
 from pyroflows.transforms.base import DIRECTIONS
 
 
@@ -53,8 +52,8 @@ def compiled_transforms(modules: Iterable[nn.Module]) -> Iterator[None]:
                 transform.__dict__.pop(name, None)
 
 
-def _outermost(module: nn.Module) -> Iterator[FlowTransform]:
-    if isinstance(module, FlowTransform):
+def _outermost(module: nn.Module) -> Iterator[nn.Module]:
+    if all(hasattr(module, name) for name in DIRECTIONS):
         yield module
         return
     for child in module.children():

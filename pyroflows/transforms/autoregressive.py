@@ -166,6 +166,14 @@ class Autoregressive(FlowTransform):
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.family.forward(x, self.net(x, context).to(x.dtype))
 
+    def dependencies(self) -> Tensor | None:
+        """Each feature on itself and on those before it, in the order of a network that has one."""
+        features = getattr(self.net, "features", None)
+        if features is None:
+            return None
+        lower = torch.ones(features, features, dtype=torch.bool).tril()
+        return lower.mT if _descending(self.net) else lower
+
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -143,6 +144,17 @@ class FlowTransform(TransformModule):
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
         """Itself: a flow transform never answers from a cache, whatever is asked for."""
         return self
+
+    def layers(self) -> Iterator[FlowTransform]:
+        """This map and those that it is made of, each once."""
+        return (module for module in self.modules() if isinstance(module, FlowTransform))
+
+    def dependencies(self) -> Tensor | None:
+        """Which input each output may depend on: booleans ``(features, features)``.
+
+        None where the transform does not say. ``pf.testing.check_structure`` holds it to that.
+        """
+        return None
 
     def clear_cache(self) -> None:
         """Forget the log-determinant remembered for the last pair."""

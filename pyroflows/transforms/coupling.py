@@ -58,6 +58,13 @@ class Coupling(FlowTransform):
         """Whether the family is."""
         return self.family.volume_preserving
 
+    def dependencies(self) -> Tensor:
+        """Each feature on itself, and those moved on those kept."""
+        features = len(self.order)
+        found = torch.eye(features, dtype=torch.bool, device=self.kept.device)
+        found[self.moved[:, None], self.kept] = True
+        return found
+
     def _apply_family(
         self,
         step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
