@@ -60,4 +60,5 @@ def is_header(cells: list[str], below: list[list[str]]) -> bool:
 
 def _above_numbers(place: int, below: list[list[str]]) -> bool:
     kinds = [number(cells[place]) for cells in below if place < len(cells)]
-    return None not in kinds and not all(math.isnan(kind) for kind in kinds)
+    numbers = [kind for kind in kinds if kind is not None]
+    return len(numbers) == len(kinds) and not all(map(math.isnan, numbers))

@@ -114,7 +114,7 @@ def _notes() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
 
-        def show(message: Any, *args: Any, **kwargs: Any) -> None:
+        def show(message: Any, *_: Any, **__: Any) -> None:
             note("note: " + " ".join(str(message).split()))
 
         warnings.showwarning = show

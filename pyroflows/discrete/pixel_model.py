@@ -14,6 +14,7 @@ import torch
 from torch import Size, Tensor
 
 from pyroflows._checks import check_shape, common_batch
+from pyroflows._pyro.validation import validates_args
 from pyroflows.discrete.levels import check_levels
 from pyroflows.discrete.pixel_distribution import PixelDistribution, rows_of
 from pyroflows.discrete.pixel_likelihoods import Categorical, LogisticMixture
@@ -78,9 +79,7 @@ class PixelCNN(PixelScores):
             ValueError: the context is missing, unwanted, of the wrong width, or no label.
         """
         if context is not None or self.classes:
-            # torch's own default, which validate_args= replaces.
-            default = PixelDistribution._validate_args
-            check = default if validate_args is None else validate_args
+            check = validates_args() if validate_args is None else validate_args
             context = self.one_hot(context, check).to(self.device)
         return PixelDistribution(self, context, validate_args=validate_args)
 

@@ -210,7 +210,7 @@ class Quantized(nn.Module):
         """
         self.check("x", x)
         with fixed_noise(seed, x.device):
-            y, weight = self._noisy(x, 1)
+            y, weight = self.noisy(x, 1)
         return y[0], weight[0]
 
     def quantize(self, y: Tensor) -> Tensor:
@@ -219,8 +219,8 @@ class Quantized(nn.Module):
             y = (torch.sigmoid(y) - self.logit) / (1 - 2 * self.logit)
         return (y * self.bins).floor().clamp(0, self.bins - 1).long()
 
-    def _noisy(self, x: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-        """The same for ``draws`` draws of the noise, ``(draws, *batch, *shape)``."""
+    def noisy(self, x: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+        """What ``dequantize`` gives, for several draws of the noise at once, unchecked."""
         dtype = self.flow.dtype
         if self.bins * torch.finfo(dtype).eps > 1 / 8:
             raise ValueError(
@@ -307,7 +307,7 @@ class QuantizedDistribution(dist.TorchDistribution):
         value = value.expand(batch + self.event_shape)
         draws = self._owner.samples
         with fixed_noise(self._seed, value.device):
-            y, weight = self._owner._noisy(value, draws)
+            y, weight = self._owner.noisy(value, draws)
         return torch.logsumexp(self._inner.log_prob(y) + weight, dim=0) - math.log(draws)
 
     @torch.no_grad()

@@ -186,9 +186,8 @@ class Flow(Synced):
         """
         view = detached_view(self)
         view.reuses_draws = False
-        for part in view.transform.modules():
-            if isinstance(part, FlowTransform):
-                part.forget_others()
+        for layer in view.transform.layers():
+            layer.forget_others()
         return view
 
     def __repr__(self) -> str:

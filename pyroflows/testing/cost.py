@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
 import torch
 
-from pyroflows.distributions.flow import Flow
 from pyroflows.nets.sequential import is_solvable
 from pyroflows.testing.cases import (
     MakeFlow,
@@ -23,34 +22,26 @@ from pyroflows.testing.cases import (
 
 
 @contextmanager
-def _count_network_calls(flow: Flow) -> Iterator[dict[str, list[int]]]:
-    """Counts of forward passes and of sequential solutions, by network."""
-    networks: dict[str, Any] = conditioners(flow.transform)
-    counts = {name: [0, 0] for name in networks}
-    handles, patched = [], []
-    for name, net in networks.items():
+def _counted(net: Any) -> Iterator[list[int]]:
+    """How often a network is called, and how often it is solved through."""
+    counts = [0, 0]
 
-        def passed(*_: object, name: str = name) -> None:
-            counts[name][0] += 1
+    def called(*_: object) -> None:
+        counts[0] += 1
 
-        handles.append(net.register_forward_hook(passed))
-        if is_solvable(net):
-            solve = net.solve
+    def solved(*args: Any, **kwargs: Any) -> Any:
+        counts[1] += 1
+        return solve(*args, **kwargs)
 
-            def solved(
-                *args: object, solve: Callable = solve, name: str = name, **kwargs: object
-            ) -> object:
-                counts[name][1] += 1
-                return solve(*args, **kwargs)
-
-            net.solve = solved
-            patched.append(net)
+    solve: Any = getattr(net, "solve", None)
+    handle = net.register_forward_hook(called)
+    if solve is not None:
+        net.solve = solved
     try:
         yield counts
     finally:
-        for handle in handles:
-            handle.remove()
-        for net in patched:
+        handle.remove()
+        if solve is not None:
             del net.solve
 
 
@@ -97,7 +88,8 @@ def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | N
             )
             found[:] = [0, 0]
 
-    with seeded(), _count_network_calls(flow) as counts:
+    with seeded(), ExitStack() as stack:
+        counts = {name: stack.enter_context(_counted(net)) for name, net in nets.items()}
         scoring = expect if flow.fast in ("log_prob", "both") else expect_slow
         drawing = expect if flow.fast in ("sample", "both") else expect_slow
         flow.log_prob(x, context)

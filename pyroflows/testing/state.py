@@ -9,6 +9,7 @@ import pickle
 import pyro
 import torch
 
+from pyroflows._pyro.validation import validates_args
 from pyroflows.testing.cases import (
     MakeFlow,
     contexts,
@@ -87,7 +88,7 @@ def check_state(make: MakeFlow, dtype: torch.dtype = torch.float64) -> None:
 def _global_state() -> dict[str, object]:
     return {
         "torch's default dtype": torch.get_default_dtype(),
-        "torch.distributions' validation": torch.distributions.Distribution._validate_args,
+        "torch.distributions' validation": validates_args(),
         "grad mode": torch.is_grad_enabled(),
         "Pyro's parameter store": sorted(pyro.get_param_store().keys()),
         "Pyro's settings": pyro.settings.get(),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
+from pyroflows._pyro.validation import validates_args
 from pyroflows.transforms.base import DIRECTIONS
 
 
@@ -28,7 +29,7 @@ def prepare_compiler(device: torch.device) -> None:
             "compile: expected a C++ compiler (g++ or clang++ on the PATH, or CXX), found none; "
             "install one, or pass compile=False"
         )
-    validates = Distribution._validate_args
+    validates = validates_args()
     torch.compile(lambda: None, backend="eager")
     Distribution.set_default_validate_args(validates)
 
