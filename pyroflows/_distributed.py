@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -13,9 +13,21 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
+class Placed(Protocol):
+    """A tensor, or a flow: what has a dtype and a device."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+
 def open_fabric(
     fabric: Fabric | dict[str, Any] | None,
-    like: Tensor,
+    like: Placed,
     precisions: tuple[str, ...] = ("16-mixed", "bf16-mixed"),
 ) -> Fabric:
     """A launched Fabric; by default on the device, and in the dtype, of ``like``.
@@ -23,7 +35,7 @@ def open_fabric(
     Args:
         fabric: a ``lightning_fabric.Fabric`` that its maker launched, the arguments of one by name,
             or None.
-        like: a tensor of what is trained.
+        like: what is trained, or a tensor of it.
         precisions: those that may be asked for by name, beside the dtype that ``like`` has.
 
     Raises:
@@ -49,7 +61,7 @@ def open_fabric(
 
 
 def _with_defaults(
-    arguments: dict[str, Any], like: Tensor, precisions: tuple[str, ...]
+    arguments: dict[str, Any], like: Placed, precisions: tuple[str, ...]
 ) -> dict[str, Any]:
     """What Fabric is to be made with, where the rest follows from a tensor."""
     own = "64-true" if like.dtype == torch.float64 else "32-true"

@@ -5,8 +5,7 @@ import torch
 
 import pyroflows as pf
 from pyroflows.distillation.inherit import inherit
-from pyroflows.distillation.pairs import Pair
-from pyroflows.distillation.student import matched
+from pyroflows.distillation.pairs import Pair, matched
 from pyroflows.nets import MADE
 from pyroflows.transforms import Additive, Affine, Autoregressive, RationalQuadraticSpline
 

@@ -1,5 +1,6 @@
 """What distillation is made of: matched layers, objectives, schedules, measures, the report."""
 
+import dataclasses
 import itertools
 import math
 import time
@@ -24,8 +25,8 @@ from pyroflows.distillation.objectives import (
     layer_loss,
     layer_targets,
 )
+from pyroflows.distillation.pairs import matched
 from pyroflows.distillation.schedule import CHOICES, EPOCH, Batches, Phase, phases_of, weights_at
-from pyroflows.distillation.student import matched, parts_of
 from pyroflows.testing import randomize
 
 mpl.use("Agg")
@@ -83,7 +84,7 @@ def test_student_matches_layer_by_layer(name):
     # Beside its layers, which start as the identity, the student is the teacher.
     layers = {pair.index for pair in pairs}
     z = torch.randn(7, *teacher.event_shape).double()
-    for index, (their, my) in enumerate(zip(parts_of(teacher), parts_of(student), strict=True)):
+    for index, (their, my) in enumerate(zip(teacher.parts, student.parts, strict=True)):
         if index not in layers:
             torch.testing.assert_close(my(z), their(z))
         else:
@@ -106,15 +107,15 @@ def test_other_students_do_not_match(student):
 
 
 def test_student_is_wider_than_a_slow_teacher_only():
-    assert parts_of(pf.student_of(pf.maf(3, hidden=(16, 9))))[0].net.hidden == (24, 14)
-    assert parts_of(pf.student_of(pf.maf(3), hidden=(16,)))[0].net.hidden == (16,)
-    assert parts_of(pf.student_of(pf.iaf(3, hidden=(16, 9))))[0].net.hidden == (16, 9)
+    assert pf.student_of(pf.maf(3, hidden=(16, 9))).parts[0].net.hidden == (24, 14)
+    assert pf.student_of(pf.maf(3), hidden=(16,)).parts[0].net.hidden == (16,)
+    assert pf.student_of(pf.iaf(3, hidden=(16, 9))).parts[0].net.hidden == (16, 9)
 
 
 def test_other_order_does_not_match():
     teacher, student = random_teacher("reverse"), pf.student_of(random_teacher("reverse"))
     assert len(matched(teacher, student)) == 2
-    first = parts_of(student)[0]
+    first = student.parts[0]
     first.net = pf.nets.MADE(3, 2, hidden=(8,), descending=True).double()
     assert matched(teacher, student) == []
 
@@ -132,7 +133,7 @@ def test_layer_loss_is_the_kl_of_gaussians():
     student = pf.student_of(teacher)
     randomize(student, gain=0.5)
     pair = matched(teacher, pf.student_of(teacher))[0]
-    pair = pair._replace(student=parts_of(student)[0])
+    pair = dataclasses.replace(pair, student=student.parts[0])
     after = torch.randn(7, 3).double()
     theta = pair.teacher.net(after, None)
     before = pair.teacher(after)
@@ -159,7 +160,7 @@ def test_targets_are_the_points_on_the_way(name):
     found = layer_targets(teacher, pairs, x, context)
     assert [pair.index for pair, *_ in found] == [pair.index for pair in pairs]
     points = {0: teacher.transform.inverse_and_log_det(x, context)[0]}
-    for index, part in enumerate(parts_of(teacher)):
+    for index, part in enumerate(teacher.parts):
         points[index + 1] = part.forward_and_log_det(points[index], context)[0]
     for pair, before, after, _ in found:
         torch.testing.assert_close(before, points[pair.index])
@@ -216,7 +217,7 @@ def test_path_gradient_vanishes_at_the_teacher():
     x = torch.zeros(64, 3).double()
     for path in (True, False):
         loss = objectives(teacher, student, path=path)(x, None, {"reverse_kl": 1.0})
-        found = torch.autograd.grad(loss, parts_of(student)[0].net.last.bias)[0].norm()
+        found = torch.autograd.grad(loss, student.parts[0].net.last.bias)[0].norm()
         assert (found < 1e-9) == path
 
 

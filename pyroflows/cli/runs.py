@@ -52,7 +52,9 @@ class Run:
     def builder(self) -> str:
         """The name of what made the flow."""
         config = self.flow.config
-        return "a flow" if config is None else config["builder"]
+        if config is None:
+            return "a flow"
+        return f"mirrored {config['builder']}" if "mirrored" in config else config["builder"]
 
     def write(self) -> None:
         """Keep it; each file is replaced as a whole.

@@ -248,8 +248,3 @@ def checked_flow(name: str, value: Any, expected: str = "a Flow") -> Flow:
 def _named(value: Any) -> str:
     own = getattr(value, "__name__", None)
     return type(value).__name__ if own is None else f"{type(value).__name__} {own}"
-
-
-def reference(flow: Flow) -> Tensor:
-    """A tensor of the flow's own, for its dtype and device."""
-    return next(t for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point())

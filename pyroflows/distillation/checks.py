@@ -15,10 +15,10 @@ from pyroflows.data.checks import (
 )
 from pyroflows.data.rows import Rows
 from pyroflows.distillation.draws import Contexts, drawn, scored
+from pyroflows.distillation.pairs import matched
 from pyroflows.distillation.schedule import CHOICES, phases_of
-from pyroflows.distillation.student import matched
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows import builders
+from pyroflows.flows.assembly import MARKED
 
 _PROBES = 256
 _HELD = 0.1  # share of the rows on which pf.fit judges a baseline
@@ -140,10 +140,10 @@ def check_baseline(
             f"baseline: expected enough data= to hold a tenth of them out, got {len(rows)} rows "
             "to train on; give more, or baseline=None"
         )
-    if (student.config or {}).get("builder") not in builders():
+    if (student.config or {}).get("builder") not in MARKED:
         raise ValueError(
-            "baseline: a fresh flow like the student is made by pyroflows' builder of the student, "
-            "and this one has none; train one yourself and pass baseline=flow"
+            "baseline: a fresh flow like the student is made by its builder, and it has none; "
+            "train one yourself and pass baseline=flow"
         )
 
 

@@ -31,7 +31,7 @@ from pyroflows.distillation.measures import (
 )
 from pyroflows.distillation.report import Distillation, Estimate
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows import builders
+from pyroflows.flows.assembly import rebuilt
 from pyroflows.infer.importance import effective_size, psis
 from pyroflows.training.history import History
 from pyroflows.training.likelihood import fit
@@ -206,9 +206,7 @@ def fitted_like(student: Flow, data: Any, seconds: float, progress: bool = False
         seconds: of wall-clock.
         progress: as in ``pf.fit``.
     """
-    config = student.config or {}
-    flow = builders()[config["builder"]](**copy.deepcopy(config["arguments"]))
-    flow = flow.to(student.device, student.dtype)
+    flow = rebuilt(student.config or {}).to(student.device, student.dtype)
     x, context = as_pair(data)
     begin = time.perf_counter()
     fit(copy.deepcopy(flow), x, context, max_epochs=1, progress=False)

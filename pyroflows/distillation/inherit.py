@@ -9,16 +9,13 @@ student's, and the units left over start silent.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from pyroflows.distillation.pairs import Pair
 from pyroflows.nets import MADE
+from pyroflows.nets.masked_linear import MaskedLinear
 from pyroflows.transforms import Family
-
-if TYPE_CHECKING:
-    from pyroflows.distillation.pairs import Pair
 
 
 @torch.no_grad()
@@ -37,18 +34,19 @@ def inherit(pair: Pair) -> bool:
     if places is None:
         return False
     read = torch.arange(teacher.features)
+    layers: list[MaskedLinear] = [*student.layers]
     for layer, (mine, theirs, place) in enumerate(
-        zip(student.layers, teacher.layers, places, strict=False)
+        zip(layers, [*teacher.layers], places, strict=False)
     ):
         if layer:  # what the units left over know must not reach the teacher's
             mine.weight[place] = 0.0
         mine.weight[place[:, None], read] = theirs.weight
         mine.bias[place] = theirs.bias
         read = place
-    for added in student.layers[len(teacher.layers) :]:  # passed by, over the skips
+    for added in layers[len(teacher.layers) :]:  # passed by, over the skips
         added.weight.zero_()
         added.bias.zero_()
-    if teacher.from_context is not None:
+    if teacher.from_context is not None and student.from_context is not None:
         student.from_context.weight[places[0]] = teacher.from_context.weight
     student.last.weight.zero_()
     student.last.weight[:, read] = _inverted(teacher.last.weight, family)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyroflows.distillation.draws import Contexts, drawn
 from pyroflows.distillation.objectives import layer_loss, layer_targets
+from pyroflows.distillation.pairs import matched
 from pyroflows.distillation.report import Estimate
-from pyroflows.distillation.student import matched
 from pyroflows.distributions.flow import Flow
 
 

@@ -1,4 +1,4 @@
-"""A student that fits its teacher layer by layer, and which layers of two flows fit each other.
+"""A student that fits its teacher layer by layer.
 
 A MAF layer draws ``x_i = g^-1(z_i; theta(x_<i))``. As ``x_<i`` is a function of ``z_<i``, an IAF
 layer over the same order, ``x_i = h(z_i; theta'(z_<i))``, can be the same map; then the same z
@@ -8,29 +8,20 @@ takes it over from the teacher as it is.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyroflows.distillation.inherit import inherit
-from pyroflows.distillation.pairs import Pair
+from pyroflows.distillation.pairs import matched
 from pyroflows.distributions.flow import Flow
-from pyroflows.flows import iaf, nsf, wavenet
-from pyroflows.transforms import (
-    Autoregressive,
-    Chain,
-    FlowTransform,
-    Permute,
-    Standardize,
-)
-from pyroflows.transforms.base import Inverse
+from pyroflows.flows import iaf
+from pyroflows.flows.assembly import MARKED, rebuilt
+from pyroflows.transforms import FlowTransform
+from pyroflows.transforms.autoregressive import autoregressive_in
 
-# The same mixing map, seen from the other side.
-_TURNED = {"lu": "lu_inverse", "lu_inverse": "lu"}
-_WIDER = 3  # halves of the teacher's widths
+_WIDER = 1.5
 
 
 def student_of(teacher: Flow, **changes: Any) -> Flow:
@@ -48,14 +39,15 @@ def student_of(teacher: Flow, **changes: Any) -> Flow:
     loop); with this one 3.7 and 1.6 times (25 and 37); row by row three times as many with either.
 
     Args:
-        teacher: a flow over vectors; one made by ``pf.maf``, ``pf.wavenet`` or
-            ``pf.nsf(scheme="autoregressive")`` is matched layer by layer; one by ``pf.iaf`` gets
-            its own architecture, any other an IAF of default size.
-        **changes: arguments of the student's builder to set otherwise. Wider nets, as by
-            ``hidden=(256, 256)``, come closer and sample more slowly.
+        teacher: a flow over vectors. One with autoregressive layers of whatever family, as
+            ``pf.maf``, ``pf.wavenet`` or ``pf.nsf(scheme="autoregressive")`` make, is mirrored
+            layer by layer (``Flow.mirror``); any other gets an IAF of default size.
+        **changes: arguments of the teacher's builder, for an IAF of ``pf.iaf``, to set otherwise.
+            Wider nets, as by ``hidden=(256, 256)``, come closer and sample more slowly.
 
     Raises:
-        ValueError: the teacher's events, or its contexts, are not vectors.
+        ValueError: the teacher's events, or its contexts, are not vectors; or changes where no
+            builder made the teacher.
 
     Example:
         >>> import pyroflows as pf
@@ -73,128 +65,57 @@ def student_of(teacher: Flow, **changes: Any) -> Flow:
             f"teacher: expected contexts that are vectors, got {tuple(teacher.context_shape)}; "
             "give pf.distill a student of your own that takes such contexts"
         )
-    name = (teacher.config or {}).get("builder")
-    arguments = dict((teacher.config or {}).get("arguments", {}))
-    if name == "nsf" and arguments.get("scheme") == "autoregressive":
-        build, slow = nsf, arguments["fast"] == "log_prob"
-        arguments["fast"] = "sample"
-    elif name in ("maf", "iaf"):
-        build, slow = iaf, name == "maf"
-    elif name == "wavenet":
-        build, slow, arguments["fast"] = wavenet, False, "sample"
+    if all(autoregressive_in(part) is None for part in teacher.parts):
+        student = _of_no_layers(teacher, changes)
     else:
-        build, slow = iaf, False
-        kept = ("features", "context", "support")
-        arguments = {k: v for k, v in arguments.items() if k in kept}
-        arguments.setdefault("features", teacher.event_shape[0])
-        arguments.setdefault("context", sum(teacher.context_shape))
-        unbounded = teacher.support is constraints.real_vector
-        arguments.setdefault("support", None if unbounded else teacher.support)
-    if slow:
-        arguments["linear"] = _TURNED.get(arguments["linear"], arguments["linear"])
-        arguments["hidden"] = tuple(-(-_WIDER * width // 2) for width in arguments["hidden"])
-    # A base given as a module is copied: the student's may be trained and moved.
-    student = build(**{**copy.deepcopy(arguments), **changes}).to(teacher.device, teacher.dtype)
-    _take_over(teacher, student)
+        same_build = _rebuilt(teacher, changes) if changes else teacher
+        student = same_build.mirror(1.0 if "hidden" in changes else _WIDER)
     for pair in matched(teacher, student):
         inherit(pair)
     return student
 
 
-def parts_of(flow: Flow) -> list[FlowTransform]:
-    """The flow's transforms, base to data."""
-    return list(flow.transform) if isinstance(flow.transform, Chain) else [flow.transform]
+def _of_no_layers(teacher: Flow, changes: dict[str, Any]) -> Flow:
+    """An IAF of default size, with the teacher's standardisation."""
+    on_all = teacher.support is constraints.real_vector
+    arguments = {
+        "features": teacher.event_shape[0],
+        "context": sum(teacher.context_shape),
+        "support": None if on_all else teacher.support,
+    }
+    student = iaf(**{**arguments, **changes}).to(teacher.device, teacher.dtype)
+    _take_over(teacher, student)
+    return student
 
 
-def _take_over(teacher: Flow, student: Flow) -> None:
-    """Copy what stands between the layers, and the standardisation in any case."""
-    theirs, mine = parts_of(teacher), parts_of(student)
-    if len(theirs) != len(mine):
-        theirs, mine = (
-            [p for p in parts if isinstance(p, Standardize)][:1] for parts in (theirs, mine)
-        )
-    for their, my in zip(theirs, mine, strict=False):
-        state = _state(their)
-        if state is not None and _shapes(state) == _shapes(_state(my)):
-            _inner(my).load_state_dict(state if _turned(their) == _turned(my) else _swapped(state))
+def _rebuilt(teacher: Flow, changes: dict[str, Any]) -> Flow:
+    """A flow as the teacher's builder makes it with changed arguments; maps between are copied.
 
-
-def matched(teacher: Flow, student: Flow) -> list[Pair]:
-    """The pairs of autoregressive layers, if the flows are the same but for these.
-
-    Empty where the numbers or orders of their layers differ, what stands between them, or the base.
+    Raises:
+        ValueError: it was made by no builder, or by one that is not here.
     """
-    theirs, mine = parts_of(teacher), parts_of(student)
-    if len(theirs) != len(mine) or teacher.context_shape != student.context_shape:
-        return []
-    if not _same_base(teacher.base, student.base):
-        return []
-    pairs = []
-    for index, (their, my) in enumerate(zip(theirs, mine, strict=True)):
-        if _fits(their, my):
-            pairs.append(Pair(index, their.transform, my))
-        elif not _same(their, my):
-            return []
-    return pairs
+    config = teacher.config
+    if config is None or config["builder"] not in MARKED:
+        raise ValueError(
+            f"{next(iter(changes))}: expected no changes, as the teacher was made by no builder "
+            "that could take them; mark the function that makes it with pf.flows.builder"
+        )
+    with torch.random.fork_rng(devices=[]):  # its nets are thrown away
+        flow = rebuilt(config, **changes).to(teacher.device, teacher.dtype)
+    _take_over(teacher, flow)
+    return flow
 
 
-def _fits(their: FlowTransform, my: FlowTransform) -> bool:
-    """Whether the one is a MAF layer, the other an IAF layer, over the same order of features."""
-    if not (isinstance(their, Inverse) and isinstance(their.transform, Autoregressive)):
-        return False
-    if not isinstance(my, Autoregressive) or type(my.family) is not type(their.transform.family):
-        return False
-    wanted = ("features", "descending")
-    return all(
-        getattr(my.net, name, None) == getattr(their.transform.net, name, name) for name in wanted
-    )
+def _take_over(teacher: Flow, flow: Flow) -> None:
+    """Copy what stands between the layers; where their numbers differ, outside the last alone."""
+    same_number = len(teacher.parts) == len(flow.parts)
+    for their, my in zip(reversed(teacher.parts), reversed(flow.parts), strict=False):
+        if autoregressive_in(their) is None and _shapes(their) == _shapes(my):
+            my.load_state_dict(their.state_dict())
+        elif not same_number:
+            return
 
 
-def _inner(part: FlowTransform) -> FlowTransform:
-    return part.transform if isinstance(part, Inverse) else part
-
-
-def _turned(part: FlowTransform) -> bool:
-    return isinstance(part, Inverse)
-
-
-def _state(part: FlowTransform) -> dict[str, Tensor] | None:
-    """What the map is made of; None for a layer of its own to learn."""
-    inner = _inner(part)
-    return None if isinstance(inner, Autoregressive) else inner.state_dict()
-
-
-def _shapes(state: dict[str, Tensor] | None) -> dict[str, torch.Size] | None:
-    return None if state is None else {name: value.shape for name, value in state.items()}
-
-
-def _swapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A permutation's state with its two directions exchanged."""
-    names = {"permutation": "back", "back": "permutation"}
-    return {names.get(name, name): value for name, value in state.items()}
-
-
-def _same(their: FlowTransform, my: FlowTransform) -> bool:
-    """Whether both are one map, other than an autoregressive one."""
-    if type(_inner(their)) is not type(_inner(my)):
-        return False
-    state, other = _state(their), _state(my)
-    if state is None or _shapes(state) != _shapes(other):
-        return False
-    if _turned(their) != _turned(my):
-        if not isinstance(_inner(their), Permute):
-            return False
-        state = _swapped(state)
-    return _equal(state, other)
-
-
-def _same_base(their: nn.Module, my: nn.Module) -> bool:
-    """Whether both are one distribution; by their tensors, of which some are no state to save."""
-    if type(their) is not type(my) or getattr(their, "kind", None) is not getattr(my, "kind", None):
-        return False
-    state, other = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (their, my))
-    return _shapes(state) == _shapes(other) and _equal(state, other)
-
-
-def _equal(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return all(torch.equal(value, other[name].to(value)) for name, value in state.items())
+def _shapes(part: FlowTransform) -> tuple[type, dict[str, torch.Size]]:
+    """What kind of map it is, and of what tensors."""
+    return type(part), {name: value.shape for name, value in part.state_dict().items()}

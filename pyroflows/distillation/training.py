@@ -20,7 +20,6 @@ import torch
 
 from pyroflows._checks import check_positive, check_share, check_whole, to_builtin
 from pyroflows._distributed import mean_over, open_fabric, reduced
-from pyroflows.data.checks import reference
 from pyroflows.distillation.checks import (
     check_objective,
     check_pair,
@@ -29,8 +28,8 @@ from pyroflows.distillation.checks import (
 )
 from pyroflows.distillation.draws import Contexts, divergence_on, drawn
 from pyroflows.distillation.objectives import Objectives, Task
+from pyroflows.distillation.pairs import matched
 from pyroflows.distillation.schedule import EPOCH, Batches, phases_of
-from pyroflows.distillation.student import matched
 from pyroflows.distributions.flow import Flow
 from pyroflows.training.checkpoints import Checkpoint, digest_of, open_checkpoints, shapes_of
 from pyroflows.training.epochs import Settings, optimise
@@ -127,7 +126,7 @@ def distill(
     check_objective(objective, teacher, student)
     rows, contexts = checked_data(teacher, data, context)
     check_scores(teacher, contexts.to(teacher.device))
-    at = open_fabric(fabric, reference(student))
+    at = open_fabric(fabric, student)
     max_steps, batch_size = to_builtin(max_steps), to_builtin(batch_size)
     frozen = teacher.detached()
     if teacher.device != at.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from pyroflows._pyro.store import Synced
 from pyroflows._pyro.views import detached_view
 from pyroflows.distributions.base import Base
 from pyroflows.distributions.flow_distribution import FlowDistribution
-from pyroflows.transforms import Chain, Conditioned, FlowTransform
+from pyroflows.transforms import Conditioned, FlowTransform
+from pyroflows.transforms.chain import parts_of
 
 
 class Flow(Synced):
@@ -103,7 +105,7 @@ class Flow(Synced):
     @property
     def parts(self) -> list[FlowTransform]:
         """The transforms one after the other, base to data."""
-        return list(self.transform) if isinstance(self.transform, Chain) else [self.transform]
+        return parts_of(self.transform)
 
     @property
     def fast(self) -> str:
@@ -177,6 +179,25 @@ class Flow(Synced):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Set its data-dependent layers; ``pf.initialize``, which checks the data, calls this."""
         self.transform.initialize(x, context)
+
+    def mirror(self, wider: float = 1.0) -> Flow:
+        """A new flow that samples in one pass, layer by layer the fast mirror of this one.
+
+        An autoregressive layer, of whatever family, becomes an untrained one over the same order of
+        features whose fast direction is sampling; it can be the same map, as what a feature depends
+        on is a function of the base's features before it. Everything else is copied.
+
+        Args:
+            wider: factor on the hidden widths of the nets of layers that were slow to sample.
+        """
+        transform = (
+            self.transform.mirror(wider).to(self.device, self.dtype).requires_grad_().train()
+        )
+        base = copy.deepcopy(self.base).train()
+        flow = Flow(transform, base, shape=self.event_shape, context=self.context_shape)
+        if self.config is not None:
+            flow.config = {"mirrored": wider, **copy.deepcopy(self.config)}
+        return flow
 
     def detached(self) -> Flow:
         """A view with the same values, detached parameters and no memory of draws.

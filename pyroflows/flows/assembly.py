@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -111,6 +112,30 @@ def builder(function: Callable[P, B]) -> Callable[P, B]:
 
     MARKED[name] = build
     return build
+
+
+def rebuilt(config: dict[str, Any], **changes: Any) -> Flow:
+    """A flow made once more of what its builder noted, untrained.
+
+    Args:
+        config: of a flow.
+        **changes: arguments of the builder to set otherwise; ``hidden`` is not widened again.
+
+    Raises:
+        ValueError: no builder of that name is defined.
+
+    Example:
+        >>> import pyroflows as pf
+        >>> rebuilt(pf.maf(2, layers=3).config, layers=1).config["arguments"]["layers"]
+        1
+    """
+    build = MARKED.get(config["builder"])
+    if build is None:
+        raise ValueError(f"config: no builder {config['builder']!r} is defined")
+    flow = build(**copy.deepcopy({**config["arguments"], **changes}))
+    if "mirrored" not in config:
+        return flow
+    return flow.mirror(1.0 if "hidden" in changes else config["mirrored"])
 
 
 def _noted(value: Any) -> Any:

@@ -131,6 +131,17 @@ class CausalConv(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
+    def untrained(self, wider: float = 1.0) -> CausalConv:
+        """A new net of the same build and width: an inverse needs more layers, not wider ones."""
+        return CausalConv(
+            self.features,
+            self.params,
+            channels=self.channels,
+            dilations=self.dilations,
+            kernel=self.kernel,
+            context=self.context,
+        )
+
     def forward(
         self, x: Tensor, context: Tensor | None = None, record: list[Tensor] | None = None
     ) -> Tensor:

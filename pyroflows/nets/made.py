@@ -7,6 +7,7 @@ computing each hidden unit once.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 
@@ -93,6 +94,18 @@ class MADE(Dropping):
     def has_skip(self, layer: int) -> bool:
         """Whether hidden layer number ``layer`` adds its input to its output."""
         return self.residual and layer > 0 and self.hidden[layer] == self.hidden[layer - 1]
+
+    def untrained(self, wider: float = 1.0) -> MADE:
+        """A new net of the same build, each hidden layer wider by a factor."""
+        return MADE(
+            self.features,
+            self.params,
+            hidden=[math.ceil(wider * width) for width in self.hidden],
+            context=0 if self.from_context is None else self.from_context.in_features,
+            activation=self.activation,
+            residual=self.residual,
+            descending=self.descending,
+        )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """All features' parameters in one pass; ``context`` broadcasts against the batch."""

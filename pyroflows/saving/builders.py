@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pyroflows._checks import check_positive
 from pyroflows._version import __version__
 from pyroflows.discrete.pixel_model import pixelcnn
 from pyroflows.discrete.quantization import quantized
@@ -54,7 +55,13 @@ def flow_from(config: dict[str, Any], given: Builder | None, trust: bool) -> nn.
         ) from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"builder: expected a module from {name}, got {type(made).__name__}")
-    return made
+    if "mirrored" not in config:
+        return made
+    check_positive(mirrored=config["mirrored"])
+    mirror = getattr(made, "mirror", None)
+    if mirror is None:
+        raise ValueError(f"config.json: a {type(made).__name__} cannot be mirrored")
+    return mirror(config["mirrored"])
 
 
 def _builder(name: str, given: Builder | None, trust: bool) -> Builder:

@@ -86,7 +86,8 @@ def encode(value: Any, name: str) -> Any:
 def encode_config(config: dict[str, Any]) -> dict[str, Any]:
     """What a builder noted, with its arguments in words that JSON has."""
     arguments = {k: encode(v, k) for k, v in config["arguments"].items()}
-    return {"builder": config["builder"], "arguments": arguments}
+    mirrored = {"mirrored": config["mirrored"]} if "mirrored" in config else {}
+    return {"builder": config["builder"], "arguments": arguments, **mirrored}
 
 
 def _refused(value: Any, name: str) -> ValueError:

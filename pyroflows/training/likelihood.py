@@ -20,7 +20,7 @@ from pyroflows._checks import (
     to_builtin,
 )
 from pyroflows._distributed import gathered, open_fabric, reduced
-from pyroflows.data.checks import check_is_flow, checked_rows, reference
+from pyroflows.data.checks import check_is_flow, checked_rows
 from pyroflows.data.loaders import Validation, count_batches, sources
 from pyroflows.discrete.levels import bits_per_dim
 from pyroflows.discrete.noise import fixed_noise
@@ -184,7 +184,7 @@ def fit(
     numbers = _checked(recipe, seed=seed, max_epochs=max_epochs, batch_size=batch_size)
     model: Any = flow if bins is None else quantized(flow, bins)
     seed, batch_size = to_builtin(seed), to_builtin(batch_size)
-    at = open_fabric(fabric, reference(model))
+    at = open_fabric(fabric, model)
     shard = at.global_rank, at.world_size
     batches, validation = sources(model, x, context, val, batch_size, seed, shard)
     plenty = batches.count / features(model)

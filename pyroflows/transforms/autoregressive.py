@@ -7,6 +7,7 @@ of about two passes, any other callable is evaluated once a feature.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pyroflows.nets.sequential import is_solvable
-from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.base import FlowTransform, Inverse
 from pyroflows.transforms.families import Family
 from pyroflows.transforms.implicit import with_implicit_gradient
 
@@ -163,6 +164,12 @@ class Autoregressive(FlowTransform):
         """Whether the family is."""
         return self.family.volume_preserving
 
+    def mirror(self, wider: float = 1.0, *, inverse: bool = False) -> FlowTransform:
+        """A layer over a new net; its forward direction, the fast one, is to learn this map."""
+        make = getattr(self.net, "untrained", None)
+        net = copy.deepcopy(self.net) if make is None else make(wider if inverse else 1.0)
+        return Autoregressive(net, self.family)
+
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.family.forward(x, self.net(x, context).to(x.dtype))
 
@@ -290,3 +297,12 @@ class Autoregressive(FlowTransform):
     def extra_repr(self) -> str:
         """Family and net."""
         return f"{self.family}, {self.net}"
+
+
+def autoregressive_in(part: FlowTransform) -> Autoregressive | None:
+    """The autoregressive map that a part of a flow is, or is the inverse of; None for another.
+
+    ``part.fast`` tells them apart: ``"sample"`` for an IAF layer, ``"log_prob"`` for a MAF layer.
+    """
+    inner = part.transform if isinstance(part, Inverse) else part
+    return inner if isinstance(inner, Autoregressive) else None

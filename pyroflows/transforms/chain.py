@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.base import FlowTransform, Inverse
 
 
 class Chain(FlowTransform):
@@ -101,6 +101,11 @@ class Chain(FlowTransform):
             total = _plus(total, log_det, part)
         return y, self._total(total, y)
 
+    def mirror(self, wider: float = 1.0, *, inverse: bool = False) -> FlowTransform:
+        """The chain of the parts' mirrors."""
+        parts = reversed(self.parts) if inverse else self.parts
+        return Chain(part.mirror(wider, inverse=inverse) for part in parts)
+
     def _total(self, log_det: Tensor | None, value: Tensor) -> Tensor:
         """Zero where there is no part."""
         if log_det is None:
@@ -155,3 +160,13 @@ def _plus(total: Tensor | None, log_det: Tensor, part: FlowTransform) -> Tensor:
         return log_det
     is_nothing = part.volume_preserving and total.shape == log_det.shape
     return total if is_nothing else total + log_det
+
+
+def parts_of(transform: FlowTransform) -> list[FlowTransform]:
+    """The maps that follow one another, with chains and inverses of chains taken apart."""
+    if isinstance(transform, Chain):
+        return [inner for part in transform for inner in parts_of(part)]
+    if isinstance(transform, Inverse):
+        parts = parts_of(transform.transform)
+        return [transform] if len(parts) == 1 else [part.inv for part in reversed(parts)]
+    return [transform]
