@@ -184,14 +184,12 @@ def normflows(
 
 def available() -> dict[str, Callable[..., Contender | None]]:
     """What is installed, this project first."""
-    found: dict[str, Callable[..., Contender | None]] = {
+    others = {"zuko": zuko, "nflows": nflows, "normflows": normflows}
+    return {
         "pyroflows": pyroflows,
         "pyroflows (residual)": pyroflows_residual,
         "pyroflows (default)": pyroflows_default,
         "pyroflows (compiled)": pyroflows_compiled,
         "pyro": pyro,
+        **{name: make for name, make in others.items() if importlib.util.find_spec(name)},
     }
-    for name, make in (("zuko", zuko), ("nflows", nflows), ("normflows", normflows)):
-        if importlib.util.find_spec(name):
-            found[name] = make
-    return found

@@ -376,7 +376,8 @@ def test_tables_of_every_kind_are_the_same(tmp_path):
     assert read_table(tmp_path / "semicolons.csv").names == ["a", "b", "c"]
     assert read_table(tmp_path / "bare.csv").names == ["column_1", "column_2", "column_3"]
     assert len(read_table(tmp_path / "bare.csv", header=True).values) == 19
-    assert gzip.open(tmp_path / "a.csv.gz", "rt", encoding="utf-8").readline().startswith("Ein")
+    with gzip.open(tmp_path / "a.csv.gz", "rt", encoding="utf-8") as file:
+        assert file.readline().startswith("Ein")
 
 
 IRIS = "5.1,3.5,setosa\n4.9,3.0,setosa\n7.0,3.2,versicolor\n"

@@ -108,9 +108,9 @@ def test_likelihood_and_lp_are_those_of_each_draw():
 def test_likelihood_ignores_scale_and_keeps_masks():
     def scaled(y):
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        with pyro.poutine.scale(scale=10.0), pyro.poutine.mask(mask=torch.tensor([True, False])):
-            with pyro.plate("rows", 2):
-                pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+        mask = torch.tensor([True, False])
+        with pyro.poutine.scale(scale=10.0), pyro.poutine.mask(mask=mask), pyro.plate("rows", 2):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
 
     y = torch.tensor([1.0, 2.0])
     data = pf.to_arviz(scaled, {"loc": torch.zeros(1, 3)}, y)
