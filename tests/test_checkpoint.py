@@ -13,7 +13,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pyroflows as pf
 from pyroflows._files.tensors import pack, unpack
+from pyroflows.data import position
+from pyroflows.data.batches import Batches
+from pyroflows.data.files import TableBatches, open_table
 from pyroflows.data.position import Passes
+from pyroflows.data.rows import Rows
 from pyroflows.infer import plateau
 from pyroflows.training import checkpoints as checkpoints
 from pyroflows.training.epochs import Epochs
@@ -389,6 +393,53 @@ def test_passes_come_back_to_their_place():
         later = Passes(Draws(), CPU)
         later.load_state_dict(state)
         assert found + taken(later, 10 - place) == expected
+
+
+def interrupted(batches, gone):
+    """A pass over these batches, and others that are to take it up after some of them."""
+    begun = Passes(batches, CPU)
+    steps = iter(begun)
+    for _ in range(gone):
+        next(steps)
+    later = Passes(batches, CPU)
+    later.load_state_dict(unpack(pack(begun.state_dict()), "it"))
+    return steps, later
+
+
+@pytest.mark.parametrize("name", ["memory", "file"])
+def test_rows_that_draw_alone_are_taken_up_without_the_global_generators(
+    monkeypatch, tmp_path, name
+):
+    x = torch.arange(100.0)[:, None].expand(-1, 2)
+    if name == "memory":
+        batches = Batches(Rows(x), 8, seed=3)
+    else:
+        np.save(tmp_path / "x.npy", x.numpy())
+        batches = TableBatches(small(), open_table(tmp_path / "x.npy"), 8, seed=3)
+    steps, later = interrupted(batches, 5)
+    expected = [x[:, 0].tolist() for x, _ in steps]
+    monkeypatch.setattr(position, "set_random_state", None)  # not to be called
+    assert [x[:, 0].tolist() for x, _ in later] == expected
+
+
+def test_drawing_again_leaves_the_global_generators_where_they_were():
+    class Fails:
+        failing = False
+
+        def __iter__(self):
+            while True:
+                if self.failing:
+                    raise OSError("the disk is gone")
+                yield torch.rand(2, 1), None
+
+    batches = Fails()
+    _, later = interrupted(batches, 3)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    batches.failing = True
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(iter(later))
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_student_is_picked_up(monkeypatch, tmp_path):

@@ -38,8 +38,12 @@ class Batches:
         return torch.cat([order, order[:short]])[self.rank :: self.processes]
 
     def __iter__(self) -> Iterator[Batch]:
-        for index in self._order().to(self.rows.x.device).split(self.size):
-            yield self.rows[index].batch
+        return self.starting_at(0)
+
+    def starting_at(self, position: int) -> Iterator[Batch]:
+        """One epoch without its first batches."""
+        indices = self._order().to(self.rows.x.device).split(self.size)
+        return (self.rows[index].batch for index in indices[position:])
 
     def __len__(self) -> int:
         own = -(-len(self.rows) // self.processes)

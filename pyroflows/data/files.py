@@ -9,6 +9,7 @@ are read one by one, once, a seek each.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -208,6 +209,10 @@ class TableBatches(Streamed):
             del rows, mixed
         if rest is not None and len(rest):
             yield self._part(rest)
+
+    def starting_at(self, position: int) -> Iterator[Batch]:
+        """One epoch without its first batches, which are read all the same."""
+        return islice(self, position, None)
 
     def _part(self, rows: Rows) -> Batch:
         """This process's part; the first rows fill up the last ones."""
