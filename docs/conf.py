@@ -47,7 +47,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|pyro|numpy|np|arviz|matplotlib|nn|dist|constraints|poutine)(\..*)?"),
     (r"py:.*", r"(collections\.abc|typing|pathlib|os|types|pickle)\..*"),
-    (r"py:.*", r"Tensor|Size|Module|Distribution|Axes|Path|Trace|dtype|device|ndarray"),
+    (r"py:.*", r"Tensor|Size|Module|Distribution|Axes|Path|Trace|ELBO|Fabric|dtype|device|ndarray"),
+    (r"py:.*", r"(Fit)?Recipe|~P|pyroflows\.flows\.assembly\.B"),  # typed for editors alone
     (r"py:.*", r"Categorical|LogisticMixture|pyroflows\.datasets\.split\.AnySplit"),
 ]
 
