@@ -86,6 +86,10 @@ def test_every_folder_has_a_layer():
     assert set(LAYERS) == {n.split(".")[1] for n in MODULES} | {"__main__"}
 
 
+def test_no_files_import_each_other():
+    assert house.circles() == []
+
+
 def test_circles_are_seen(monkeypatch):
     graph = {"p.a": {"p.b"}, "p.b": {"p.c"}, "p.c": {"p.a"}, "p.d": {"p.a"}}
     monkeypatch.setattr(house, "edges", lambda: graph)
@@ -94,6 +98,12 @@ def test_circles_are_seen(monkeypatch):
 
 def test_no_public_name_hides_a_module():
     assert house.shadowed() == []
+
+
+def test_functions_and_classes_stay_readable():
+    assert house.longer_than("function", 60) == []
+    assert house.longer_than("class", 200) == []
+    assert house.most_arguments().arguments <= 14, house.most_arguments()
 
 
 def test_root_and_folders_stay_small():

@@ -216,12 +216,7 @@ def multiscale_realnvp(
     checked_int("blocks", blocks, least=0)
     checked_int("steps", steps)
     kind = family_named(family, bound)
-    if isinstance(masks, str) or not masks:
-        raise ValueError(f"masks: expected a tuple of names, got {masks!r}")
-    for name in masks:
-        one_of("masks", name, (*MASKS, "channels"))
-    if shape[0] == 1 and "channels" in masks:
-        raise ValueError("masks: 'channels' needs at least 2 channels, got shape with 1")
+    _check_masks(masks, shape[0])
 
     def net(inputs: int, outputs: int, size: tuple[int, int]) -> ConvResNet:
         return ConvResNet(
@@ -231,17 +226,10 @@ def multiscale_realnvp(
     def couple(here: Shape, mask: Tensor, kind: Family = kind) -> list[FlowTransform]:
         return [image_coupling(here, mask, kind, net, context), ActNorm(here[0], dims=3)]
 
-    def masked(here: Shape, index: int) -> Tensor:
-        name = masks[index // 2 % len(masks)]
-        if here[1] * here[2] == 1:  # a single pixel has channels alone
-            name = "channels"
-        if name == "channels":
-            return all_but_channel(here, index)
-        return MASKS[name](here) ^ (index % 2 == 1)
-
     def scale(here: Shape, left: int) -> Chain:
         many = steps if left else steps + 1
-        fine = [part for index in range(many) for part in couple(here, masked(here, index))]
+        pattern = [_mask(masks, here, index) for index in range(many)]
+        fine = [part for mask in pattern for part in couple(here, mask)]
         if not left:
             return Chain(fine)
         below = squeezed(here)
@@ -253,6 +241,23 @@ def multiscale_realnvp(
         return Chain([MultiScale(Chain(coarse), inner), *fine])
 
     return close_images([scale(shape, levels)], shape, context, base)
+
+
+def _check_masks(masks: Sequence[str], channels: int) -> None:
+    if isinstance(masks, str) or not masks:
+        raise ValueError(f"masks: expected a tuple of names, got {masks!r}")
+    for name in masks:
+        one_of("masks", name, (*MASKS, "channels"))
+    if channels == 1 and "channels" in masks:
+        raise ValueError("masks: 'channels' needs at least 2 channels, got shape with 1")
+
+
+def _mask(masks: Sequence[str], here: Shape, index: int) -> Tensor:
+    """The one of the coupling with this index; each is followed by its opposite."""
+    name = masks[index // 2 % len(masks)]
+    if name == "channels" or here[1] * here[2] == 1:  # a single pixel has channels alone
+        return all_but_channel(here, index)
+    return MASKS[name](here) ^ (index % 2 == 1)
 
 
 @builder
