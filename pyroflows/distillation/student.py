@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.distributions import constraints
 
+from pyroflows.data.checks import checked_flow
 from pyroflows.distillation.inherit import inherit
 from pyroflows.distillation.pairs import matched
 from pyroflows.distributions.flow import Flow
@@ -54,8 +55,7 @@ def student_of(teacher: Flow, **changes: Any) -> Flow:
         >>> pf.student_of(pf.maf(3, layers=2)).fast
         'sample'
     """
-    if not isinstance(teacher, Flow):
-        raise ValueError(f"teacher: expected a Flow, got a {type(teacher).__name__}")
+    checked_flow("teacher", teacher)
     if len(teacher.event_shape) != 1:
         raise ValueError(
             f"teacher: expected a flow over vectors, got events of {tuple(teacher.event_shape)}"

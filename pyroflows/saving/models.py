@@ -176,17 +176,17 @@ def _config(flow: Any) -> dict[str, Any]:
         module = flow.flow
     elif isinstance(flow, AutoAmortizedFlow):
         extra["guide"] = _encoded_sites(facts_of_amortized(flow))
-        extra["amortized"] = {
-            "globals": _config(flow.global_guide) if flow._global_values else None
-        }
+        over_globals = getattr(flow, "global_guide", None)
+        extra["amortized"] = {"globals": None if over_globals is None else _config(over_globals)}
         module = flow.flow
-    if not isinstance(module, nn.Module) or not getattr(module, "config", None):
+    config = getattr(module, "config", None)
+    if not isinstance(module, nn.Module) or not isinstance(config, dict):
         raise ValueError(
             f"flow: cannot save a {type(flow).__name__} that no builder made; mark the function "
             "that makes it with pf.flows.builder, or keep its state_dict"
         )
     dtype = str(_dtype(module)).removeprefix("torch.")
-    return {**extra, **encode_config(module.config), "dtype": dtype}
+    return {**extra, **encode_config(config), "dtype": dtype}
 
 
 def _encoded_sites(facts: dict[str, Any]) -> dict[str, Any]:
@@ -207,31 +207,42 @@ def _build(
     trust: bool,
 ) -> Any:
     """The flow or guide of a config, untrained; the global generator is left alone."""
-    make = partial(flow_from, given=builder, trust=trust)
     with torch.random.fork_rng(devices=[]):
         dtype = getattr(torch, str(config.get("dtype")), None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(
                 f"config.json: expected a floating-point dtype, got {config.get('dtype')}"
             )
-        inner = make(config).to(dtype)
+        flow: Any = flow_from(config, builder, trust).to(dtype)
         if "guide" not in config:
-            return inner
+            return flow
         try:
-            facts = dict(config["guide"])
-            facts["sites"] = [
-                {**s, "support": decode(s["support"], "support")} for s in facts["sites"]
-            ]
-            if "amortized" not in config:
-                return guide_from(facts, inner, model, dtype)
-            over_globals = config["amortized"]["globals"]
-            if over_globals is not None:
-                names = [site["name"] for site in over_globals["guide"]["sites"]]
-                prior = None if model is None else prior_of(model, names)
-                over_globals = _build(over_globals, prior, None, builder, trust)
-            return amortized_from(facts, inner, encoder, over_globals, model, dtype)
+            return _guide(
+                config, flow, model, encoder, partial(_build, builder=builder, trust=trust)
+            )
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(f"config.json: the guide cannot be read ({error!r})") from None
+
+
+def _guide(
+    config: dict[str, Any],
+    flow: Any,
+    model: Any,
+    encoder: nn.Module | None,
+    build: Callable[[dict[str, Any], Any, None], Any],
+) -> AutoFlow | AutoAmortizedFlow:
+    """A guide around an untrained flow."""
+    sites = [{**s, "support": decode(s["support"], "support")} for s in config["guide"]["sites"]]
+    facts = {**config["guide"], "sites": sites}
+    if "amortized" not in config:
+        return guide_from(facts, flow, model, flow.dtype)
+    over_globals = config["amortized"]["globals"]
+    if over_globals is not None:
+        names = [site["name"] for site in over_globals["guide"]["sites"]]
+        over_globals = build(over_globals, None if model is None else prior_of(model, names), None)
+    if encoder is None:
+        raise ValueError("encoder: expected a module, got None")
+    return amortized_from(facts, flow, encoder, over_globals, model, flow.dtype)
 
 
 def _check_encoder(encoder: Any, wanted: Any, tensors: dict[str, Tensor]) -> None:

@@ -24,10 +24,19 @@ from pyroflows.transforms.support import JoinedSupport
 constraints = dist.constraints  # torch's, and Pyro's own
 
 PLAIN = (
-    "real simplex lower_cholesky corr_cholesky positive_definite softplus_positive "
-    "softplus_lower_cholesky unit_lower_cholesky corr_matrix ordered_vector "
-    "positive_ordered_vector sphere"
-).split()
+    "real",
+    "simplex",
+    "lower_cholesky",
+    "corr_cholesky",
+    "positive_definite",
+    "softplus_positive",
+    "softplus_lower_cholesky",
+    "unit_lower_cholesky",
+    "corr_matrix",
+    "ordered_vector",
+    "positive_ordered_vector",
+    "sphere",
+)
 BOUNDED = {
     "greater_than": ("lower_bound",),
     "greater_than_eq": ("lower_bound",),
@@ -37,9 +46,19 @@ BOUNDED = {
     "integer_interval": ("lower_bound", "upper_bound"),
 }
 BASES = (
-    "Normal Laplace Cauchy StudentT Logistic Gumbel Uniform Exponential Gamma Beta Dirichlet "
-    "MultivariateNormal"
-).split()
+    "Normal",
+    "Laplace",
+    "Cauchy",
+    "StudentT",
+    "Logistic",
+    "Gumbel",
+    "Uniform",
+    "Exponential",
+    "Gamma",
+    "Beta",
+    "Dirichlet",
+    "MultivariateNormal",
+)
 CLASS_NAMES = {kind.__name__: kind for kind in (Additive, Affine, RationalQuadraticSpline)}
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
 
@@ -75,7 +94,7 @@ def encode(value: Any, name: str) -> Any:
         return _encode_constraint(value, name)
     if isinstance(value, Distribution):
         return _encode_base(value, name)
-    if isinstance(value, Family):
+    if type(value) in set(kinds()):
         return _encode_family(value, name)
     config = getattr(value, "config", None)
     if isinstance(value, nn.Module) and isinstance(config, dict):
