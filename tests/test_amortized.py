@@ -159,7 +159,7 @@ def test_density_of_a_draw_is_the_flows_in_the_sites_own_units():
     expected = guide.flow(X).log_prob(torch.cat([values["z"], u[:, None], w], dim=-1))
     expected = expected - to_interval.log_abs_det_jacobian(u, values["u"])
     expected = expected - to_simplex.log_abs_det_jacobian(w, values["w"])
-    names = [*values, f"_{guide._pyro_name}_latent"]
+    names = [*values, f"_{guide.pyro_name}_latent"]
     got = sum(trace.nodes[name]["unscaled_log_prob"] for name in names)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert {trace.nodes[name]["scale"] for name in names} == {SIZE / len(X)}
@@ -331,7 +331,7 @@ def test_model_runs_no_further_than_its_plate():
     guide = pf.AutoAmortizedFlow(model, Rows(), init_loc_fn=at, **SMALL).setup(X)
     runs.clear()
     state = torch.get_rng_state()
-    asked = guide._plate_of_the_model(X[:3])
+    asked = guide._plate_of_the_model("data", (X[:3],), {})
     assert torch.equal(state, torch.get_rng_state())
     assert (asked.size, asked.items) == (SIZE, 3)
     guide(X)

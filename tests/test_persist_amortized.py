@@ -55,7 +55,7 @@ def guide_of(model, build=pf.iaf, x=X, encoder=None):
     small = SMALL if build else {}
     guide = pf.AutoAmortizedFlow(model, encoder or net().to(x), build, **small).setup(x)
     randomize(guide.flow, 0.3, 0)
-    if guide._global_values:
+    if guide.global_values:
         randomize(guide.global_guide.flow, 0.3, 1)
     return guide.eval()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
@@ -11,29 +11,28 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide import init_to_median
-from pyro.infer.autoguide.guides import AutoGuide
-from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from pyroflows._pyro.guides import Guide
 from pyroflows._pyro.store import InStep
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows import builder, iaf
-from pyroflows.infer.guides import AutoFlow, bracketed, check_builder, quantiles_of
+from pyroflows.infer.guides import AutoFlow, check_builder
 from pyroflows.infer.plates import (
     Plate,
     check_rows,
-    of_any_item,
+    local_sites,
     plate_of,
     plate_of_rows,
     plate_with_latents,
 )
-from pyroflows.infer.sites import no_model
+from pyroflows.infer.sites import AmortizedSetup, bracketed, constrained, no_model, split
 from pyroflows.transforms import ActNorm, Chain, ContextAffine
 
 
-class AutoAmortizedFlow(AutoGuide):
+class AutoAmortizedFlow(Guide):
     r"""A guide whose posterior over each row's latent variables is a flow that a network sets.
 
     The model has one plate with latent sites in it, the local ones; all others are global:
@@ -84,6 +83,11 @@ class AutoAmortizedFlow(AutoGuide):
         torch.Size([5, 7, 2])
     """
 
+    quantile_draws = 1000
+
+    flow: Flow
+    global_guide: AutoFlow | None
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -103,7 +107,11 @@ class AutoAmortizedFlow(AutoGuide):
         self.builder_args = builder_args
         self.init_loc_fn = init_loc_fn
         self.init_scale = init_scale
-        self.plates: dict[str, pyro.plate] = {}  # those of the global guide: none
+        # Pyro's way with nested guides: once unpickled, the global one takes its plates from here.
+        self.plates: dict[str, pyro.plate] = {}
+        self.learned: AmortizedSetup | None = None
+        self.global_values: dict[str, Tensor] = {}
+        self.add_module("global_guide", None)
 
     def setup(self, *args: Any, **kwargs: Any) -> AutoAmortizedFlow:
         """Run model and encoder once to learn sites and shapes, build the flows; returns the guide.
@@ -112,60 +120,73 @@ class AutoAmortizedFlow(AutoGuide):
             *args: the model's arguments.
             **kwargs: the model's keyword arguments.
         """
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
+        if self.learned is None:
+            self.learn(*args, **kwargs)
         return self
 
     @torch.no_grad()
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        started = InitMessenger(self.init_loc_fn)(self.model)
-        started = poutine.block(started, self._prototype_hide_fn)
-        with poutine.block():
-            trace = poutine.trace(started).get_trace(*args, **kwargs)
+    def learn(self, *args: Any, **kwargs: Any) -> None:
+        """What ``setup`` and the first call do.
+
+        Args:
+            *args: the model's arguments.
+            **kwargs: the model's keyword arguments.
+        """
+        trace = self.latent_trace(self.init_loc_fn, args, kwargs)
         latents: dict[str, Any] = dict(trace.iter_stochastic_nodes())
-        self._plate_name, self._plate_dim = plate_with_latents(latents)
-        local = {name: site for name, site in latents.items() if site["cond_indep_stack"]}
+        plate_name, plate_dim = plate_with_latents(latents)
+        local = {name: node for name, node in latents.items() if node["cond_indep_stack"]}
         # The model is only ever run up to its plate, with these: nothing is drawn on the way.
-        self._global_values = {n: s["value"] for n, s in latents.items() if n not in local}
-        self._supports = {n: of_any_item(n, s, self._plate_dim) for n, s in local.items()}
-        free = {n: biject_to(s["fn"].support).inv(s["value"]) for n, s in local.items()}
-        self._shapes = {n: z.shape[len(local[n]["fn"].batch_shape) :] for n, z in free.items()}
-        items = {n: z.reshape(-1, self._shapes[n].numel()) for n, z in free.items()}
-        start = torch.cat([rows.mean(dim=0) for rows in items.values()])
+        values = {n: node["value"] for n, node in latents.items() if n not in local}
+        sites, start = local_sites(local, plate_dim)
         rows = self.encoder(*args, **kwargs)
-        asked = self._plate_of_the_model(*args, **kwargs)
-        check_rows(rows, asked)
+        self.global_values = values
+        plate = self._plate_of_the_model(plate_name, args, kwargs)
+        check_rows(rows, plate)
         # For a guide that is loaded without its model: are an encoder's rows a part of the plate?
-        self._full_size = (
-            int(asked.size) if asked.takes_a_part and len(rows) == asked.items else None
-        )
-        name = self._pyro_name
-        self._build(start, rows)
-        if self._global_values:
-            others = prior_of(self.model, self._global_values)
-            guide = AutoFlow(
-                others,
-                self.builder,
-                init="init",
-                init_loc_fn=self.init_loc_fn,
-                init_scale=self.init_scale,
-                **self.builder_args,
-            )
-            self.add_module("global_guide", guide)
+        is_part = plate.takes_a_part and len(rows) == plate.items
+        learned = AmortizedSetup(sites, plate_name, plate_dim, int(plate.size) if is_part else None)
+        inner = self.builder(len(start), context=rows.shape[1], **self.builder_args)
+        self.flow = self.around(inner, start, rows)
+        name = self.pyro_name
+        self.pyro_name += bracketed([*values, *local])
+        if values:
             try:
-                guide.setup(*args, **kwargs)
+                self._set_up_globals(args, kwargs)
             except Exception:
-                self._pyro_name = name  # not set up: the next call names it again
+                self.pyro_name = name  # not set up: the next call names it again
                 raise
         self.prototype_trace = trace
+        self.learned = learned
 
-    def _build(self, start: Tensor, rows: Tensor) -> None:
-        """The local sites' flow, around ``start`` (their stacked size), for contexts like rows."""
-        features, context = len(start), rows.shape[1]
-        inner = self.builder(features, context=context, **self.builder_args)
-        flow = self.around(inner, start, rows)
-        self._pyro_name += bracketed([*self._global_values, *self._shapes])
-        self.flow = flow
+    def _set_up_globals(self, args: tuple, kwargs: dict) -> None:
+        """Make the guide over the global sites."""
+        guide = AutoFlow(
+            prior_of(self.model, self.global_values),
+            self.builder,
+            init="init",
+            init_loc_fn=self.init_loc_fn,
+            init_scale=self.init_scale,
+            **self.builder_args,
+        )
+        # Not by assignment, which Pyro reads as a part of a list of guides.
+        self.add_module("global_guide", guide)
+        guide.setup(*args, **kwargs)
+
+    def restore(
+        self, learned: AmortizedSetup, global_values: dict[str, Tensor], inner: Flow, rows: Tensor
+    ) -> None:
+        """Set up from what another guide learned, without a run of the model.
+
+        Args:
+            learned: by the other guide.
+            global_values: of the global sites, inside their supports.
+            inner: a new flow from its builder.
+            rows: like the encoder's.
+        """
+        self.learned, self.global_values = learned, global_values
+        start = torch.zeros(sum(site.free_shape.numel() for site in learned.sites))
+        self.flow = self.around(inner, start, rows)
 
     @staticmethod
     def around(inner: Flow, start: Tensor, rows: Tensor) -> Flow:
@@ -185,56 +206,54 @@ class AutoAmortizedFlow(AutoGuide):
         flow.config = inner.config
         return flow.to(rows)
 
-    def _plate_of_the_model(self, *args: Any, **kwargs: Any) -> Plate:
+    def _plate_of_the_model(self, name: str, args: tuple, kwargs: dict) -> Plate:
         """What plate the model makes of these arguments."""
-        if self._model is None:
+        if not self.has_model:
             raise RuntimeError(
                 "a guide that was pickled has lost its model and only gives sample_posterior: "
                 "make a new one, and load this one's state_dict after setup"
             )
-        conditioned = poutine.condition(self.model, data=self._global_values)
-        return plate_of(conditioned, self._plate_name, args, kwargs)
+        conditioned = poutine.condition(self.model, data=self.global_values)
+        return plate_of(conditioned, name, args, kwargs)
 
-    def _plate(self, rows: Tensor, args: tuple, kwargs: dict) -> pyro.plate:
+    def _plate(
+        self, learned: AmortizedSetup, rows: Tensor, args: tuple, kwargs: dict
+    ) -> pyro.plate:
         """The plate for the encoder's rows: the model's, or one like it where there is none."""
-        if self._model == (no_model,):
+        name, dim = learned.plate_name, learned.plate_dim
+        if self.has_model and self.model is no_model:
             check_rows(rows, None)
-            return plate_of_rows(self._plate_name, self._plate_dim, self._full_size, rows)
-        asked = self._plate_of_the_model(*args, **kwargs)
+            return plate_of_rows(name, dim, learned.full_size, rows)
+        asked = self._plate_of_the_model(name, args, kwargs)
         check_rows(rows, asked)
-        return pyro.plate(self._plate_name, dim=self._plate_dim, **asked._asdict())
+        return pyro.plate(name, dim=dim, **asked._asdict())
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The guide, called with the model's arguments; returns each latent site's draw."""
         self.setup(*args, **kwargs)
-        result = dict(self.global_guide(*args, **kwargs)) if self._global_values else {}
+        learned = self.learned
+        assert learned is not None
+        result = {} if self.global_guide is None else dict(self.global_guide(*args, **kwargs))
         rows = self.encoder(*args, **kwargs)
-        with self._plate(rows, args, kwargs) as indices:
+        with self._plate(learned, rows, args, kwargs) as indices:
             assert indices is not None
             if len(rows) != len(indices):
                 rows = rows[indices]
             # The plate may stand further left than the last dimension.
-            rows = rows.reshape(len(rows), *[1] * (-self._plate_dim - 1), -1)
+            rows = rows.reshape(len(rows), *[1] * (-learned.plate_dim - 1), -1)
             latent = pyro.sample(
-                f"_{self._pyro_name}_latent", self.flow(rows), infer={"is_auxiliary": True}
+                f"_{self.pyro_name}_latent", self.flow(rows), infer={"is_auxiliary": True}
             )
-            for name, free in self._split(latent).items():
-                to_support = biject_to(self._supports[name])
-                value = to_support(free)
-                log_det = to_support.log_abs_det_jacobian(free, value)
+            free = split(learned.sites, latent)
+            for site in learned.sites:
+                to_support = biject_to(site.support)
+                value = to_support(free[site.name])
+                log_det = to_support.log_abs_det_jacobian(free[site.name], value)
                 log_det = sum_rightmost(log_det, log_det.dim() - latent.dim() + 1)
                 event_dim = value.dim() - latent.dim() + 1
                 delta = dist.Delta(value, log_density=-log_det, event_dim=event_dim)
-                result[name] = pyro.sample(name, delta)
+                result[site.name] = pyro.sample(site.name, delta)
         return result
-
-    def _split(self, latent: Tensor) -> dict[str, Tensor]:
-        """Stacked local sites ``(*batch, features)``, each in its unconstrained shape."""
-        pieces = latent.split([shape.numel() for shape in self._shapes.values()], dim=-1)
-        return {
-            name: piece.reshape(latent.shape[:-1] + shape)
-            for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
-        }
 
     @pyro_method
     @torch.no_grad()
@@ -251,33 +270,10 @@ class AutoAmortizedFlow(AutoGuide):
             ``(n, items, *event shape)`` with an item for each of the encoder's rows.
         """
         self.setup(*args, **kwargs)
-        draws = self.global_guide.sample_posterior(n) if self._global_values else {}
+        assert self.learned is not None
+        draws = {} if self.global_guide is None else self.global_guide.sample_posterior(n)
         latent = self.flow.sample((n,), self.encoder(*args, **kwargs))
-        local = self._split(latent).items()
-        return {**draws, **{k: biject_to(self._supports[k])(free) for k, free in local}}
-
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The median of every latent site, from 1,000 draws."""
-        return {k: v[0] for k, v in self.quantiles([0.5], *args, **kwargs).items()}
-
-    def quantiles(
-        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Quantiles of every latent site, from 1,000 draws.
-
-        Args:
-            quantiles: levels in [0, 1].
-            *args: the model's arguments.
-            **kwargs: its keyword arguments.
-
-        Returns:
-            For each global site ``(levels, *site shape)``, for each local one
-            ``(levels, items, *event shape)``.
-        """
-        return quantiles_of(self.sample_posterior(1000, *args, **kwargs), quantiles)
-
-    __deepcopy__ = AutoFlow.__deepcopy__
-    __getstate__ = AutoFlow.__getstate__
+        return {**draws, **constrained(self.learned.sites, latent)}
 
 
 def prior_of(model: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:

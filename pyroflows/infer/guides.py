@@ -2,66 +2,43 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.nn import pyro_method
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyroflows._checks import check_positive
+from pyroflows._pyro.guides import VectorGuide
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.flows import iaf
 from pyroflows.infer.log_joint import LogJoint
-from pyroflows.infer.start import gaussian_start
-from pyroflows.infer.vectorize import ChangedModelError, is_subsampled, nesting
+from pyroflows.infer.sites import (
+    Setup,
+    bracketed,
+    check_latent,
+    check_same_sites,
+    constrained,
+    not_set_up,
+    split,
+    widest_dtype,
+)
+from pyroflows.infer.start import gaussian_start, middle
+from pyroflows.infer.vectorize import nesting
 from pyroflows.transforms import ActNorm, Chain, FlowTransform, Whiten
 
 STARTS = ("newton", "init")
 
 
-def _middle(site: dict) -> Tensor:
-    """The prior's median, or zero in unconstrained space where it cannot be sampled."""
-    fn = site["fn"]
-    try:
-        return init_to_median(site)
-    except NotImplementedError:
-        to_support = biject_to(fn.support)
-        return to_support(torch.zeros(to_support.inverse_shape(fn.shape())))
-
-
-def bracketed(sites: Iterable[str]) -> str:
-    """The sites as a part of the name under which Pyro's store keeps a guide's weights.
-
-    So the guide of another model in the same process does not meet them.
-
-    Args:
-        sites: the names of the guide's latent sites.
-    """
-    sites = list(sites)
-    return f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
-
-
-def quantiles_of(draws: dict[str, Tensor], levels: Sequence[float] | Tensor) -> dict[str, Tensor]:
-    """Quantiles ``(levels, *shape)`` of each site's draws ``(n, *shape)``."""
-    return {
-        name: value.quantile(torch.as_tensor(levels).to(value), dim=0)
-        for name, value in draws.items()
-    }
-
-
 def check_builder(builder: Any) -> None:
     """See that it can make a flow: a flow itself is what it would have made."""
-    if builder is not None and (isinstance(builder, Flow) or not callable(builder)):
-        came = "a Flow" if isinstance(builder, Flow) else repr(builder)
+    is_flow = hasattr(builder, "log_prob")
+    if builder is not None and (is_flow or not callable(builder)):
+        came = f"a {type(builder).__name__}" if is_flow else repr(builder)
         raise ValueError(
             f"builder: expected a function that makes a flow of so many features, such as pf.iaf, "
             f"got {came}"
@@ -73,7 +50,7 @@ def _whiten(flow: Flow) -> Whiten:
     return cast(Whiten, cast(Chain, flow.transform)[-1])
 
 
-class AutoFlow(AutoContinuous):
+class AutoFlow(VectorGuide):
     """A guide whose posterior is a flow over the model's unconstrained latent variables.
 
     All latent sites, each mapped to R^n by ``biject_to(support)``, are stacked into one vector; the
@@ -89,8 +66,7 @@ class AutoFlow(AutoContinuous):
 
     Attributes:
         flow: the ``Flow`` over the stacked unconstrained sites, from ``setup`` on.
-        plate_nesting: how many dimensions to the left the model's plates reach.
-        dtype: the flow's, the widest among the model's sites.
+        learned: what ``setup`` learned of the model; None before.
 
     Args:
         model: a Pyro model whose latent variables are continuous and of fixed shape.
@@ -123,8 +99,6 @@ class AutoFlow(AutoContinuous):
 
     builder: Callable[..., Flow] | None
     flow: Flow
-    plate_nesting: int
-    dtype: torch.dtype
 
     def __init__(
         self,
@@ -146,12 +120,13 @@ class AutoFlow(AutoContinuous):
         hidden = [hide] if isinstance(hide, str) else list(hide)
         if hidden:
             model = poutine.block(model, hide=hidden)
-        super().__init__(model, init_loc_fn=init_loc_fn or _middle)
+        super().__init__(model, init_loc_fn=init_loc_fn or middle)
         self.builder = builder
         self.builder_args = builder_args
         self.hidden = hidden
         self.init = init
         self.init_scale = init_scale
+        self.learned: Setup | None = None
 
     def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
         """Run the model to learn its sites, build the flow and find its start; returns the guide.
@@ -160,31 +135,52 @@ class AutoFlow(AutoContinuous):
             *args: the model's arguments.
             **kwargs: the model's keyword arguments.
         """
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-            self._create_plates(*args, **kwargs)
+        if self.learned is None:
+            self.learn(*args, **kwargs)
+            self.make_plates(*args, **kwargs)
         return self
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+    def learn(self, *args: Any, **kwargs: Any) -> None:
+        """What ``setup`` and the first call do.
+
+        Args:
+            *args: the model's arguments.
+            **kwargs: the model's keyword arguments.
+        """
         try:
-            super()._setup_prototype(*args, **kwargs)
-            self._check_sites()
-            self._look_at(*args, **kwargs)
+            self.learned = learned = self._learn(*args, **kwargs)
             inner = self._build()
-            start = self._init_loc().to(self.dtype)
+            start = self.start_point().to(learned.dtype)
             flow = self.around(inner, start)
             narrow = self.init_scale * torch.eye(self.latent_dim).to(start)
             log_p = self.log_joint(args, kwargs)
             _whiten(flow).set(*gaussian_start(log_p, start, narrow, self.init == "newton"))
-        except Exception as error:
-            self.prototype_trace = None  # not set up: the next call tries again
-            if isinstance(error, RuntimeError) and "no latent variables" in str(error):
-                raise ValueError(
-                    "model: expected continuous latent sites, found none; a guide has nothing to do"
-                ) from error
+        except Exception:
+            self.learned = self.prototype_trace = None  # not set up: the next call tries again
             raise
-        self._pyro_name += bracketed(self._unconstrained_shapes)
+        self.pyro_name += bracketed(site.name for site in learned.sites)
         self.flow = flow
+
+    def _learn(self, *args: Any, **kwargs: Any) -> Setup:
+        """Two runs of the model: one of the latent sites alone, one of all sites."""
+        sites = self.read_sites(*args, **kwargs)
+        for name, node in self.latent_nodes():
+            check_latent(name, node)
+        with torch.no_grad(), poutine.block():
+            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        check_same_sites(trace, (site.name for site in sites), self.hidden)
+        return Setup(sites, nesting(trace), widest_dtype(trace))
+
+    def restore(self, learned: Setup, inner: Flow) -> None:
+        """Set up from what another guide learned, without a run of the model.
+
+        Args:
+            learned: by the other guide.
+            inner: a new flow from its builder.
+        """
+        self.learned = learned
+        self.assign_sites(learned.sites, learned.dtype)
+        self.flow = self.around(inner, torch.zeros(self.latent_dim, dtype=learned.dtype))
 
     def around(self, inner: Flow, like: Tensor) -> Flow:
         """The guide's flow: the builder's, and outside it a trained and a fixed affine map.
@@ -210,33 +206,6 @@ class AutoFlow(AutoContinuous):
         small = {"layers": 4, "hidden": (width, width), "activation": "silu"}
         return iaf(self.latent_dim, **{**small, **self.builder_args})
 
-    def _check_sites(self) -> None:
-        for name, site in self.latent_sites().items():
-            if site["fn"].has_enumerate_support or site["fn"].support.is_discrete:
-                raise ValueError(
-                    f"model: latent site {name!r} is discrete; sum it out, or name it in hide="
-                )
-            for frame in site["cond_indep_stack"]:
-                if is_subsampled(frame):
-                    raise ValueError(
-                        f"model: latent site {name!r} is inside the plate {frame.name!r}, of which "
-                        f"{frame.size} of {frame.full_size} rows are seen at a time; use "
-                        "pf.AutoAmortizedFlow, which has an encoder for such sites"
-                    )
-
-    def latent_sites(self) -> dict[str, Any]:
-        """The sites that the guide draws, by name, as in a trace of the model.
-
-        Raises:
-            ValueError: it was not set up yet.
-        """
-        if self.prototype_trace is None:
-            raise ValueError(
-                "guide: it has no parameters yet; call guide.setup(*args) with the model's "
-                "arguments"
-            )
-        return dict(self.prototype_trace.iter_stochastic_nodes())
-
     def check_model(self, trace: Trace) -> None:
         """See that a run of the model has the latent sites that the guide was set up for.
 
@@ -246,28 +215,23 @@ class AutoFlow(AutoContinuous):
         Raises:
             ChangedModelError: a site has appeared or is gone.
         """
-        found = {
-            name
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-        }
-        changed = found.symmetric_difference(self._unconstrained_shapes).difference(self.hidden)
-        if changed:
-            names = ", ".join(map(repr, sorted(changed)))
-            raise ChangedModelError(
-                f"model: latent site {names} comes and goes from call to call; a guide needs the "
-                "same sites in every call. Sum the choice out, or always sample every site"
-            )
+        check_same_sites(trace, (site.name for site in self._known.sites), self.hidden)
 
-    def _look_at(self, *args: Any, **kwargs: Any) -> None:
-        """Learn what the prototype, which holds no observed sites, does not show."""
-        with torch.no_grad(), poutine.block():
-            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
-        self.check_model(trace)
-        self.plate_nesting = nesting(trace)
-        values = [site["value"] for site in trace.nodes.values() if site["type"] == "sample"]
-        kinds = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
-        self.dtype = functools.reduce(torch.promote_types, kinds)  # the widest among all sites
+    @property
+    def _known(self) -> Setup:
+        if self.learned is None:
+            raise not_set_up()
+        return self.learned
+
+    @property
+    def plate_nesting(self) -> int:
+        """How many dimensions to the left the model's plates reach."""
+        return self._known.plate_nesting
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The flow's, the widest among the model's sites."""
+        return self._known.dtype
 
     def log_joint(
         self, args: tuple, kwargs: dict, model: Callable[..., Any] | None = None
@@ -280,7 +244,7 @@ class AutoFlow(AutoContinuous):
             model: another with the same latent sites; by default the guide's own.
         """
         model = self.model if model is None else model
-        return LogJoint(model, self._unpack_latent, self.plate_nesting, args, kwargs)
+        return LogJoint(model, self.unpack, self.plate_nesting, args, kwargs)
 
     @property
     def whiten(self) -> Whiten:
@@ -293,11 +257,10 @@ class AutoFlow(AutoContinuous):
         Args:
             chosen: which components.
         """
-        sizes = [shape.numel() for shape in self._unconstrained_shapes.values()]
-        pieces = zip(self._unconstrained_shapes, chosen.split(sizes), strict=True)
-        return [name for name, piece in pieces if piece.any()]
+        pieces = split(self._known.sites, chosen)
+        return [name for name, piece in pieces.items() if piece.any()]
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
+    def get_posterior(self, *_args: Any, **_kwargs: Any) -> FlowDistribution:
         """The flow's distribution over the stacked unconstrained sites."""
         return self.flow()
 
@@ -307,7 +270,7 @@ class AutoFlow(AutoContinuous):
         return self.flow.base()
 
     @pyro_method
-    def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
+    def get_transform(self, *_args: Any, **_kwargs: Any) -> FlowTransform:
         """From the base to the stacked unconstrained sites."""
         return self.flow.transform
 
@@ -325,49 +288,12 @@ class AutoFlow(AutoContinuous):
             For each site a tensor ``(n, *site shape)``.
         """
         self.setup(*args, **kwargs)
-        return self._constrained(self.flow.sample((n,)))
+        return self.constrained(self.flow.sample((n,)))
 
-    def _constrained(self, latent: Tensor) -> dict[str, Tensor]:
-        """Split ``(n, latent_dim)`` into sites and map each onto its support."""
-        sizes = [shape.numel() for shape in self._unconstrained_shapes.values()]
-        sites = self.latent_sites()
-        pieces = zip(self._unconstrained_shapes.items(), latent.split(sizes, dim=-1), strict=True)
-        return {
-            name: biject_to(sites[name]["fn"].support)(piece.reshape(len(latent), *shape))
-            for (name, shape), piece in pieces
-        }
-
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The median of every latent site, from 10,000 draws."""
-        return {k: v[0] for k, v in self.quantiles([0.5], *args, **kwargs).items()}
-
-    def quantiles(
-        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Quantiles of every latent site, from 10,000 draws.
+    def constrained(self, latent: Tensor) -> dict[str, Tensor]:
+        """Each site of stacked unconstrained vectors, on its own (constrained) scale.
 
         Args:
-            quantiles: levels in [0, 1].
-            *args: the model's arguments; needed only before ``setup``.
-            **kwargs: its keyword arguments.
-
-        Returns:
-            For each site a tensor ``(levels, *site shape)``.
+            latent: ``(n, latent_dim)``.
         """
-        return quantiles_of(self.sample_posterior(10_000, *args, **kwargs), quantiles)
-
-    def __deepcopy__(self, memo: dict) -> AutoFlow:
-        # Weights and Pyro's context are copied; the model and what was learnt of it are shared.
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update(self.__dict__, master=None)
-        for name in ("_parameters", "_buffers", "_modules", "_pyro_context"):
-            twin.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
-        return twin
-
-    def __getstate__(self) -> dict:
-        # Pyro's version forgets the model on the living guide too; the copy alone goes without it.
-        state = dict(self.__dict__)
-        state["_model"] = None
-        state["master"] = None
-        return state
+        return constrained(self._known.sites, latent)

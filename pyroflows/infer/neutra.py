@@ -119,7 +119,7 @@ class NeuTra:
             diverging.append(diverged(mcmc, 0, num_samples))
         with torch.no_grad():
             latent = flow.transform.forward_and_log_det(torch.cat(chains))[0]
-            draws = self.guide._constrained(latent)
+            draws = self.guide.constrained(latent)
         self.draws = {
             name: value.reshape(num_chains, num_samples, *value.shape[1:])
             for name, value in draws.items()

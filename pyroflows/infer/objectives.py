@@ -6,7 +6,7 @@ Pyro's own (``Trace_ELBO``, ``RenyiELBO``, ``TraceTailAdaptive_ELBO``) work too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -19,7 +19,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from pyroflows.distributions.flow_distribution import FlowDistribution
+from pyroflows._pyro.guides import ParticleELBO
 from pyroflows.infer.vectorize import (
     PLATE,
     per_particle,
@@ -32,7 +32,7 @@ from pyroflows.infer.vectorize import (
 
 def _path_log_prob(name: str, fn: Distribution, value: Tensor) -> Tensor:
     """``fn.log_prob(value)`` with the parameters of ``fn`` held fixed."""
-    if isinstance(fn, FlowDistribution):
+    if hasattr(fn, "path_log_prob"):  # a flow's
         return fn.path_log_prob(value)
     if isinstance(fn, Independent):
         inner = _path_log_prob(name, fn.base_dist, value)
@@ -64,7 +64,7 @@ def path_site(name: str, site: Any) -> Tensor:
     return scale_and_mask(log_prob, site["scale"], site["mask"])
 
 
-class PathELBO(Trace_ELBO):
+class PathELBO(ParticleELBO):
     r"""The ELBO with the path gradient ("sticking the landing"): the default for flows.
 
     :math:`\log q` is differentiated along the draws alone, not by the guide's parameters at fixed
@@ -90,21 +90,17 @@ class PathELBO(Trace_ELBO):
         True
     """
 
-    def _get_traces(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> Iterator[tuple[Trace, Trace]]:
-        for ran, drawn in super()._get_traces(model, guide, args, kwargs):
-            if hasattr(guide, "check_model"):
-                guide.check_model(ran)
-            yield ran, drawn
+    def elbo(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
+        """The ELBO in nats of one run, the guide's parameters acting through its draws alone.
 
-    def _differentiable_loss_particle(
-        self, model_trace: Trace, guide_trace: Trace
-    ) -> tuple[Tensor, Tensor]:
+        Args:
+            model_trace: of the model.
+            guide_trace: of the guide whose draws the model had.
+        """
         elbo = torch.as_tensor(model_trace.log_prob_sum())
         for name, site in sample_sites(guide_trace).items():
             elbo = elbo - path_site(name, site).sum()
-        return -elbo.detach(), -elbo
+        return elbo
 
 
 class _Weighted(Trace_ELBO):

@@ -12,7 +12,9 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
+
+from pyroflows._pyro.guides import FreeSite
 
 
 class Plate(NamedTuple):
@@ -148,7 +150,29 @@ def plate_with_latents(latents: dict[str, Any]) -> tuple[str, int]:
     return plate
 
 
-def of_any_item(name: str, site: Any, plate_dim: int) -> constraints.Constraint:
+def local_sites(nodes: dict[str, Any], plate_dim: int) -> tuple[tuple[FreeSite, ...], Tensor]:
+    """One item's part of the sites in a plate, and where it starts: at the mean over the items.
+
+    Args:
+        nodes: the sites, as in a trace.
+        plate_dim: dimension of their plate.
+
+    Returns:
+        The sites, and their stacked unconstrained start ``(size,)``.
+
+    Raises:
+        ValueError: bounds that differ from item to item, or a site with other batch dimensions.
+    """
+    sites, starts = [], []
+    for name, node in nodes.items():
+        free = biject_to(node["fn"].support).inv(node["value"])
+        shape = free.shape[len(node["fn"].batch_shape) :]
+        sites.append(FreeSite(name, shape, _support_of_any_item(name, node, plate_dim)))
+        starts.append(free.reshape(-1, shape.numel()).mean(dim=0))
+    return tuple(sites), torch.cat(starts)
+
+
+def _support_of_any_item(name: str, site: Any, plate_dim: int) -> constraints.Constraint:
     """The site's support without the plate's size: its bounds once, not once an item.
 
     Args:

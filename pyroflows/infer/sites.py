@@ -1,20 +1,54 @@
-"""What a guide learnt of its model, as plain values: enough to set it up without the model."""
+"""What a guide learned of its model: enough to set the guide up again without the model."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide.guides import AutoGuide
 from pyro.poutine import Trace
-from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+from torch.distributions import biject_to
 
-from pyroflows.distributions.flow import Flow
-from pyroflows.infer.guides import AutoFlow
+from pyroflows._pyro.guides import FreeSite, LatentSite
+from pyroflows.infer.vectorize import ChangedModelError, is_subsampled, sample_sites
 
 
-def no_model(*args: Any, **kwargs: Any) -> NoReturn:
+@dataclass(frozen=True)
+class Setup:
+    """What a guide over one vector learned.
+
+    Attributes:
+        sites: the latent ones, in the order in which the vector stacks them.
+        plate_nesting: how many dimensions to the left the model's plates reach.
+        dtype: of the guide, the widest among the model's sites.
+    """
+
+    sites: tuple[LatentSite, ...]
+    plate_nesting: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class AmortizedSetup:
+    """What an amortised guide learned.
+
+    Attributes:
+        sites: the local ones, in the order in which an item's vector stacks them.
+        plate_name: of the plate that they stand in.
+        plate_dim: its dimension.
+        full_size: its size, where an encoder's rows are a part of it; else None.
+    """
+
+    sites: tuple[FreeSite, ...]
+    plate_name: str
+    plate_dim: int
+    full_size: int | None
+
+
+def no_model(*_args: Any, **_kwargs: Any) -> NoReturn:
     """Stands for the model of a guide that was loaded without one.
 
     Raises:
@@ -26,90 +60,100 @@ def no_model(*args: Any, **kwargs: Any) -> NoReturn:
     )
 
 
-def check_set_up(guide: AutoGuide) -> None:
-    """See that a guide has parameters.
+def not_set_up() -> ValueError:
+    """What to raise where a guide that was not set up is asked for what it learned."""
+    return ValueError(
+        "guide: it has no parameters yet; call guide.setup(*args) with the model's arguments"
+    )
+
+
+def split(sites: Sequence[FreeSite], latent: Tensor) -> dict[str, Tensor]:
+    """Stacked unconstrained sites ``(*batch, size)``, each in its own shape.
 
     Args:
-        guide: of any kind.
-
-    Raises:
-        ValueError: it was not set up yet.
+        sites: in the order in which they are stacked.
+        latent: the vectors.
     """
-    if guide.prototype_trace is None:
-        raise ValueError(
-            "guide: it has no parameters yet; call guide.setup(*args) with the model's arguments"
-        )
-
-
-def facts_of(guide: AutoFlow) -> dict[str, Any]:
-    """Sites, plates and names of a guide that was set up; supports stay objects.
-
-    Args:
-        guide: any ``AutoFlow``.
-
-    Raises:
-        ValueError: it was not set up yet.
-    """
-    sites = []
-    for name, site in guide.latent_sites().items():
-        fn, frames = site["fn"], site["cond_indep_stack"]
-        sites.append(
-            {
-                "name": name,
-                "batch_shape": list(fn.batch_shape),
-                "event_shape": list(fn.event_shape),
-                "free_shape": list(guide._unconstrained_shapes[name]),
-                "support": fn.support,
-                "plates": [[f.name, f.dim, int(f.size), f.counter, f.full_size] for f in frames],
-            }
-        )
+    pieces = latent.split([site.free_shape.numel() for site in sites], dim=-1)
     return {
-        "name": guide._pyro_name,
-        "sites": sites,
-        "hide": list(guide.hidden),
-        "init": guide.init,
-        "init_scale": guide.init_scale,
-        "plate_nesting": guide.plate_nesting,
+        site.name: piece.reshape(latent.shape[:-1] + site.free_shape)
+        for site, piece in zip(sites, pieces, strict=True)
     }
 
 
-def guide_from(facts: dict[str, Any], inner: Flow, model: Any, dtype: torch.dtype) -> AutoFlow:
-    """A guide as ``setup`` leaves it, its weights not yet those that were trained.
+def constrained(sites: Sequence[FreeSite], latent: Tensor) -> dict[str, Tensor]:
+    """Each site of stacked vectors ``(*batch, size)`` mapped onto its support.
 
     Args:
-        facts: of ``facts_of``.
-        inner: a new flow from the guide's builder.
-        model: None where only draws and scores are wanted.
-        dtype: of the guide.
+        sites: in the order in which they are stacked.
+        latent: the vectors.
     """
-    words = {name: facts[name] for name in ("hide", "init", "init_scale")}
-    guide = AutoFlow(no_model if model is None else model, **words)
-    trace, frames, shapes, stacks = Trace(), {}, {}, {}
-    for site in facts["sites"]:
-        name = site["name"]
-        stack = tuple(CondIndepStackFrame(*plate) for plate in site["plates"])
-        batch, event = torch.Size(site["batch_shape"]), torch.Size(site["event_shape"])
-        # A flat density with the site's support and shapes: a guide asks for no more.
-        fn = dist.ImproperUniform(site["support"], batch, event)
-        trace.add_node(
-            name,
-            type="sample",
-            name=name,
-            fn=fn,
-            value=torch.zeros(batch + event, dtype=dtype),
-            is_observed=False,
-            cond_indep_stack=stack,
-            infer={},
+    free = split(sites, latent)
+    return {site.name: biject_to(site.support)(free[site.name]) for site in sites}
+
+
+def bracketed(sites: Iterable[str]) -> str:
+    """The sites as a part of the name under which Pyro's store keeps a guide's parameters.
+
+    So the guide of another model in the same process does not meet them.
+
+    Args:
+        sites: the names of the guide's latent sites.
+    """
+    sites = list(sites)
+    return f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
+
+
+def widest_dtype(trace: Trace) -> torch.dtype:
+    """The dtype to which those of all sites, observed ones too, are promoted.
+
+    Args:
+        trace: of a model.
+    """
+    values = [site["value"] for site in trace.nodes.values() if site["type"] == "sample"]
+    kinds = [v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+    return functools.reduce(torch.promote_types, kinds)
+
+
+def check_latent(name: str, node: Any) -> None:
+    """See that a guide over one vector can draw a latent site.
+
+    Args:
+        name: the site's.
+        node: as in a trace.
+
+    Raises:
+        ValueError: it is discrete, or its plate is subsampled.
+    """
+    if node["fn"].has_enumerate_support or node["fn"].support.is_discrete:
+        raise ValueError(
+            f"model: latent site {name!r} is discrete; sum it out, or name it in hide="
         )
-        shapes[name], stacks[name] = torch.Size(site["free_shape"]), stack
-        frames.update({frame.name: frame for frame in stack})
-    guide.prototype_trace = trace
-    guide._prototype_frames = frames
-    guide._unconstrained_shapes, guide._cond_indep_stacks = shapes, stacks
-    guide.latent_dim = sum(shape.numel() for shape in shapes.values())
-    guide._pyro_name = facts["name"]
-    guide.plate_nesting = facts["plate_nesting"]
-    guide.dtype = dtype
-    guide._create_plates()
-    guide.flow = guide.around(inner, torch.zeros(guide.latent_dim, dtype=dtype))
-    return guide
+    for frame in node["cond_indep_stack"]:
+        if is_subsampled(frame):
+            raise ValueError(
+                f"model: latent site {name!r} is inside the plate {frame.name!r}, of which "
+                f"{frame.size} of {frame.full_size} rows are seen at a time; use "
+                "pf.AutoAmortizedFlow, which has an encoder for such sites"
+            )
+
+
+def check_same_sites(trace: Trace, sites: Iterable[str], hidden: Iterable[str]) -> None:
+    """See that a run of a model has the latent sites that its guide was set up for.
+
+    Args:
+        trace: of the model.
+        sites: those of the guide.
+        hidden: further ones, which may be there or not.
+
+    Raises:
+        ChangedModelError: a site has appeared or is gone.
+    """
+    found = {name for name, site in sample_sites(trace).items() if not site["is_observed"]}
+    changed = found.symmetric_difference(sites).difference(hidden)
+    if changed:
+        names = ", ".join(map(repr, sorted(changed)))
+        raise ChangedModelError(
+            f"model: latent site {names} comes and goes from call to call; a guide needs the "
+            "same sites in every call. Sum the choice out, or always sample every site"
+        )

@@ -11,9 +11,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from pyro.infer.autoguide import init_to_median
 from torch import Tensor
+from torch.distributions import biject_to
 
 from pyroflows.infer.log_joint import LogJoint
 from pyroflows.infer.vectorize import ERRORS
@@ -25,6 +28,20 @@ _CANDIDATES = 256
 _MORE = 4
 _WHITENED = 400  # up to so many dimensions a full covariance is worth its second derivatives
 _ASCENTS = 50  # up to so many dimensions there are several ascents
+
+
+def middle(site: dict[str, Any]) -> Tensor:
+    """The prior's median, or zero in unconstrained space where it cannot be sampled.
+
+    Args:
+        site: as in a trace.
+    """
+    fn = site["fn"]
+    try:
+        return init_to_median(site)
+    except NotImplementedError:
+        to_support = biject_to(fn.support)
+        return to_support(torch.zeros(to_support.inverse_shape(fn.shape())))
 
 
 def gaussian_start(

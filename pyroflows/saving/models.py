@@ -16,9 +16,8 @@ from torch.nn.parameter import is_lazy
 from pyroflows._files.model_folder import read_folder, write_folder
 from pyroflows._version import __version__
 from pyroflows.infer.amortized import AutoAmortizedFlow, prior_of
-from pyroflows.infer.amortized_sites import amortized_from, facts_of_amortized
+from pyroflows.infer.facts import amortized_from, facts_of, facts_of_amortized, guide_from
 from pyroflows.infer.guides import AutoFlow
-from pyroflows.infer.sites import facts_of, guide_from
 from pyroflows.saving import hub
 from pyroflows.saving.builders import Builder, OutsideError, flow_from
 from pyroflows.saving.values import decode, encode, encode_config
@@ -176,7 +175,7 @@ def _config(flow: Any) -> dict[str, Any]:
         module = flow.flow
     elif isinstance(flow, AutoAmortizedFlow):
         extra["guide"] = _encoded_sites(facts_of_amortized(flow))
-        over_globals = getattr(flow, "global_guide", None)
+        over_globals = flow.global_guide
         extra["amortized"] = {"globals": None if over_globals is None else _config(over_globals)}
         module = flow.flow
     config = getattr(module, "config", None)
