@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import nn
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ComposeTransform
@@ -732,13 +733,37 @@ def test_one_row_leaves_the_biases_alone():
     assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items())
 
 
-def test_memory_sees_writes_behind_autograds_back():
-    d = pf.maf(2, layers=1, hidden=(8,))()
+@pytest.mark.parametrize(
+    ("build", "remembers"),
+    [(pf.iaf, True), (pf.maf, False), (pf.nsf, False), (pf.realnvp, False)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_draws_without_a_graph_are_remembered_where_that_saves_a_solve(build, remembers):
+    d = build(2, layers=1, hidden=(8,))()
     with torch.no_grad():
-        x = d.sample()
-        for p in d._owner.parameters():
-            p.data.add_(0.3)
-        assert torch.equal(d.log_prob(x), d.log_prob(x.clone()))
+        x = d.sample((3,))
+        assert (d._memo.get(x, d._owner) is not None) == remembers
+    y = d.rsample((3,))  # scored from its own graph, not from a second one
+    assert d._memo.get(y, d._owner) is not None
+
+
+def test_optimiser_steps_alone_make_what_is_kept_untrue():
+    """Steps that write to ``.data``, as Pyro's own optimisers do, change no version."""
+    flow = pf.iaf(2, layers=1, hidden=(8,)).eval()
+    d = flow()
+    with torch.no_grad():
+        x = d.sample((3,))
+        before = d.log_prob(x)
+    parameters = list(flow.parameters())
+    versions = [p._version for p in parameters]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    ClippedAdam(parameters, lr=0.1).step()
+    assert [p._version for p in parameters] == versions
+    with torch.no_grad():
+        assert d._memo.get(x, flow) is None
+        assert torch.equal(d.log_prob(x), copy.deepcopy(flow).log_prob(x))
+        assert not torch.equal(d.log_prob(x), before)
 
 
 def test_a_draw_without_a_graph_keeps_nothing_but_its_score():
@@ -767,7 +792,7 @@ def test_a_used_flow_goes_with_its_last_reference():
 @pytest.mark.parametrize("depth", [0, 1])
 @torch.no_grad()
 def test_memory_sees_a_layer_in_anothers_place(depth):
-    flow = pf.maf(2, layers=1, hidden=(8,))
+    flow = pf.iaf(2, layers=1, hidden=(8,))
     d = flow()
     x = d.sample()
     assert d._memo.get(x, flow) is not None
@@ -782,10 +807,10 @@ def test_memory_is_not_kept_for_plain_functions():
         lambda kept, c: kept * w, pf.transforms.Additive(), torch.tensor([True, False])
     )
     d = pf.Flow(layer, shape=2)()
-    with torch.no_grad():
-        x = d.sample()
-        w.add_(1.0)
-        assert torch.equal(d.log_prob(x), d.log_prob(x.clone()))
+    x = d.rsample()
+    assert len(d._memo) == 0
+    w.add_(1.0)
+    assert torch.equal(d.log_prob(x), d.log_prob(x.clone()))
 
 
 def test_base_distribution_follows_its_buffers():

@@ -1,28 +1,33 @@
-"""A memory of log-densities that keeps nothing alive and forgets what a change made untrue.
+"""What is kept of earlier computations, and how a change that makes it untrue is noticed.
 
-Pyro's ELBO draws from a distribution and later asks the same object to score the very tensor it
-drew. For an inverse autoregressive flow the second call would cost an inversion, so the value is
-remembered here: weakly, and only for as long as nothing it was computed from has changed.
+A fingerprint of tensors is what each of them is (its identity), where its numbers lie, its version,
+which counts torch's writes to it, and how many steps optimisers took: fused ones, and those that
+write to ``.data``, change no version. A write behind torch's back leaves none of these traces: to
+``tensor.data`` outside of an optimiser, or through a view that NumPy shares. Autograd overlooks
+those too. So write to parameters under ``torch.no_grad()``, not to their ``.data``; what a flow
+keeps beyond one distribution's life, it keeps in eval mode only, and ``flow.eval()`` drops it.
 
-A change is seen by torch's version counters and by the steps of optimisers. A write to
-``tensor.data`` moves neither: on a CPU it is seen where it changes the first or the last element,
-and anywhere else not at all. So write to parameters under ``torch.no_grad()``, not to ``.data``.
+``Kept`` is a value made from tensors, ``Memo`` one that belongs to a result. Pyro's ELBO draws from
+a distribution and later asks the same object to score the very tensor it drew; for an inverse
+autoregressive flow that would cost an inversion. The memo keeps it weakly: it holds no draw alive.
 """
 
 from __future__ import annotations
 
-import ctypes
+import operator
 import weakref
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-# Fused optimisers and those that write to ``p.data`` do not bump ``Tensor._version``, so
-# optimiser steps are counted. The hook is registered when the first value is remembered.
+T = TypeVar("T")
+
+_version = operator.attrgetter("_version")
 _steps = 0
-_hook = None
+_hook = None  # registered when steps are first asked for
 
 
 def _count_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -30,46 +35,12 @@ def _count_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
     _steps += 1
 
 
-_WORDS = {
-    torch.float16: ctypes.c_uint16,
-    torch.bfloat16: ctypes.c_uint16,
-    torch.float32: ctypes.c_uint32,
-    torch.int32: ctypes.c_uint32,
-    torch.float64: ctypes.c_uint64,
-    torch.int64: ctypes.c_uint64,
-}
-
-
-def steps_taken() -> int:
-    """How many steps optimisers took since this was first asked for or a value remembered."""
+def optimiser_steps() -> int:
+    """How many steps optimisers took since this was first asked for."""
     global _hook
     if _hook is None:
         _hook = register_optimizer_step_post_hook(_count_step)
     return _steps
-
-
-def mark(tensor: Tensor) -> tuple[int, ...]:
-    """Identity, place and version; on a CPU also the bits of the first and the last element.
-
-    Writing to ``tensor.data`` bumps no version and leaves no trace but the bits.
-    """
-    place, word = tensor.data_ptr(), _WORDS.get(tensor.dtype)  # the place of no elements is 0
-    if not (place and word and tensor.is_cpu and tensor.is_contiguous()):
-        return id(tensor), place, tensor._version
-    last = place + tensor.nbytes - ctypes.sizeof(word)
-    first, last = word.from_address(place).value, word.from_address(last).value
-    return id(tensor), place, tensor._version, first, last
-
-
-def contents(tensor: Tensor) -> tuple:
-    """All that a small tensor holds: equal only while not a bit was changed, whoever wrote it.
-
-    Where it lies on another device, its mark and the count of steps; never equal where it has none.
-    """
-    if tensor.is_cpu:
-        held = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
-        return held.dtype, ctypes.string_at(held.data_ptr(), held.nbytes)
-    return (object(),) if tensor.is_inference() else (steps_taken(), mark(tensor))
 
 
 def transformed() -> bool:
@@ -82,47 +53,105 @@ def traced() -> bool:
     return transformed() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
-def _stamp(module: nn.Module, given: tuple[Tensor, ...]) -> tuple | None:
-    """What differs as soon as a parameter or a buffer was stepped, loaded, replaced or moved.
+class Fingerprint(NamedTuple):
+    """Equal keys mean equal numbers.
 
-    None where that cannot be told: while compiling or under ``torch.func``, for tensors without a
-    version, and for networks that are plain functions and may depend on anything.
+    Attributes:
+        key: what is compared.
+        tensors: held, so that none of their identities is given to another tensor.
     """
-    if transformed() or any(t.is_inference() for t in given):
+
+    key: tuple
+    tensors: Sequence[Tensor]
+
+
+def fingerprint(tensors: Sequence[Tensor], *state: object) -> Fingerprint | None:
+    """That of some tensors, and of other ``state`` besides.
+
+    None where it cannot be told: for stand-ins of tensors, and those without a version.
+    """
+    if transformed():
         return None
-    state = [steps_taken(), module.training, torch.is_grad_enabled(), *map(mark, given)]
-    for m, _ in _members(module):
-        if "net" in m.__dict__:  # sub-modules are not in __dict__: a plain function
+    try:
+        versions = tuple(map(_version, tensors))
+    except RuntimeError:  # of a tensor made in inference mode
+        return None
+    places = map(Tensor.data_ptr, tensors)
+    return Fingerprint((optimiser_steps(), state, *map(id, tensors), *places, *versions), tensors)
+
+
+class Forgetful:
+    """What starts empty in copies and pickles of the object that holds it."""
+
+    def __reduce__(self) -> tuple:
+        return type(self), ()
+
+
+class Kept(Forgetful, Generic[T]):
+    """A value made from tensors without a graph, kept until one of them changes.
+
+    Example:
+        >>> doubled, x = Kept(), torch.ones(2)
+        >>> first = doubled.get([x], lambda: 2 * x)
+        >>> doubled.get([x], lambda: 2 * x) is first
+        True
+        >>> doubled.get([x.add_(1)], lambda: 2 * x)
+        tensor([4., 4.])
+    """
+
+    def __init__(self) -> None:
+        self._found: tuple[Fingerprint, T] | None = None
+
+    def get(self, sources: Sequence[Tensor], make: Callable[[], T]) -> T:
+        """What ``make()`` gives, made again only if one of the sources was changed or replaced."""
+        source = fingerprint(sources)
+        if source is None:
+            return make()
+        if self._found is None or self._found[0].key != source.key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._found = source, make()
+        return self._found[1]
+
+    def clear(self) -> None:
+        """Forget the value."""
+        self._found = None
+
+    def __bool__(self) -> bool:
+        return self._found is not None
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor] | None:
+    """All parameters and buffers in a module; None if it may depend on anything else."""
+    modules: list[nn.Module | None] = [module]
+    found: list[Tensor | None] = []
+    for m in modules:  # grows on the way
+        if m is None:
+            continue
+        state = m.__dict__
+        if "net" in state:  # sub-modules are not in __dict__: a network that is a plain function
             return None
-        for table in (m._parameters, m._buffers):
-            for t in table.values():
-                if t is not None:
-                    if t.is_inference():
-                        return None
-                    state.append(mark(t))
-    return tuple(state)
+        found += state["_parameters"].values()
+        found += state["_buffers"].values()
+        modules += state["_modules"].values()
+    return [t for t in found if t is not None]
 
 
-def _members(module: nn.Module) -> list[tuple[nn.Module, tuple]]:
-    """A module and all below it, each with its children; walked again only where those changed."""
-    own = module, tuple(module._modules.values())
-    children, below = module.__dict__.get("_members", (None, []))
-    if own[1] != children or any(tuple(m._modules.values()) != c for m, c in below):
-        below = [(m, tuple(m._modules.values())) for m in module.modules() if m is not module]
-        # Without the module: in its own __dict__ it would be a cycle, which keeps what it holds
-        # in memory until the collector comes by.
-        module.__dict__["_members"] = own[1], below
-    return [own, *below]
+def _source_of(module: nn.Module, given: Iterable[Tensor]) -> Fingerprint | None:
+    """What differs as soon as a parameter or buffer was stepped, loaded, replaced or moved."""
+    tensors = None if transformed() else _tensors_of(module)
+    if tensors is None:
+        return None
+    return fingerprint([*tensors, *given], module.training, torch.is_grad_enabled())
 
 
 class _Entry(NamedTuple):
     output: weakref.ref
     state: tuple[int, bool]
-    stamp: tuple
+    source: Fingerprint
     value: Any
 
 
-class Memo:
+class Memo(Forgetful):
     """Values that belong to exact tensors, valid only while their sources stand unchanged.
 
     Args:
@@ -135,14 +164,13 @@ class Memo:
 
     def put(self, output: Tensor, value: Any, module: nn.Module, *given: Tensor) -> None:
         """Remember ``value`` for ``output``, computed by ``module`` from ``given``."""
-        compiling = torch.compiler.is_compiling()
-        stamp = None if compiling or output.is_inference() else _stamp(module, given)
-        if stamp is None:
+        source = _source_of(module, given)
+        if source is None or output.is_inference():
             return
         entries, key = self._entries, id(output)
         reference = weakref.ref(output, lambda _: entries.pop(key, None))
         state = (output._version, output.requires_grad)
-        entries[key] = _Entry(reference, state, stamp, value)
+        entries[key] = _Entry(reference, state, source, value)
         while len(entries) > self.size:
             entries.pop(next(iter(entries)), None)
 
@@ -153,9 +181,8 @@ class Memo:
             return None
         if entry.state != (output._version, output.requires_grad):
             return None
-        if entry.stamp != _stamp(module, given):
-            return None
-        return entry.value
+        source = _source_of(module, given)
+        return entry.value if source is not None and source.key == entry.source.key else None
 
     def clear(self) -> None:
         """Forget everything."""
@@ -165,4 +192,4 @@ class Memo:
         return len(self._entries)
 
     def __reduce__(self) -> tuple:
-        return Memo, (self.size,)  # copies and pickles start empty
+        return Memo, (self.size,)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TypeVar
 
 from torch import nn
+
+from pyroflows._pyro.memo import Forgetful
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -20,5 +23,7 @@ def detached_view(module: M) -> M:
         "_buffers": dict(module._buffers),
         "_modules": {k: m if m is None else detached_view(m) for k, m in module._modules.items()},
     }
-    view.__dict__.update(module.__dict__, **tables)
+    for name, value in module.__dict__.items():
+        view.__dict__[name] = copy.copy(value) if isinstance(value, Forgetful) else value
+    view.__dict__.update(tables)
     return view

@@ -10,6 +10,8 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
+from pyroflows._pyro.memo import Kept
+
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -71,7 +73,7 @@ class Base(nn.Module):
         super().__init__()
         self.wraps = 0
         self.is_standard = distribution is None
-        self._standard: tuple[Tensor, StandardNormal] | None = None
+        self._standard: Kept[StandardNormal] = Kept()
         if distribution is None:
             self.kind: type[Distribution] = dist.Normal
             # Constants that say where and in which dtype to draw; nothing to save.
@@ -113,16 +115,10 @@ class Base(nn.Module):
 
     def _standard_normal(self) -> StandardNormal:
         """Made once for each place it is moved to."""
-        loc = self.get_buffer("loc")
-        if self._standard is not None and self._standard[0] is loc:
-            return self._standard[1]
-        made = StandardNormal(self._made(), self.wraps, validate_args=False)
-        if not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled()):
-            self._standard = loc, made
-        return made
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_standard": None}
+        tensors = [self.get_buffer(name) for name in self.names]
+        return self._standard.get(
+            tensors, lambda: StandardNormal(self._made(), self.wraps, validate_args=False)
+        )
 
     def __repr__(self) -> str:
         shapes = {name: tuple(self.get_buffer(name).shape) for name in self.names}

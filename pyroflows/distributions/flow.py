@@ -27,8 +27,9 @@ class Flow(Synced):
     ``pyro.module`` or on its own.
 
     Write to its parameters under ``torch.no_grad()`` (optimisers, ``copy_``, ``load_state_dict``),
-    not to their ``.data``: what is kept for own draws, and in eval mode of masked weights, may not
-    notice the latter.
+    not to their ``.data``, which torch does not see: what is kept for own draws, and in eval mode
+    of masked weights and matrices, is then out of date until ``flow.eval()`` and ``flow()`` are
+    called again.
 
     Args:
         transform: from base to data.

@@ -118,12 +118,15 @@ class FlowDistribution(dist.TransformedDistribution):
                 x, log_det = (torch.cat(found) for found in zip(*pieces, strict=True))
             state = None
         log_prob = self._base_log_prob(z) - log_det
-        if self._owner is None:
-            return x, log_prob
-        # An alias: the log-density's graph may hold x and must not keep its own key alive.
-        x = x.view_as(x)
-        self._memo.put(x, (log_prob, state), self._owner, *self._given())
+        if self._owner is not None and self._memo_pays():
+            # An alias: the log-density's graph may hold x and must not keep its own key alive.
+            x = x.view_as(x)
+            self._memo.put(x, (log_prob, state), self._owner, *self._given())
         return x, log_prob
+
+    def _memo_pays(self) -> bool:
+        """Whether scoring a draw would cost a solve, or a second graph through the networks."""
+        return torch.is_grad_enabled() or self.transforms[0].fast in ("sample", "neither")
 
     def _pieces(self, z: Tensor) -> Sequence[Tensor]:
         """Many rows in pieces where one pass is bound by memory: on a CPU, without a graph."""

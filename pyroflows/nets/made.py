@@ -8,21 +8,20 @@ computing each hidden unit once.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pyroflows._checks import check_whole, checked_ints
-from pyroflows._pyro.memo import traced
+from pyroflows._pyro.memo import Kept, traced
 from pyroflows.nets import made_gradient, made_inverse
 from pyroflows.nets.masked_linear import MaskedLinear
-from pyroflows.nets.mlp import Dropping, activation_named, through_hidden
+from pyroflows.nets.mlp import ResidualNet, activation_named
 from pyroflows.nets.plan import Plan, PlannedLayer, in_order
 
 
-class MADE(Dropping):
+class MADE(ResidualNet):
     """Parameters ``(*batch, features, params)``; those of feature i see ``x_<i`` and the context.
 
     Hidden layers of equal width are joined by parameter-free skips (a residual MADE). Units see the
@@ -86,14 +85,9 @@ class MADE(Dropping):
         marks = torch.arange(-1, features + 1)
         self.upto = [torch.searchsorted(d, marks).tolist() for d in (inputs, *degrees)]
         self.from_context = nn.Linear(context, self.hidden[0], bias=False) if context else None
-        # The last plan and the masked weights it was made from, for as long as those stay.
-        self._kept: tuple[list[Tensor], Plan] | None = None
+        self._kept: Kept[Plan] = Kept()  # see plan
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-
-    def has_skip(self, layer: int) -> bool:
-        """Whether hidden layer number ``layer`` adds its input to its output."""
-        return self.residual and layer > 0 and self.hidden[layer] == self.hidden[layer - 1]
 
     def untrained(self, wider: float = 1.0) -> MADE:
         """A new net of the same build, each hidden layer wider by a factor."""
@@ -109,16 +103,18 @@ class MADE(Dropping):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """All features' parameters in one pass; ``context`` broadcasts against the batch."""
-        out = self.last(through_hidden(self, x, context))
+        out = self.last(self.through_hidden(x, context))
         return out.unflatten(-1, (self.features, self.params))
 
     def plan(self) -> Plan:
         """What solving through the network takes; in eval mode kept until a weight changes."""
         linear: list[MaskedLinear] = [*self.layers, self.last]
         weights = [layer.masked_weight() for layer in linear]
-        kept = self._kept
-        if kept is not None and all(map(operator.is_, kept[0], weights)):
-            return kept[1]
+        if self.training or traced():
+            return self._planned(linear, weights)
+        return self._kept.get(weights, lambda: self._planned(linear, weights))
+
+    def _planned(self, linear: list[MaskedLinear], weights: list[Tensor]) -> Plan:
         # The parameters of feature d stand where a unit of degree d would.
         outputs = [0, *range(0, self.features * self.params + 1, self.params)]
         ordered = in_order(weights, self.params, self.descending)
@@ -129,7 +125,7 @@ class MADE(Dropping):
             )
         ]
         layers.append(PlannedLayer(self.last, ordered[-1], self.upto[-1], outputs, is_last=True))
-        plan = Plan(
+        return Plan(
             self.features,
             self.params,
             self.descending,
@@ -138,8 +134,6 @@ class MADE(Dropping):
             layers,
             self.from_context,
         )
-        self._kept = None if self.training or traced() else (weights, plan)
-        return plan
 
     def check_masks(self) -> None:
         """Raise a ``ValueError`` where replaced masks make solving through the net impossible."""
@@ -169,9 +163,6 @@ class MADE(Dropping):
     ) -> tuple[list[Tensor | None], Tensor | None]:
         """Gradients back through the fixed point; see ``nets.made_gradient``."""
         return made_gradient.solve_back(self.plan(), step, x, context, block_step)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": None}
 
     def __repr__(self) -> str:
         context = f", context={self.from_context.in_features}" if self.from_context else ""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows._pyro.memo import mark, steps_taken, traced
+from pyroflows._pyro.memo import Kept, traced
 
 # Below this many weights one dense product is faster than several that skip zeros.
 _DENSE = 1 << 16
@@ -98,8 +98,7 @@ class MaskedLinear(nn.Linear):
         # In the weight's dtype: a boolean one would be converted at every product.
         self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
         self.spans = _spans(mask) if mask.numel() >= _DENSE else []
-        # The masked weight, and what it was made from: see masked_weight.
-        self._kept: tuple[tuple, Tensor] | None = None
+        self._kept: Kept[Tensor] = Kept()  # see masked_weight
         # Fan-in of what the mask leaves, or the first outputs of a wide layer start too small.
         bound = mask.sum(dim=1, keepdim=True).clamp(min=1).rsqrt()
         with torch.no_grad():
@@ -110,22 +109,19 @@ class MaskedLinear(nn.Linear):
         """The weight with zeros where nothing may pass.
 
         In eval mode it is made once and kept until the weight was changed, replaced or moved, or
-        an optimiser stepped; not where a gradient has to pass. A write to ``weight.data`` may go
-        unseen (see ``pyroflows._pyro.memo``): write under ``torch.no_grad()`` instead.
+        an optimiser stepped; not where a gradient has to pass. A write to ``weight.data`` goes
+        unseen until ``eval()`` is called again (see ``pyroflows._pyro.memo``): write under
+        ``torch.no_grad()`` instead.
         """
         passes = torch.is_grad_enabled() and self.weight.requires_grad
-        if self.training or passes or traced() or self.weight.is_inference():
+        if self.training or passes or traced():
             return self.weight * self.mask
-        source = steps_taken(), mark(self.weight), id(self.mask)
-        kept = self._kept
-        if kept is None or kept[0] != source:
-            with torch.inference_mode(False), torch.no_grad():
-                kept = source, self.weight * self.mask
-            self._kept = kept
-        return kept[1]
+        return self._kept.get((self.weight, self.mask), lambda: self.weight * self.mask)
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": None}
+    def train(self, mode: bool = True) -> MaskedLinear:
+        """As in torch; what was kept is forgotten."""
+        self._kept.clear()
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(*batch, inputs)`` to ``(*batch, outputs)``."""

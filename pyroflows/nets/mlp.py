@@ -46,24 +46,47 @@ def activation_named(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
-def through_hidden(net: Dropping, x: Tensor, context: Tensor | None) -> Tensor:
-    """What the last hidden layer of an ``MLP`` or a ``MADE`` hands on, ``(*batch, width)``."""
-    h = net.layers[0](x)
-    if net.from_context is not None:
-        h = h + net.from_context(context)
-    for index, layer in enumerate(net.layers[1:], start=1):
-        skip = net.has_skip(index)
-        new = layer(_activated(net, h, reuse=not skip))
-        h = new.add_(h) if skip else new
-    return _activated(net, h, reuse=True)
+class ResidualNet(Dropping):
+    """Hidden layers, those of equal width joined by parameter-free skips; the context enters first.
+
+    Attributes:
+        hidden: widths, one per hidden layer.
+        residual: whether there are skips.
+        activation: a name from ``ACTIVATIONS``.
+        activate: that function.
+        layers: the hidden layers.
+        from_context: what is added to the first one's output; None without a context.
+    """
+
+    hidden: tuple[int, ...]
+    residual: bool
+    activation: str
+    activate: Callable[[Tensor], Tensor]
+    layers: nn.ModuleList
+    from_context: nn.Linear | None
+
+    def has_skip(self, layer: int) -> bool:
+        """Whether hidden layer number ``layer`` adds its input to its output."""
+        return self.residual and layer > 0 and self.hidden[layer] == self.hidden[layer - 1]
+
+    def through_hidden(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """What the last hidden layer hands on, ``(*batch, width)``."""
+        first, *others = self.layers
+        h = first(x)
+        if self.from_context is not None:
+            h = h + self.from_context(context)
+        for index, layer in enumerate(others, start=1):
+            skip = self.has_skip(index)
+            new = layer(self._activated(h, reuse=not skip))
+            h = new.add_(h) if skip else new
+        return self._activated(h, reuse=True)
+
+    def _activated(self, h: Tensor, reuse: bool) -> Tensor:
+        """The activation and, while training, dropout; ``reuse`` if ``h`` is needed no more."""
+        return self.drop(h.relu_() if reuse and self.activation == "relu" else self.activate(h))
 
 
-def _activated(net: Dropping, h: Tensor, reuse: bool) -> Tensor:
-    """The activation and, while training, dropout; ``reuse`` if ``h`` is not needed any more."""
-    return net.drop(h.relu_() if reuse and net.activation == "relu" else net.activate(h))
-
-
-class MLP(Dropping):
+class MLP(ResidualNet):
     """``(*batch, inputs)`` and a context ``(*batch, context)`` to ``(*batch, outputs)``.
 
     Hidden layers of equal width are joined by parameter-free skips. The last layer starts at
@@ -114,11 +137,7 @@ class MLP(Dropping):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The outputs; ``context`` broadcasts against the batch of ``x``."""
-        return self.last(through_hidden(self, x, context))
-
-    def has_skip(self, layer: int) -> bool:
-        """Whether hidden layer number ``layer`` adds its input to its output."""
-        return self.residual and layer > 0 and self.hidden[layer] == self.hidden[layer - 1]
+        return self.last(self.through_hidden(x, context))
 
     def __repr__(self) -> str:
         widths = (self.layers[0].in_features, *self.hidden, self.last.out_features)

@@ -202,12 +202,11 @@ class FlowTransform(TransformModule):
         """Drop what is bound to the module that this one was copied from, in a copy."""
         for name in DIRECTIONS:
             self.__dict__.pop(name, None)
-        self._known_inverse, self._memo = None, Memo(size=1)
+        self._known_inverse = None
 
     def __getstate__(self) -> dict:
-        derived = ("_members", *DIRECTIONS)
-        state = {k: v for k, v in self.__dict__.items() if k not in derived}
-        return {**state, "_known_inverse": None, "_memo": Memo(size=1)}
+        state = {k: v for k, v in self.__dict__.items() if k not in DIRECTIONS}
+        return {**state, "_known_inverse": None}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyroflows._checks import check_whole
-from pyroflows._pyro.memo import contents, traced
+from pyroflows._pyro.memo import Kept, traced
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.images.squeeze import IMAGE
 
@@ -20,7 +22,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         lower: Tensor,
         upper: Tensor,
         log_diagonal: Tensor,
@@ -34,9 +36,7 @@ class _Product(torch.autograd.Function):
         return product.index_select(0, permutation), log_diagonal.sum()
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor, grad_log_det: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         lower, upper, log_diagonal, signs, permutation, left, right = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for: in terms of autograd
             left, right = lower.tril(-1), upper.triu(1) + (signs * log_diagonal.exp()).diag()
@@ -79,13 +79,16 @@ class Conv1x1(FlowTransform):
     """
 
     domain = codomain = IMAGE
+    permutation: Tensor
+    signs: Tensor
 
     def __init__(self, channels: int, *, lu: bool = True, seed: int = 0) -> None:
         super().__init__()
         check_whole(1, channels=channels)
         self.lu = lu
-        # What matrix gives without a graph, and all that it was made from.
-        self._kept: dict[bool, tuple[list[tuple], tuple[Tensor, Tensor | float]]] = {}
+        # What matrix gives without a graph.
+        self._matrix: Kept[tuple[Tensor, Tensor | float]] = Kept()
+        self._inverse_matrix: Kept[tuple[Tensor, Tensor | float]] = Kept()
         generator = torch.Generator().manual_seed(seed)
         start = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
         rotation = torch.linalg.qr(start).Q
@@ -142,25 +145,32 @@ class Conv1x1(FlowTransform):
         return F.linear(x.movedim(-3, -1), matrix).movedim(-1, -3), log_det
 
     def _without_graph(self, inverse: bool) -> tuple[Tensor, Tensor | float] | None:
-        """What ``matrix`` gives, made once and kept for as long as it is right.
+        """What ``matrix`` gives, in eval mode made once and kept until a parameter changes.
 
-        None where a gradient has to pass, or operations are traced.
+        None in training, where a gradient has to pass, or operations are traced. A write to a
+        parameter's ``.data`` goes unseen until ``eval()`` is called again.
         """
-        tensors = (*self._parameters.values(), *self._buffers.values())
-        passes = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if passes or traced():
+        if self.training or traced():
             return None
-        source = [contents(t) for t in tensors]
-        kept = self._kept.get(inverse)
-        if kept is None or kept[0] != source:
-            with torch.inference_mode(False), torch.no_grad():
-                matrix, log_det = self.matrix(inverse)
-                made = matrix.clone(), float(log_det) if log_det.is_cpu else log_det
-            self._kept[inverse] = kept = source, made
-        return kept[1]
+        tensors: tuple[Tensor, ...] = (
+            (self.lower, self.upper, self.log_diagonal, self.signs, self.permutation)
+            if self.lu
+            else (self.weight,)
+        )
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return None
 
-    def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_kept": {}}
+        def make() -> tuple[Tensor, Tensor | float]:
+            matrix, log_det = self.matrix(inverse)
+            return matrix.clone(), float(log_det) if log_det.is_cpu else log_det
+
+        return (self._inverse_matrix if inverse else self._matrix).get(tensors, make)
+
+    def train(self, mode: bool = True) -> Conv1x1:
+        """As in torch; what was kept is forgotten."""
+        self._matrix.clear()
+        self._inverse_matrix.clear()
+        return super().train(mode)
 
     def forward_and_log_det(
         self, x: Tensor, context: Tensor | None = None
