@@ -33,8 +33,8 @@ def open_fabric(
     """A launched Fabric; by default on the device, and in the dtype, of ``like``.
 
     Args:
-        fabric: a ``lightning_fabric.Fabric`` that its maker launched, the arguments of one by name,
-            or None.
+        fabric: a ``lightning_fabric.Fabric``, launched or not, the arguments of one by name, or
+            None.
         like: what is trained, or a tensor of it.
         precisions: those that may be asked for by name, beside the dtype that ``like`` has.
 
@@ -45,39 +45,51 @@ def open_fabric(
     from lightning_fabric import Fabric
 
     if isinstance(fabric, Fabric):
-        return fabric
-    if not (fabric is None or isinstance(fabric, dict)):
+        made = fabric
+        _check_precision(made.strategy.precision.precision, like, precisions)
+    elif fabric is None or isinstance(fabric, dict):
+        arguments = _with_defaults(fabric or {}, like, precisions)
+        try:
+            made = Fabric(**arguments)
+        except Exception as error:  # it has kinds of its own
+            raise ValueError(f"fabric: Lightning Fabric refuses {arguments!r}: {error}") from error
+    else:
         raise ValueError(
             "fabric: expected a lightning_fabric.Fabric, a dict of its arguments such as "
             f"{{'devices': 2}}, or None, got {fabric!r}"
         )
-    arguments = _with_defaults(dict(fabric or {}), like, precisions)
-    try:
-        made = Fabric(**arguments)
-    except Exception as error:  # it has kinds of its own
-        raise ValueError(f"fabric: Lightning Fabric refuses {arguments!r}: {error}") from error
-    made.launch()
+    if not getattr(made, "_launched", False):
+        made.launch()
     return made
 
 
 def _with_defaults(
-    arguments: dict[str, Any], like: Placed, precisions: tuple[str, ...]
+    given: dict[str, Any], like: Placed, precisions: tuple[str, ...]
 ) -> dict[str, Any]:
     """What Fabric is to be made with, where the rest follows from a tensor."""
-    own = "64-true" if like.dtype == torch.float64 else "32-true"
-    precision = arguments.pop("precision", None)
-    if not (precision is None or isinstance(precision, str) and precision in (own, *precisions)):
-        raise ValueError(
-            f"precision: expected None or one of {', '.join(map(repr, precisions))} for a flow in "
-            f"{like.dtype} (move the flow itself with .to(dtype)), got {precision!r}"
-        )
-    # No conversions: Fabric's "64-true" would hand the loss back in the default dtype.
-    arguments["precision"] = "32-true" if precision in (None, own) else precision
-    if "accelerator" not in arguments and like.device.index is not None:
-        arguments.setdefault("devices", [like.device.index])
-    arguments.setdefault("accelerator", like.device.type)
-    arguments.setdefault("devices", 1)
+    arguments = {"accelerator": None, "devices": 1, "precision": None, **given}
+    _check_precision(arguments["precision"], like, precisions)
+    if arguments["precision"] not in precisions:
+        # No conversions: Fabric's "64-true" would hand the loss back in the default dtype. Of a
+        # plugin, which may be a precision itself, nothing is known.
+        arguments["precision"] = None if "plugins" in arguments else "32-true"
+    if arguments["accelerator"] is None:
+        arguments["accelerator"] = like.device.type
+        if arguments["devices"] == 1 and like.device.index is not None:
+            arguments["devices"] = [like.device.index]
     return arguments
+
+
+def _check_precision(precision: Any, like: Placed, precisions: tuple[str, ...]) -> None:
+    """See that it is one of those, or leaves what is trained as it is."""
+    own = "64-true" if like.dtype == torch.float64 else "32-true"
+    named = isinstance(precision, str) and precision in (own, "32-true", *precisions)
+    if precision is None or named:
+        return
+    raise ValueError(
+        f"precision: expected None or one of {', '.join(map(repr, precisions))} for a flow in "
+        f"{like.dtype} (move the flow itself with .to(dtype)), got {precision!r}"
+    )
 
 
 def draw_apart(fabric: Fabric) -> None:

@@ -79,6 +79,56 @@ def test_arguments_that_fabric_refuses_are_named(train, arguments, message):
         train(fabric=arguments)
 
 
+def test_a_given_fabric_is_launched_if_it_is_not():
+    fabric = Fabric(accelerator="cpu", devices=1)
+    launches = []
+    fabric.launch = lambda: launches.append(1)
+    assert open_fabric(fabric, LIKE) is fabric
+    assert launches == [1]
+    launched = Fabric(accelerator="cpu", devices=1)
+    launched.launch()
+    launched.launch = fabric.launch
+    assert open_fabric(launched, LIKE) is launched
+    assert launches == [1]
+
+
+@every_trainer
+def test_a_given_fabric_that_would_move_the_flow_is_refused(train):
+    with pytest.raises(ValueError, match="precision: expected None or .*, got 'bf16-true'"):
+        train(fabric=Fabric(accelerator="cpu", devices=1, precision="bf16-true"))
+
+
+def test_a_given_fabric_computes_in_its_precision():
+    mixed = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    assert fit(fabric=mixed).train == fit(fabric={"precision": "bf16-mixed"}).train
+    assert fit(fabric=mixed).train != fit().train
+
+
+def test_a_precision_may_come_as_a_plugin():
+    from lightning_fabric.plugins import MixedPrecision
+
+    plugin = MixedPrecision("bf16-mixed", "cpu")
+    assert fit(fabric={"plugins": plugin}).train == fit(fabric={"precision": "bf16-mixed"}).train
+
+
+@pytest.mark.parametrize("devices", [{}, {"devices": 1}], ids=str)
+def test_one_device_is_the_one_where_the_flow_is(monkeypatch, devices):
+    made = []
+
+    class Recorded(Fabric):
+        def __init__(self, **arguments):
+            made.append(arguments)
+            super().__init__(accelerator="cpu", devices=1)
+
+    class OnSecondGpu:
+        dtype = torch.float32
+        device = torch.device("cuda:1")
+
+    monkeypatch.setattr("lightning_fabric.Fabric", Recorded)
+    open_fabric(devices, OnSecondGpu())
+    assert (made[0]["accelerator"], made[0]["devices"]) == ("cuda", [1])
+
+
 def test_a_double_flow_is_trained_in_double():
     made = open_fabric(None, torch.zeros(1, dtype=torch.float64))
     assert made.strategy.precision.precision == "32-true"  # which converts nothing

@@ -30,6 +30,10 @@ def train(x: torch.Tensor) -> torch.Tensor:
     q = flow()
     print(history.train, q.log_prob(draws), flow.dtype, flow.device, flow.fast, len(flow.parts))
     chain = pf.Chain([pf.transforms.LULinear(2), pf.transforms.LULinear(2).inv])
+    pf.fit(pf.quantized(flow, 8), x.long(), lr=1e-2, dropout=None)
+    pf.initialize(pf.quantized(flow, 8), x.long())
+    pf.fit(pf.pixelcnn((1, 4, 4)), x.long(), fabric={"devices": 1})
+    pf.fit(flow, x, checkpoint=pf.Checkpoint("run", every=0.5, resume=True))
     return pf.Flow(chain, shape=2).sample(3) + log_prob.sum()
 
 
@@ -68,6 +72,8 @@ WRONG = {
     "pf.nsf(2, bins='eight')": 'Argument "bins"',
     "pf.maf(2)(validate=True)": '"validate"',
     "pf.maf(2, family=3)": 'Argument "family"',
+    "pf.fit(pf.maf(2), [[1.0, 2.0]], lrr=0.1)": '"lrr"',
+    "pf.distill(pf.maf(2), pf.maf(2), clip='one')": 'Argument "clip"',
 }
 
 

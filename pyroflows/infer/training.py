@@ -168,9 +168,9 @@ def _compiled(modules: list[torch.nn.Module], device: torch.device, wanted: bool
 def _some_tensor(args: tuple, kwargs: dict, *programs: Any) -> Tensor:
     """A tensor to tell where the work is: an argument, or a parameter; else one on the CPU."""
     modules = (m for m in programs if isinstance(m, torch.nn.Module))
-    given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    held = (p for module in modules for p in module.parameters())
-    return next(itertools.chain(given, held), torch.empty(()))
+    arguments = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    parameters = (p for module in modules for p in module.parameters())
+    return next(itertools.chain(arguments, parameters), torch.empty(()))
 
 
 def _elbo(

@@ -191,7 +191,7 @@ class Checkpoints:
                 f"checkpoint: {len(content):,} bytes could not be written ("
                 f"{error.strerror or error}); the weights in place are the best so far, and of the "
                 f"checkpoints before {kept}. "
-                "Make room and go on with resume=True",
+                "Make room and go on with pf.Checkpoint(folder, resume=True)",
                 str(self.folder),
             ) from error
         for old in self._files():

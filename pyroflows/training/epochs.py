@@ -218,11 +218,11 @@ class Epochs(Schedule):
         history = self.run.history
         if history.curves:
             return {name: f"{values[-1]:.3f}" for name, values in history.curves.items()}
-        shown = {"train": f"{history.train[-1]:.3f}"}
+        scores = {"train": f"{history.train[-1]:.3f}"}
         if history.val:
-            shown["val"] = f"{history.val[-1]:.3f}"
-        shown["best"] = f"{history.score:.3f} {history.unit}"
-        return shown
+            scores["val"] = f"{history.val[-1]:.3f}"
+        scores["best"] = f"{history.score:.3f} {history.unit}"
+        return scores
 
     def give_up(self) -> NoReturn:
         """Say what was tried, and what may help."""

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from pyroflows.data.checks import check_is_flow, checked_rows
 from pyroflows.data.loaders import Validation, count_batches, sources
 from pyroflows.discrete.levels import bits_per_dim
 from pyroflows.discrete.noise import fixed_noise
-from pyroflows.discrete.quantization import quantized
+from pyroflows.discrete.pixel_model import PixelCNN
+from pyroflows.discrete.quantization import Quantized, quantized
 from pyroflows.distributions.flow import Flow
 from pyroflows.training.checkpoints import Checkpoint, open_checkpoints, shapes_of
 from pyroflows.training.epochs import Settings, optimise
@@ -65,7 +66,7 @@ class _Loss(nn.Module):
         return -self.flow(context, validate_args=False).log_prob(x).mean()
 
 
-def initialize(flow: Flow, x: Any, context: Any = None) -> None:
+def initialize(flow: Flow | Quantized | PixelCNN, x: Any, context: Any = None) -> None:
     """The data-dependent start that ``fit`` makes: sets ``Standardize`` and ``ActNorm`` layers.
 
     Nothing else in the package alters this state; it is part of the ``state_dict``.
@@ -86,12 +87,12 @@ def initialize(flow: Flow, x: Any, context: Any = None) -> None:
         tensor(20.)
     """
     check_is_flow(flow=flow)
-    rows = checked_rows(flow, x, context).to(flow.device)
+    rows = checked_rows(cast("Flow", flow), x, context).to(flow.device)
     flow.initialize(rows.x, rows.context)
 
 
 def fit(
-    flow: Flow,
+    flow: Flow | Quantized | PixelCNN,
     x: Any,
     context: Any = None,
     *,
@@ -182,7 +183,8 @@ def fit(
     """
     check_is_flow(flow=flow)
     numbers = _checked(recipe, seed=seed, max_epochs=max_epochs, batch_size=batch_size)
-    model: Any = flow if bins is None else quantized(flow, bins)
+    # A model of integers is trained as a flow is.
+    model = cast("Flow", flow if bins is None else quantized(cast("Flow", flow), bins))
     seed, batch_size = to_builtin(seed), to_builtin(batch_size)
     at = open_fabric(fabric, model)
     shard = at.global_rank, at.world_size

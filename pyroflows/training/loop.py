@@ -204,10 +204,10 @@ class Run:
         """
         history, schedule, pace = self.history, self.schedule, self.pace
         start = time.perf_counter() - history.seconds
-        shown = Progress(pace.label, schedule.unit, schedule.total, schedule.done, pace.progress)
+        bar = Progress(pace.label, schedule.unit, schedule.total, schedule.done, pace.progress)
         try:
             while not schedule.end():
-                self._do_period(shown)
+                self._do_period(bar)
                 history.seconds = time.perf_counter() - start
                 self._save_after_period()
             if not history.steps:
@@ -215,30 +215,30 @@ class Run:
             history.stopped = schedule.end()
         except KeyboardInterrupt:
             history.stopped = "interrupted"
-            shown.say(f"{pace.label}: interrupted, with the best weights of {history}")
+            bar.say(f"{pace.label}: interrupted, with the best weights of {history}")
         except BaseException:
             self.best.restore()
             raise
         finally:
             self.optimiser.zero_grad()
-            shown.close()
+            bar.close()
             history.seconds = time.perf_counter() - start
         schedule.finish()
         return history
 
-    def _do_period(self, shown: Progress) -> None:
-        """Its steps, a look at the weights, and a line of the history or a way back."""
+    def _do_period(self, bar: Progress) -> None:
+        """Its steps, an evaluation, and a line of the history or a rollback."""
         begin = self.schedule.done
         for batch in self.schedule.batches():
             self._step(batch)
-            shown.update(self.schedule.done - begin)
+            bar.update(self.schedule.done - begin)
             begin = self.schedule.done
             self._save_if_due(self.schedule.progress(within=True))
         if not self.schedule.judge():
             self._roll_back()
         elif self.history.steps:
-            shown.tell(**self.schedule.facts())
-        shown.update(self.schedule.done - begin)
+            bar.tell(**self.schedule.facts())
+        bar.update(self.schedule.done - begin)
 
     def _step(self, batch: Any) -> None:
         """One step; no host synchronisation, unless it may be skipped."""

@@ -28,7 +28,7 @@ class Progress:
         self.show = show and sys.stderr is not None
         self._facts: dict[str, str] = {}
         self._start = self._last = time.monotonic()
-        self._told = done
+        self._reported = done
         self._bar: Any = None
         if self.show and sys.stderr.isatty():
             from tqdm.auto import tqdm
@@ -71,11 +71,11 @@ class Progress:
         """The end: the bar is left as it is, or a last line written."""
         if self._bar is not None:
             self._bar.close()
-        elif self._told < self.done:
+        elif self._reported < self.done:
             self._line()
 
     def _line(self) -> None:
-        self._last, self._told = time.monotonic(), self.done
+        self._last, self._reported = time.monotonic(), self.done
         count = f"{self.unit} {self.done} of {self.total}"
         facts = [f"{name} {value}" for name, value in self._facts.items()]
         seconds = f"{self._last - self._start:.0f} s"

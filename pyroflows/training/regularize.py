@@ -1,4 +1,4 @@
-"""How much a flow is held back in training, by how many rows there are for a feature."""
+"""Default weight decay and dropout, from the number of rows per feature."""
 
 from __future__ import annotations
 
