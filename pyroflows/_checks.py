@@ -80,11 +80,11 @@ def checked_ints(name: str, values: Sequence[int], fewest: int = 1) -> tuple[int
         (8, 8)
     """
     sequence = isinstance(values, Sequence) and not isinstance(values, str)
-    held = list(values) if sequence else []
-    fits = all(isinstance(v, Integral) and is_number(v) and v > 0 for v in held)
-    if not sequence or not fits or len(held) < fewest:
+    numbers = list(values) if sequence else []
+    fits = all(isinstance(v, Integral) and is_number(v) and v > 0 for v in numbers)
+    if not sequence or not fits or len(numbers) < fewest:
         raise ValueError(f"{name}: expected a tuple of positive integers, got {values!r}")
-    return tuple(int(v) for v in held)
+    return tuple(int(v) for v in numbers)
 
 
 def context_shape(context: int | Sequence[int]) -> tuple[int, ...]:

@@ -125,10 +125,10 @@ def test_walking_gives_the_features_of_one_pass():
     x = torch.randn(3, 2, 5, 6, dtype=torch.float64)
     c = torch.eye(3, dtype=torch.float64)
     expected, got = net(x, c), torch.zeros(3, 6, 5, 6, dtype=torch.float64)
-    net.walk(x, lambda features, i, j: got[:, :, i, j].copy_(features), c)
+    net.step_through(x, lambda features, i, j: got[:, :, i, j].copy_(features), c)
     assert torch.allclose(got, expected, atol=1e-12)
     got.zero_()
-    net.walk(x, lambda features, i, j: got[:, :, i, j].copy_(features), c, rows=[1, 3])
+    net.step_through(x, lambda features, i, j: got[:, :, i, j].copy_(features), c, rows=[1, 3])
     assert torch.allclose(got[:, :, [1, 3]], expected[:, :, [1, 3]], atol=1e-12)
     assert (got[:, :, [0, 2, 4]] == 0).all()
 

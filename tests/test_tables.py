@@ -95,7 +95,7 @@ def test_held_out_rows_are_not_trained_on(file):
 
 
 def test_of_many_rows_few_are_held_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "HELD", 50)
+    monkeypatch.setattr(tables, "MOST_HELD_OUT", 50)
     np.save(tmp_path / "x.npy", numbered())
     index, rows = hold_out(flow(), open_table(tmp_path / "x.npy"), 0.5, 0)
     assert len(index) == len(rows) == 50

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import IO
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
-LOOKED_AT = 20  # lines that show the separator, and whether the first has names
+SAMPLE_LINES = 20  # lines that show the separator, and whether the first has names
 
 
 def number(cell: str) -> float | None:
@@ -31,7 +31,7 @@ def separator_of(file: IO[str]) -> str:
         file.seek(0)
         try:
             lines = filter(None, csv.reader(file, delimiter=separator))
-            widths = {len(cells) for cells in islice(lines, LOOKED_AT)}
+            widths = {len(cells) for cells in islice(lines, SAMPLE_LINES)}
         except csv.Error:  # such as a cell that is too long, as it is no cell
             continue
         if len(widths) == 1 and widths != {1}:

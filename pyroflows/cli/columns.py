@@ -1,4 +1,4 @@
-"""Which columns, where they live, and which rows can be used."""
+"""Which columns are used, their bounds, and which rows can be used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEWEST_ROWS = 20
 
 
 def listed(names: Sequence[str], limit: int = 8) -> str:
-    """Names in a row, not too many of them."""
+    """Names with commas between them, and how many more there are than ``limit``."""
     shown = ", ".join(map(repr, names[:limit]))
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
@@ -86,8 +86,8 @@ def choose(table: Table, options: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, left_out
 
 
-def seen(table: Table) -> str:
-    """What the first line of a text was taken for, where nobody said it."""
+def header_note(table: Table) -> str:
+    """How the first line of a text was read, where no option says how."""
     if table.header:
         return f"names in the first line: {listed(table.names)} (--no-header if it is a row)"
     return f"no names in the first line: {listed(table.names, 2)} (--header if it has them)"
@@ -125,7 +125,7 @@ def report_rows(facts: dict[str, Any]) -> list[str]:
 def bounds_of(
     names: Sequence[str], positive: Sequence[str], bounded: Sequence[str]
 ) -> dict[str, tuple[float, float] | None]:
-    """Where each column lives: None for all numbers, else the two ends; the last may be infinite.
+    """The bounds of each column: None for all numbers, else two; the upper may be infinite.
 
     Args:
         names: the columns in use.

@@ -15,7 +15,7 @@ import typer
 
 from pyroflows.cli import columns as cols
 from pyroflows.cli.output import Json, command, note, result
-from pyroflows.cli.runs import HELD_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
+from pyroflows.cli.runs import TEST_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
 from pyroflows.cli.tables import BINARY, kind_of, read_table
 from pyroflows.data.rows import shuffled
 from pyroflows.distillation import compare, student_of
@@ -91,7 +91,7 @@ class Chosen:
         left_out: names of the columns of words.
         values: ``(rows, columns)``: the rows that can be used.
         counts: of rows and of what is missing in them.
-        bounds: where each column lives.
+        bounds: of each column.
     """
 
     header: bool
@@ -140,8 +140,8 @@ def fit(options: FitOptions) -> None:
     note(f"fitting {options.flow} to {len(train):,} rows of {len(chosen.names)} columns in {dtype}")
     history = _train(flow, train, options)
     facts = {"source": options.data.name, "history": dataclasses.asdict(history), **chosen.facts()}
-    run = Run(options.out, flow, facts, train[:TRAIN_ROWS], test[:HELD_ROWS])
-    _judge(run, test)
+    run = Run(options.out, flow, facts, train[:TRAIN_ROWS], test[:TEST_ROWS])
+    _score_test_rows(run, test)
     run.write()
     summary = {
         "flow": options.flow,
@@ -171,7 +171,7 @@ def _read(options: FitOptions) -> Chosen:
     """Read the table, choose columns and rows, and note what was left out."""
     table = read_table(options.data, options.header)
     if options.header is None and kind_of(options.data) not in BINARY:
-        note(cols.seen(table))
+        note(cols.header_note(table))
     names, left_out = cols.choose(table, options.columns or [])
     values = cols.values_of(table, names)
     usable, counts = cols.usable(values, names)
@@ -238,8 +238,8 @@ def _sizes(make: Any, layers: int | None, hidden: str | None) -> dict[str, Any]:
     return options
 
 
-def _judge(run: Run, test_rows: np.ndarray) -> None:
-    """Note what the flow scores on rows it never saw."""
+def _score_test_rows(run: Run, test_rows: np.ndarray) -> None:
+    """Add to the run's facts what the flow scores on rows that it was not trained on."""
     scores = log_prob(run.flow, run.tensor(test_rows))
     run.facts["held_out"] = {
         "rows": len(scores),
@@ -249,10 +249,10 @@ def _judge(run: Run, test_rows: np.ndarray) -> None:
 
 
 def _fitted(facts: dict[str, Any], history: History) -> list[str]:
-    held = facts["held_out"]
+    score = facts["held_out"]
     return [
         f"{len(history.steps)} epochs in {history.seconds:.1f} s, {history.stopped}",
-        f"held out: {held['nats']:.3f} +- {held['error']:.3f} nats a row, {held['rows']:,} rows",
+        f"held out: {score['nats']:.3f} +- {score['error']:.3f} nats a row, {score['rows']:,} rows",
     ]
 
 
@@ -287,12 +287,12 @@ def distill(
         batch_size=batch_size,
         progress=not json,
     )
-    told = compare(teacher.flow, student, teacher.tensor(teacher.held), history=history)
+    report = compare(teacher.flow, student, teacher.tensor(teacher.test), history=history)
     facts = {**teacher.facts, "history": dataclasses.asdict(history)}
     facts["teacher"] = teacher.builder
-    made = Run(out, student, facts, teacher.train, teacher.held)
-    _judge(made, made.held)
+    made = Run(out, student, facts, teacher.train, teacher.test)
+    _score_test_rows(made, made.test)
     made.write()
     # What repr shows: numbers, no draws.
-    said = {f.name: getattr(told, f.name) for f in dataclasses.fields(told) if f.repr}
-    result({**said, "out": str(out)}, [str(told), f"written to {out}"], json)
+    summary = {f.name: getattr(report, f.name) for f in dataclasses.fields(report) if f.repr}
+    result({**summary, "out": str(out)}, [str(report), f"written to {out}"], json)

@@ -24,8 +24,8 @@ from pyroflows.saving.builders import import_by_name
 
 COSTS = {
     "both": ("1 pass", "1 pass"),
-    "sample": ("1 pass", "a walk"),
-    "log_prob": ("a walk", "1 pass"),
+    "sample": ("1 pass", "1 solve"),
+    "log_prob": ("1 solve", "1 pass"),
 }
 
 
@@ -33,7 +33,7 @@ COSTS = {
 def list_flows(json: Json = False) -> None:
     """The flows, and what each direction costs.
 
-    A pass is one evaluation of the networks. A walk goes through the features once, exactly, at
+    A pass is one evaluation of the networks. A solve goes through the features once, exactly, at
     about the cost of two passes for a vector. An iteration takes a few dozen passes.
 
     Example: pyroflows list
@@ -46,12 +46,12 @@ def list_flows(json: Json = False) -> None:
         if config is None or config["builder"] not in described:
             continue
         name = config["builder"]
-        given = {k: v for k, v in config["arguments"].items() if k in ("scheme", "fast")}
+        arguments = {k: v for k, v in config["arguments"].items() if k in ("scheme", "fast")}
         defaults = inspect.signature(described[name]).parameters
-        options = {k: v for k, v in given.items() if v != defaults[k].default}
+        options = {k: v for k, v in arguments.items() if v != defaults[k].default}
         sample, score = COSTS[example.fast]
         if "tolerance" in defaults:  # it solves for the inverse
-            sample = sample.replace("a walk", "iteration")
+            sample = sample.replace("1 solve", "iteration")
         key = name, sample, score
         text = (described[name].__doc__ or "").strip().splitlines()[0]
         words = " ".join(f"{k}={v}" for k, v in options.items())

@@ -19,7 +19,7 @@ def count_outliers(run: Run, scores: np.ndarray, quantile: float) -> tuple[dict[
         scores: of the table; NaN where a row has none.
         quantile: of the training rows' scores; below it a row is an outlier.
     """
-    trained, unseen = run.scores(run.train), run.scores(run.held)
+    trained, unseen = run.scores(run.train), run.scores(run.test)
     threshold = float(np.quantile(trained, quantile, method="lower"))
     scored = int((~np.isnan(scores)).sum())
     outliers = scores < threshold  # a NaN is not

@@ -50,7 +50,7 @@ def _plain(value: Any) -> Any:
 
 
 def on_terminal(json: bool) -> bool:
-    """Whether someone looks on while a command works."""
+    """Whether a person watches the command: it writes lines, to a terminal."""
     return not json and sys.stderr.isatty()
 
 

@@ -39,15 +39,15 @@ def judged(run: Run, samples: int) -> dict[str, Any]:
     where the densities are right it is uniform. ``ks`` is its largest distance from that.
     """
     draws = run.tensor(np.concatenate(list(run.draws(samples))))
-    held, own = run.scores(run.held), np.sort(log_prob(run.flow, draws))
-    pit = np.sort(np.searchsorted(own, held) / samples)
+    scores, of_draws = run.scores(run.test), np.sort(log_prob(run.flow, draws))
+    pit = np.sort(np.searchsorted(of_draws, scores) / samples)
     n = len(pit)
     steps = np.arange(n + 1) / n
     ks = max(np.abs(pit - steps[1:]).max(), np.abs(pit - steps[:-1]).max())
     limit = 1.36 * np.sqrt(1 / n + 1 / samples)  # Kolmogorov and Smirnov, 95 %, two samples
     return {
-        "nats": float(held.mean()),
-        "error": float(held.std() / np.sqrt(n)),
+        "nats": float(scores.mean()),
+        "error": float(scores.std() / np.sqrt(n)),
         "gaussian": _gaussian(run),
         "ks": float(ks),
         "ks_limit": float(limit),
@@ -60,11 +60,11 @@ def judged(run: Run, samples: int) -> dict[str, Any]:
 def _gaussian(run: Run) -> float:
     """What a Gaussian with the training rows' mean and covariance scores on the held-out rows."""
     mean, scale = run.train.mean(0), run.train.std(0)
-    scale = np.where(scale > 0, scale, 1)  # the rows kept may be constant where others are not
-    train, held = (run.train - mean) / scale, (run.held - mean) / scale
+    scale = np.where(scale > 0, scale, 1)  # a column may be constant in these rows, not in all
+    train, test = (run.train - mean) / scale, (run.test - mean) / scale
     covariance = train.T @ train / len(train) + 1e-9 * np.eye(len(mean))
     inverse, (_, log_det) = np.linalg.inv(covariance), np.linalg.slogdet(covariance)
-    distance = np.einsum("ni,ij,nj->n", held, inverse, held)
+    distance = np.einsum("ni,ij,nj->n", test, inverse, test)
     constant = len(mean) * np.log(2 * np.pi) + log_det + 2 * np.log(scale).sum()
     return float(-0.5 * (distance + constant).mean())
 
@@ -107,7 +107,7 @@ def _summary(run: Run, facts: dict[str, Any]) -> str:
         "Rows": f"{counts.get('rows', 0):,}, {counts.get('used', 0):,} of them usable",
         "Missing values": missing or "none",
         "Held-out rows": f"{facts['nats']:.3f} ± {facts['error']:.3f} nats a row, in the table's "
-        f"units ({len(run.held):,} rows)",
+        f"units ({len(run.test):,} rows)",
         "A Gaussian scores": f"{facts['gaussian']:.3f} nats; the flow is "
         f"{facts['nats'] - facts['gaussian']:+.3f} nats from it",
         "Calibration": f"KS distance {facts['ks']:.3f}; by chance up to {facts['ks_limit']:.3f}",
@@ -174,7 +174,7 @@ def _marginals(run: Run, draws: np.ndarray) -> tuple[Figure, str]:
         if i >= len(shown):
             ax.axis("off")
             continue
-        data, model = run.held[:, i], draws[:, i]
+        data, model = run.test[:, i], draws[:, i]
         bins = np.linspace(*_window(data, model), 41)
         ax.hist(data, bins, density=True, color=DATA, alpha=0.45, label="data")
         ax.hist(model, bins, density=True, color=MODEL, histtype="step", lw=1.4, label="flow")
@@ -194,19 +194,19 @@ def _pairs(run: Run, draws: np.ndarray) -> tuple[Figure, str]:
     count = min(PAIRS, len(run.columns))
     figure = _figure(2 * count + 0.5, 2 * count + 0.5)
     grid = figure.subplots(count, count, squeeze=False)
-    dots = min(DOTS, len(run.held), len(draws))
+    dots = min(DOTS, len(run.test), len(draws))
     size = 3 if dots > 300 else 7
-    windows = [_window(run.held[:, i], draws[:, i]) for i in range(count)]
+    windows = [_window(run.test[:, i], draws[:, i]) for i in range(count)]
     for i in range(count):
         for j in range(count):
             ax, lower = grid[i, j], i > j
             if i == j:
                 bins = np.linspace(*windows[i], 31)
-                ax.hist(run.held[:, i], bins, density=True, color=DATA, alpha=0.45)
+                ax.hist(run.test[:, i], bins, density=True, color=DATA, alpha=0.45)
                 ax.hist(draws[:, i], bins, density=True, color=MODEL, histtype="step")
                 ax.set_yticks([])
             else:
-                rows, colour = (run.held, DATA) if lower else (draws, MODEL)
+                rows, colour = (run.test, DATA) if lower else (draws, MODEL)
                 rows = rows[:dots]
                 ax.scatter(rows[:, j], rows[:, i], s=size, alpha=0.5, color=colour, linewidths=0)
                 ax.set(ylim=windows[i])

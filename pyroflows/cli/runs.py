@@ -1,4 +1,4 @@
-"""The folder of a run: the flow, what it knows of its table, and rows to judge it by."""
+"""The folder of a run: the flow, the facts of its table, and rows to score it on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyroflows.distributions.flow import Flow
 from pyroflows.saving.models import load, save
 
 FACTS, ROWS = "table.json", "rows.npz"
-TRAIN_ROWS, HELD_ROWS = 10_000, 2_000
+TRAIN_ROWS, TEST_ROWS = 10_000, 2_000
 AT_ONCE = 10_000
 
 
@@ -34,14 +34,14 @@ class Run:
         flow: over rows of the columns in ``facts["columns"]``, in their units.
         facts: column names, counts, the course of training: plain values.
         train: up to 10,000 of the rows it was trained on.
-        held: up to 2,000 rows it never saw.
+        test: up to 2,000 rows it was never trained on.
     """
 
     folder: Path
     flow: Flow
     facts: dict[str, Any]
     train: np.ndarray
-    held: np.ndarray
+    test: np.ndarray
 
     @property
     def columns(self) -> list[str]:
@@ -57,14 +57,15 @@ class Run:
         return f"mirrored {config['builder']}" if "mirrored" in config else config["builder"]
 
     def write(self) -> None:
-        """Keep it; each file is replaced as a whole.
+        """Write the folder; each file is replaced as a whole.
 
-        What makes it a run comes last, so that one killed here is none, not half another's.
+        The file that makes the folder a run comes last: where the process is killed in between,
+        there is no run, rather than a mixture of two.
         """
         (self.folder / FACTS).unlink(missing_ok=True)
         save(self.flow, self.folder)
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, train=self.train, held=self.held)
+        np.savez_compressed(buffer, train=self.train, held=self.test)
         write_atomically(self.folder / ROWS, buffer.getvalue())
         text = json.dumps(self.facts, indent=1, ensure_ascii=False)
         write_atomically(self.folder / FACTS, text.encode())
@@ -72,15 +73,15 @@ class Run:
     def scores(self, values: np.ndarray) -> np.ndarray:
         """Log-density of each row in nats, NaN where a row is not finite."""
         found = np.full(len(values), np.nan)
-        kept = np.isfinite(values).all(axis=1)
-        if not kept.any():  # torch's vector constraints cannot check an empty tensor
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.any():  # torch's vector constraints cannot check an empty tensor
             return found
-        rows = self.tensor(values[kept])
+        rows = self.tensor(values[finite])
         # A value may overflow in the flow's precision: infinitely far out.
         far = ~torch.isfinite(rows).all(dim=1) | ~self.flow.support.check(rows)
         scores = log_prob(self.flow, torch.where(far[:, None], self.tensor(self.train[:1]), rows))
         scores[far.numpy()] = -np.inf
-        found[kept] = np.where(np.isnan(scores), -np.inf, scores)
+        found[finite] = np.where(np.isnan(scores), -np.inf, scores)
         return found
 
     def draws(self, n: int) -> Iterator[np.ndarray]:
@@ -107,7 +108,7 @@ class Run:
 
 @torch.no_grad()
 def log_prob(flow: Flow, rows: Tensor) -> np.ndarray:
-    """Scores of ``(rows, features)``, so many at once as fit in memory."""
+    """Scores of ``(rows, features)``, as many at once as fit in memory."""
     parts = [flow(validate_args=False).log_prob(part).numpy() for part in rows.split(AT_ONCE)]
     return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
 
@@ -126,19 +127,19 @@ def read_run(folder: Path) -> Run:
     try:
         facts = json.loads((folder / FACTS).read_bytes())
         with np.load(folder / ROWS, allow_pickle=False) as rows:
-            train, held = rows["train"], rows["held"]
-        fits = len(facts["columns"]) == flow.event_shape[0] == train.shape[1] == held.shape[1]
-        if not (fits and isinstance(facts["header"], bool) and len(train) and len(held)):
+            train, test = rows["train"], rows["held"]
+        fits = len(facts["columns"]) == flow.event_shape[0] == train.shape[1] == test.shape[1]
+        if not (fits and isinstance(facts["header"], bool) and len(train) and len(test)):
             raise ValueError("its parts do not fit together")
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{folder}: expected a folder that pyroflows fit wrote ({error}); fit again"
         ) from None
-    return Run(folder, flow, facts, train, held)
+    return Run(folder, flow, facts, train, test)
 
 
 def check_out(folder: Path, overwrite: bool) -> None:
-    """See that a run can be written there, before hours of work; a run that fails leaves nothing.
+    """See, before hours of work, that a run can be written there; nothing is made.
 
     Raises:
         ValueError: something is there, or there is no right to write.

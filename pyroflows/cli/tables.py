@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pyroflows._files.text_tables import LOOKED_AT, is_header, number, separator_of
+from pyroflows._files.text_tables import SAMPLE_LINES, is_header, number, separator_of
 
 BINARY = (".npy", ".parquet")
 KINDS = (".csv", ".tsv", ".txt", *BINARY)
@@ -108,7 +108,7 @@ def _read_csv(path: Path, header: bool | None) -> Table:
     words: dict[str, tuple[int, str]] = {}
     with csv_lines(path) as lines:
         numbered = ((lines.line_num, cells) for cells in lines if cells)
-        first = list(islice(numbered, LOOKED_AT))
+        first = list(islice(numbered, SAMPLE_LINES))
         if header is None and first:
             header = is_header(first[0][1], [cells for _, cells in first[1:]])
         for line, cells in chain(first, numbered):

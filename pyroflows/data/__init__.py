@@ -1,1 +1,1 @@
-"""Rows on their way into a flow: checked, split, batched, read from files and loaders."""
+"""Training data: rows checked, split and batched, from memory, files and loaders."""

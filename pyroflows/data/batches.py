@@ -46,8 +46,8 @@ class Batches:
         return (self.rows[index].batch for index in indices[position:])
 
     def __len__(self) -> int:
-        own = -(-len(self.rows) // self.processes)
-        return -(-own // self.size)
+        shard = -(-len(self.rows) // self.processes)
+        return -(-shard // self.size)
 
     @property
     def count(self) -> int:

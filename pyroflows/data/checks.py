@@ -136,7 +136,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
     try:
         array = np.asarray(value)
-    except Exception as error:  # whatever the conversion of an object of one's own may raise
+    except Exception as error:  # whatever the conversion of a user's object may raise
         raise ValueError(f"{name}: expected rows of one length ({error})") from None
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name}: expected real numbers, got an array of {array.dtype}")
@@ -179,8 +179,8 @@ def _on_the_border(support: constraints.Constraint, x: Tensor) -> Tensor:
     border = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if _described(support) == str(constraints.real):
         return border
-    for way in (-math.inf, math.inf):
-        beyond = x.nextafter(x.new_tensor(way))
+    for end in (-math.inf, math.inf):
+        beyond = x.nextafter(x.new_tensor(end))
         border |= ~support.check(beyond).reshape(len(x), -1).all(dim=1)
     return border
 
@@ -246,5 +246,5 @@ def checked_flow(name: str, value: Any, expected: str = "a Flow") -> Flow:
 
 
 def _named(value: Any) -> str:
-    own = getattr(value, "__name__", None)
-    return type(value).__name__ if own is None else f"{type(value).__name__} {own}"
+    name = getattr(value, "__name__", None)
+    return type(value).__name__ if name is None else f"{type(value).__name__} {name}"

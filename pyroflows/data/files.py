@@ -23,7 +23,7 @@ from pyroflows.data.rows import Batch, Rows, shuffled, validation_count
 from pyroflows.distributions.flow import Flow
 
 BUFFER = 32 * 2**20  # bytes
-HELD = 65_536  # rows held out at most
+MOST_HELD_OUT = 65_536  # rows held out at most
 _BLOCKS = 8  # in a buffer
 
 
@@ -260,7 +260,7 @@ class TableBatches(Streamed):
 
 def hold_out(flow: Flow, table: Table, share: float, seed: int) -> tuple[np.ndarray, Rows]:
     """Which rows to hold out, a random share of 65,536 at most, and these rows."""
-    count = min(validation_count(table.shape[0], share), HELD)
+    count = min(validation_count(table.shape[0], share), MOST_HELD_OUT)
     generator = torch.Generator().manual_seed(seed)
     if table.shape[0] <= 2**24:
         index = shuffled(table.shape[0], generator)[:count].sort().values

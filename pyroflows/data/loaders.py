@@ -1,4 +1,4 @@
-"""Where training rows come from: tensors, data sets or loaders, and what is held out of them."""
+"""Training batches and validation rows, from tensors, data sets, loaders or files."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class Loader(Streamed):
             ).batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The passes so far, and where the loader's own generators stand."""
+        """The epochs begun, and where the loader's own generators stand."""
         generators = [generator.get_state() for generator in self._generators()]
         return {"epoch": self.epoch, "generators": generators}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the pass that follows."""
+        """Go on with the epoch that follows."""
         self.epoch = state["epoch"]
         for generator, value in zip(self._generators(), state["generators"], strict=True):
             generator.set_state(value)

@@ -120,9 +120,9 @@ def shuffled_split(rows: torch.Tensor, generator: torch.Generator) -> Split:
     n = len(rows)
     if n < 10:
         raise ValueError(f"an 80/10/10 split needs at least 10 rows, got {n}")
-    held = n // 10
+    tenth = n // 10
     rows = rows[torch.randperm(n, generator=generator)]
-    return Split(rows[: n - 2 * held], rows[n - 2 * held : n - held], rows[n - held :])
+    return Split(rows[: n - 2 * tenth], rows[n - 2 * tenth : n - tenth], rows[n - tenth :])
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""The noise between integers: uniform, or a flow's given the picture; and how to have it again."""
+"""Noise that fills the gaps between integers: uniform, or drawn by a flow given the picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def noise_flow(dequantizer: str | Flow, shape: Size) -> Flow | None:
     """The flow that draws noise given a picture; None for uniform noise.
 
     Args:
-        dequantizer: ``"uniform"``, ``"variational"``, or a flow of one's own.
+        dequantizer: ``"uniform"``, ``"variational"``, or a user's flow.
         shape: of a picture.
 
     Raises:
@@ -114,7 +114,7 @@ def noise(
 
 
 def within_the_unit_interval(support: constraints.Constraint) -> bool:
-    """Whether bounds of the support keep every element there; False where it tells of none."""
+    """Whether the support's bounds keep every element there; False where it has no bounds."""
     if isinstance(support, constraints.independent):
         return within_the_unit_interval(support.base_constraint)
     if isinstance(support, (constraints.cat, constraints.stack)):

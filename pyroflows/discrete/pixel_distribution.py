@@ -61,11 +61,11 @@ class PixelDistribution(TorchDistribution):
             check_shape("value", value, self.event_shape)
             check_levels("value", value, self.model.bins)
         batch = common_batch("value", value.shape[:-3], self.batch_shape)
-        # Without a context one score of each image does for the whole batch.
-        own = value.shape[:-3] if self.context is None else batch
-        images = value.expand(own + self.event_shape).reshape(own.numel(), *self.event_shape)
-        scores = self.model.score(images, rows_of(self.context, own))
-        return scores.reshape(own).expand(batch)
+        # Without a context an image has one score, whatever the distribution's batch shape.
+        scored = value.shape[:-3] if self.context is None else batch
+        images = value.expand(scored + self.event_shape).reshape(scored.numel(), *self.event_shape)
+        scores = self.model.score(images, rows_of(self.context, scored))
+        return scores.reshape(scored).expand(batch)
 
     @torch.no_grad()
     def sample(self, sample_shape: int | Sequence[int] = ()) -> Tensor:

@@ -83,7 +83,7 @@ class LogisticMixture:
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, mean, raw = params.chunk(3, dim=-1)
-        # Smoothly held within bounds, with a gradient everywhere.
+        # Smoothly within bounds, with a gradient everywhere.
         log_scale = self.least + F.softplus(raw - self.least) - F.softplus(raw - self.most)
         return logits, mean, log_scale
 

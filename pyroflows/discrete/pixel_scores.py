@@ -108,5 +108,5 @@ class PixelScores(Synced):
                 pixel.copy_(torch.where(known[:, colour, i, j], pixel, to_unit(level, self.bins)))
 
         rows = (~known).any(dim=3).any(dim=1).any(dim=0).nonzero()[:, 0].tolist()
-        self.net.walk(u, step, context, rows)
+        self.net.step_through(u, step, context, rows)
         return to_level(u, self.bins).long()

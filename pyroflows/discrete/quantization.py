@@ -53,7 +53,7 @@ def quantized(
     Args:
         flow: over :math:`y = (x + u) / \mathrm{bins}`, or over its logit; shared, not copied. With
             a context, so has the result.
-        bins: number of levels. The flow's dtype has to tell eight places apart between two of them:
+        bins: number of levels. The flow's dtype needs eight numbers between two of them:
             up to 2^20 in float32, 128 in float16, 16 in bfloat16 (mixed precision is not affected,
             as it keeps the parameters in float32).
         dequantizer: ``"uniform"`` noise, ``"variational"`` for noise that is learnt together with

@@ -1,9 +1,9 @@
 """The gated PixelCNN's network: features of each pixel from the pixels before it, in raster order.
 
 Two stacks of convolutions keep the field of view free of a blind spot: a vertical one that sees all
-rows above, and a horizontal one that sees the row itself up to the pixel. The network owns its own
-sequential evaluation: ``walk`` computes each activation once, so generating a whole image costs
-about the arithmetic of one pass. Van den Oord et al. 2016, arXiv:1606.05328.
+rows above, and a horizontal one that sees the row itself up to the pixel. ``step_through`` goes
+from pixel to pixel and computes each activation once, so generating a whole image costs about the
+arithmetic of one pass. Van den Oord et al. 2016, arXiv:1606.05328.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class PixelNet(nn.Module):
     columns away; on none from it on.
 
     A layer costs ``(kernel // 2 + 1) (2 kernel + 2) + 5`` times ``channels^2`` multiplications a
-    pixel; ``walk`` costs about as much as one pass.
+    pixel; ``step_through`` costs about as much as one pass.
 
     Args:
         colours: channels of the image.
@@ -130,7 +130,7 @@ class PixelNet(nn.Module):
         return h
 
     @torch.no_grad()
-    def walk(
+    def step_through(
         self,
         x: Tensor,
         step: Callable[[Tensor, int, int], None],

@@ -67,7 +67,7 @@ __all__ = [
 
 
 def _of_transform(check: Callable[..., None], takes_dtype: bool) -> Callable[..., None]:
-    """A law of maps as a law of flows: held by the flow's transform."""
+    """A law of transforms as a law of flows: their transform is checked."""
 
     @functools.wraps(check)
     def law(make: MakeFlow, dtype: torch.dtype = torch.float64) -> None:
@@ -146,7 +146,7 @@ def check_transform(
 
     Raises:
         AssertionError: the first law it breaks, and how.
-        ValueError: no number of features was given and none was found to fit.
+        ValueError: without ``features``, no number of them was found to fit.
 
     Example:
         >>> import pyroflows as pf

@@ -50,9 +50,9 @@ def randomize(
         >>> any((value != 0).any().item() for value in layer.parameters())
         True
     """
-    kept = {id(p) for m in keep for p in m.parameters(recurse=False)}
+    unchanged = {id(p) for m in keep for p in m.parameters(recurse=False)}
     for index, parameter in enumerate(module.parameters()):
-        if id(parameter) in kept:
+        if id(parameter) in unchanged:
             continue
         scale = 0.5 if parameter.dim() < 2 else 1 / math.sqrt(max(1, parameter[0].numel()))
         noise = randn(parameter.shape, parameter.dtype, 1000 * seed + index)

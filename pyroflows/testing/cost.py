@@ -69,7 +69,7 @@ def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | N
     flow = prepared(make, dtype)
     require(fast in (None, flow.fast), f"fast: expected {fast!r}, got {flow.fast!r}")
     x, context = points(flow, (5,), dtype)
-    shape, given = draws_of(flow, 5, dtype)
+    shape, draw_context = draws_of(flow, 5, dtype)
 
     nets = conditioners(flow.transform)
 
@@ -101,10 +101,10 @@ def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | N
         with torch.no_grad():
             flow.log_prob(x, context)
             scoring(counts, 1, "log_prob under no_grad")
-            flow.sample(shape, given)
+            flow.sample(shape, draw_context)
             drawing(counts, 1, "sample")
         for grad in (True, False):
-            d = flow(given)
+            d = flow(draw_context)
             if not d.has_rsample:
                 continue
             with torch.set_grad_enabled(grad):
@@ -116,7 +116,7 @@ def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | N
                 expect(counts, calls, "log_prob of an own draw")
                 d.log_prob(own)
                 expect(counts, calls, "log_prob of an own draw, the second time")
-        if drawing is expect and flow(given).has_rsample:
+        if drawing is expect and flow(draw_context).has_rsample:
             _, context = draws_of(flow, 4, dtype)
 
             def model() -> None:

@@ -42,11 +42,11 @@ def check_every_parameter_trains(make: MakeFlow, dtype: torch.dtype = torch.floa
     """
     flow = prepared(make, dtype)
     x, context = points(flow, (6,), dtype)
-    shape, given = draws_of(flow, 6, dtype)
+    shape, draw_context = draws_of(flow, 6, dtype)
     with seeded():
         losses = {"log_prob(x)": flow.log_prob(x, context).sum()}
-        if flow(given).has_rsample:
-            draw, log_q = flow.rsample_and_log_prob(shape, given)
+        if flow(draw_context).has_rsample:
+            draw, log_q = flow.rsample_and_log_prob(shape, draw_context)
             losses["rsample_and_log_prob()"] = log_q.sum() + draw.square().sum()
     parameters = trained(flow)
     for what, loss in losses.items() if parameters else ():

@@ -1,4 +1,4 @@
-"""Scoring own draws: the memory that may speed it up and must never change it."""
+"""Scores of a flow's own draws: remembering them may save time, and must never change them."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def check_log_det(transform: FlowTransform, shape: Shape, context: Shape = 0) ->
     """The log-determinant is ``log|det J|`` of the Jacobian that autograd finds, both ways.
 
     For a simplex, whose last coordinate follows from the others, J leaves that coordinate out; for
-    other maps between spaces of unequal dimension only ``forward = -inverse`` is held.
+    other maps between spaces of unequal dimension only ``forward = -inverse`` is checked.
 
     Args:
         transform: the map, in float64.
@@ -228,8 +228,8 @@ def check_structure(transform: FlowTransform, shape: Shape, context: Shape = 0) 
     words = ("sample", "log_prob", "both", "neither")
     require(transform.fast in words, f"fast: expected one of {words}, got {transform.fast!r}")
     require(transform.inv.inv is transform, "t.inv.inv is not t")
-    own, inverse = ({id(p) for p in t.parameters()} for t in (transform, transform.inv))
-    require(own == inverse, "t.inv does not have the parameters of t")
+    parameters, of_inverse = ({id(p) for p in t.parameters()} for t in (transform, transform.inv))
+    require(parameters == of_inverse, "t.inv does not have the parameters of t")
     c = contexts(wanted, (5,), torch.float64)
     directions = _directions(transform, shape, (5,), c)
     if transform.volume_preserving:
@@ -284,12 +284,12 @@ def check_context_rows(
             continue
         # One context for a batch, a batch of contexts for one point, and both at once.
         layouts = [(value, c[0]), (value[0], c), (value[:, None], c)]
-        for values, given in layouts:
+        for values, some in layouts:
             batch = torch.broadcast_shapes(
-                values.shape[: values.dim() - value[0].dim()], given.shape[: -len(wanted)]
+                values.shape[: values.dim() - value[0].dim()], some.shape[: -len(wanted)]
             )
-            spread = values.expand(*batch, *value.shape[1:]), given.expand(*batch, *wanted)
-            for got, full in zip(step(values, given), step(*spread), strict=True):
+            spread = values.expand(*batch, *value.shape[1:]), some.expand(*batch, *wanted)
+            for got, full in zip(step(values, some), step(*spread), strict=True):
                 require_close(
                     got.broadcast_to(full.shape), full, tolerance(dtype), f"{name}: broadcasting"
                 )

@@ -43,14 +43,14 @@ def check_large_weights(make: MakeFlow, dtype: torch.dtype = torch.float32) -> N
     gain = 10 * USUAL if is_unbounded(make().support) else 2 * USUAL
     flow = prepared(make, dtype, gain)
     x, context = points(prepared(make, dtype), (200,), dtype)
-    shape, given = draws_of(flow, 200, dtype)
+    shape, draw_context = draws_of(flow, 200, dtype)
     with seeded():
         losses = {"log_prob(x)": flow.log_prob(x, context)}
-        if flow(given).has_rsample:
-            draw, losses["rsample_and_log_prob()"] = flow.rsample_and_log_prob(shape, given)
+        if flow(draw_context).has_rsample:
+            draw, losses["rsample_and_log_prob()"] = flow.rsample_and_log_prob(shape, draw_context)
             require_finite(draw, "draws")
         else:
-            require_finite(flow.sample(shape, given), "draws")
+            require_finite(flow.sample(shape, draw_context), "draws")
     parameters = trained(flow)
     for what, value in losses.items():
         require_finite(value, what)
@@ -112,12 +112,12 @@ def check_many_rows(
         written = []
         for number in (500, 1000, 2000):
             x, context = points(flow, (number,), dtype)
-            shape, given = draws_of(flow, number, dtype)
+            shape, draw_context = draws_of(flow, number, dtype)
             with seeded(), _CountElements() as count:
                 if what == "log_prob":
                     flow.log_prob(x, context)
                 else:
-                    flow.sample(shape, given)
+                    flow.sample(shape, draw_context)
             written.append(count.total)
         first, second = written[1] - written[0], written[2] - written[1]
         require(

@@ -45,8 +45,8 @@ def check_state(make: MakeFlow, dtype: torch.dtype = torch.float64) -> None:
     early = copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))
     wanted = flow.log_prob(x, context).detach()
     with seeded():
-        shape, given = draws_of(flow, 3, dtype)
-        d = flow(given)
+        shape, draw_context = draws_of(flow, 3, dtype)
+        d = flow(draw_context)
         d.log_prob(d.sample(shape))
     loss = flow.log_prob(x, context).sum()
     if loss.requires_grad:  # a flow may have nothing to train
@@ -116,7 +116,7 @@ def check_no_global_state(make: MakeFlow, dtype: torch.dtype = torch.float64) ->
     before = _global_state()
     flow = prepared(make, dtype)
     x, context = points(flow, (4,), dtype)
-    shape, given = draws_of(flow, 4, dtype)
+    shape, draw_context = draws_of(flow, 4, dtype)
     state = copy.deepcopy(flow.state_dict())
     generator = torch.get_rng_state()
     flow.log_prob(x, context)
@@ -124,8 +124,8 @@ def check_no_global_state(make: MakeFlow, dtype: torch.dtype = torch.float64) ->
     repr(flow)
     require(torch.equal(generator, torch.get_rng_state()), "log_prob moves the random generator")
     with seeded():
-        flow.sample(shape, given)
-        flow(given).log_prob(flow.sample(shape, given))
+        flow.sample(shape, draw_context)
+        flow(draw_context).log_prob(flow.sample(shape, draw_context))
     for key, value in flow.state_dict().items():
         require(torch.equal(value, state[key]), f"log_prob or sample changed {key!r}")
     after = _global_state()
