@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 
+from pyroflows.distributions.flow import Flow
 from pyroflows.nets.sequential import is_solvable
 from pyroflows.testing.cases import (
     MakeFlow,
@@ -45,6 +46,40 @@ def _counted(net: Any) -> Iterator[list[int]]:
             del net.solve
 
 
+class _Calls:
+    """The calls of a flow's networks since they were last looked at."""
+
+    def __init__(self, flow: Flow, stack: ExitStack) -> None:
+        self.fast = flow.fast
+        self.nets = conditioners(flow.transform)
+        self.counts = {name: stack.enter_context(_counted(net)) for name, net in self.nets.items()}
+
+    def forget(self) -> None:
+        """Count from zero."""
+        for found in self.counts.values():
+            found[:] = [0, 0]
+
+    def expect(self, calls: int, what: str) -> None:
+        """Each network was called so often, and never solved."""
+        for name, found in self.counts.items():
+            require(
+                found == [calls, 0],
+                f"{what} called {name} {found[0]} times and solved {found[1]} times; "
+                f"fast={self.fast!r} promises {calls} and 0",
+            )
+        self.forget()
+
+    def expect_slow(self, calls: int, what: str) -> None:
+        """Each network that can be solved was called at most so often, and solved at most once."""
+        for name, found in self.counts.items():
+            require(
+                not is_solvable(self.nets[name]) or (found[0] <= calls and found[1] <= 1),
+                f"{what} called {name} {found[0]} times and solved {found[1]} times; "
+                f"at most {calls} and 1 are needed",
+            )
+        self.forget()
+
+
 def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | None = None) -> None:
     """``flow.fast`` is kept: one call a network in the fast direction, none to score an own draw.
 
@@ -70,59 +105,46 @@ def check_cost(make: MakeFlow, dtype: torch.dtype = torch.float64, fast: str | N
     require(fast in (None, flow.fast), f"fast: expected {fast!r}, got {flow.fast!r}")
     x, context = points(flow, (5,), dtype)
     shape, draw_context = draws_of(flow, 5, dtype)
-
-    nets = conditioners(flow.transform)
-
-    def expect(counts: dict[str, list[int]], calls: int, what: str) -> None:
-        for name, found in counts.items():
-            require(
-                found == [calls, 0],
-                f"{what} called {name} {found[0]} times and solved {found[1]} times; "
-                f"fast={flow.fast!r} promises {calls} and 0",
-            )
-            found[:] = [0, 0]
-
-    def expect_slow(counts: dict[str, list[int]], calls: int, what: str) -> None:
-        for name, found in counts.items():
-            require(
-                not is_solvable(nets[name]) or (found[0] <= calls and found[1] <= 1),
-                f"{what} called {name} {found[0]} times and solved {found[1]} times; "
-                f"at most {calls} and 1 are needed",
-            )
-            found[:] = [0, 0]
-
+    scores_fast, draws_fast = flow.fast in ("log_prob", "both"), flow.fast in ("sample", "both")
     with seeded(), ExitStack() as stack:
-        counts = {name: stack.enter_context(_counted(net)) for name, net in nets.items()}
-        scoring = expect if flow.fast in ("log_prob", "both") else expect_slow
-        drawing = expect if flow.fast in ("sample", "both") else expect_slow
+        calls = _Calls(flow, stack)
+        scoring = calls.expect if scores_fast else calls.expect_slow
+        drawing = calls.expect if draws_fast else calls.expect_slow
         flow.log_prob(x, context)
         # Outside no_grad a solution is followed by two passes that carry its gradient.
-        scoring(counts, 1 if scoring is expect else 2, "log_prob")
+        scoring(1 if scores_fast else 2, "log_prob")
         with torch.no_grad():
             flow.log_prob(x, context)
-            scoring(counts, 1, "log_prob under no_grad")
+            scoring(1, "log_prob under no_grad")
             flow.sample(shape, draw_context)
-            drawing(counts, 1, "sample")
-        for grad in (True, False):
-            d = flow(draw_context)
-            if not d.has_rsample:
-                continue
-            with torch.set_grad_enabled(grad):
-                own = d.rsample(shape)
-                for found in counts.values():
-                    found[:] = [0, 0]
-                calls = 0 if grad or scoring is expect_slow else 1
-                d.log_prob(own)
-                expect(counts, calls, "log_prob of an own draw")
-                d.log_prob(own)
-                expect(counts, calls, "log_prob of an own draw, the second time")
-        if drawing is expect and flow(draw_context).has_rsample:
-            _, context = draws_of(flow, 4, dtype)
+            drawing(1, "sample")
+        if flow(draw_context).has_rsample:
+            _check_own_draws(calls, flow, dtype)
+            if draws_fast:
+                _check_plate(calls, flow, dtype)
 
-            def model() -> None:
-                d = flow(context)
-                with pyro.plate("rows", 4):
-                    pyro.sample("x", d if context is not None else d.expand((4,)))
 
-            pyro.poutine.trace(model).get_trace().compute_log_prob()
-            expect(counts, 1, "pyro.sample and the trace's log_prob_sum")
+def _check_own_draws(calls: _Calls, flow: Flow, dtype: torch.dtype) -> None:
+    shape, context = draws_of(flow, 5, dtype)
+    for grad in (True, False):
+        d = flow(context)
+        with torch.set_grad_enabled(grad):
+            own = d.rsample(shape)
+            calls.forget()
+            expected = 1 if not grad and flow.fast in ("log_prob", "both") else 0
+            d.log_prob(own)
+            calls.expect(expected, "log_prob of an own draw")
+            d.log_prob(own)
+            calls.expect(expected, "log_prob of an own draw, the second time")
+
+
+def _check_plate(calls: _Calls, flow: Flow, dtype: torch.dtype) -> None:
+    _, context = draws_of(flow, 4, dtype)
+
+    def model() -> None:
+        d = flow(context)
+        with pyro.plate("rows", 4):
+            pyro.sample("x", d if context is not None else d.expand((4,)))
+
+    pyro.poutine.trace(model).get_trace().compute_log_prob()
+    calls.expect(1, "pyro.sample and the trace's log_prob_sum")
