@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import house
 import pytest
@@ -197,8 +198,14 @@ def test_builders_share_their_first_arguments(name):
     for parameter in others:
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, parameter
         assert parameter.default is not inspect.Parameter.empty, parameter
-    assert getattr(flows, name) is build
-    assert getattr(pyroflows, name) is build
+
+
+@pytest.mark.parametrize("name", sorted(builders()))
+def test_builders_are_public(name):
+    for module in (flows, pyroflows):
+        public = getattr(module, name, None) is builders()[name] and name in module.__all__
+        path = Path(module.__file__).relative_to(house.PROJECT)
+        assert public, f"{path}: import {name!r} there and add it to __all__"
 
 
 def test_builders_were_found():

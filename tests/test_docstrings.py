@@ -57,7 +57,8 @@ METHODS = {
     if inspect.isclass(cls)
     for name, method in methods(cls).items()
 }
-BUILDERS = [f"pyroflows.{name}" for name in builders()]
+# test_architecture.py says what to do with a builder that is not public yet.
+BUILDERS = [f"pyroflows.{name}" for name in builders() if f"pyroflows.{name}" in PUBLIC]
 TRANSFORMS = [
     name
     for name, thing in PUBLIC.items()
