@@ -1,10 +1,10 @@
-r"""A student's nets start as the teacher's: to first order they are the answer already.
+r"""Start a student's nets from the teacher's, which are the answer to first order.
 
 A MAF layer draws x from ``z_i = g(x_i; theta_i(x_<i))``. Where theta is small, x is close to z, so
 :math:`x_i \approx g^{-1}(z_i; \theta_i(z_{<i}))`, which is an IAF layer whose net is the teacher's
-with its last layer turned: for an affine map :math:`\theta' = -\theta`. The error is of second
-order. A wider net holds a narrower one: each unit of the teacher's finds one of its degree in the
-student's, and the units left over start silent.
+with its last layer inverted to first order: for an affine map :math:`\theta' = -\theta`. The error
+is of second order. A wider net can hold a narrower one: each unit of the teacher's goes to a unit
+of the same degree in the student's, and the units that remain start with no effect.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyroflows.transforms import Family
 
 @torch.no_grad()
 def inherit(pair: Pair) -> bool:
-    """Start the student's net as the teacher's, turned around; whether it could hold it.
+    """Start the student's net as the teacher's inverted; return whether it is large enough.
 
     Nets that do not fit (another activation, fewer units of a degree) are left as they are.
     """

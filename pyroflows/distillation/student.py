@@ -22,17 +22,17 @@ from pyroflows.flows.assembly import MARKED, rebuilt
 from pyroflows.transforms import FlowTransform
 from pyroflows.transforms.autoregressive import autoregressive_in
 
-_WIDER = 1.5
+_WIDER = 1.5  # times the teacher's hidden widths
 
 
 def student_of(teacher: Flow, **changes: Any) -> Flow:
-    """An untrained student for a teacher: its architecture, turned to sample in one pass.
+    """An untrained student for a teacher: its architecture, mirrored to sample in one pass.
 
     The number and the order of the layers are the teacher's, so that each layer of the student has
-    one of the teacher's to learn. Its nets are half as wide again: the inverse of what a net does
-    is harder to say than what it does. They start as the teacher's, turned around
-    (``pyroflows.distillation.inherit``). The maps between the layers, the standardisation and the
-    base are copied: they cost one pass in both directions.
+    one of the teacher's to learn. Its nets are half as wide again, since the inverse of what a net
+    computes is harder to represent. They start as the teacher's nets with the last layer inverted
+    to first order (``pyroflows.distillation.inherit``). The maps between the layers, the
+    standardisation and the base are copied: they cost one pass in both directions.
 
     For a MAF over 64 features with five layers of 128 units, two cores draw with a student of the
     teacher's width 4.0 to 4.4 times as many rows as by the teacher's fast inversion in batches of

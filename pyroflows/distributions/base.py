@@ -16,7 +16,7 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 class StandardNormal(dist.Independent):
-    """``Normal(0, 1)`` over a whole event, its log-density in one sweep."""
+    """``Normal(0, 1)`` over a whole event, its log-density in one pass."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats, of shape ``batch``."""
@@ -42,10 +42,10 @@ class Logistic(dist.Logistic):
 
 
 def arguments_of(distribution: Distribution) -> dict[str, Tensor]:
-    """The tensors that make a distribution again, by name; empty where they cannot be told.
+    """The tensors with which to construct a distribution again, by name; empty if none are found.
 
-    Of several parametrisations one: what was asked for once is kept beside what was given (torch's
-    ``lazy_property``), and a distribution takes only one.
+    They belong to a single parametrisation, as a constructor accepts only one: torch's
+    ``lazy_property`` stores others beside it once they were read.
     """
     if isinstance(distribution, torch.distributions.Beta):  # keeps a Dirichlet
         names = ["concentration1", "concentration0"]
@@ -65,8 +65,8 @@ class Base(nn.Module):
         shape: the event shape it must have.
 
     Raises:
-        ValueError: another event shape, or a distribution whose tensors cannot be found: pass a
-            module whose call returns the distribution instead (it may also have parameters).
+        ValueError: the event shape differs, or the distribution's tensors cannot be found. Then
+            pass a module whose call returns the distribution; it may have parameters too.
     """
 
     def __init__(self, distribution: Distribution | None, shape: Size) -> None:

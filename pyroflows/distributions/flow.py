@@ -27,9 +27,9 @@ class Flow(Synced):
     ``pyro.module`` or on its own.
 
     Write to its parameters under ``torch.no_grad()`` (optimisers, ``copy_``, ``load_state_dict``),
-    not to their ``.data``, which torch does not see: what is kept for own draws, and in eval mode
-    of masked weights and matrices, is then out of date until ``flow.eval()`` and ``flow()`` are
-    called again.
+    not to their ``.data``, which torch does not see: log-densities remembered for draws, and in
+    eval mode masked weights and matrices, are then out of date until ``flow.eval()`` and ``flow()``
+    are called again.
 
     Args:
         transform: from base to data.
@@ -203,7 +203,7 @@ class Flow(Synced):
     def detached(self) -> Flow:
         """A view with the same values, detached parameters and no memory of draws.
 
-        Its ``log_prob(x)`` is a function of ``x`` alone, also for its own draws: what path-gradient
+        Its ``log_prob(x)`` is a function of ``x`` alone, also for what it drew: what path-gradient
         estimators and samplers need. It follows later in-place changes of the parameters.
         """
         view = detached_view(self)

@@ -30,7 +30,7 @@ class Detachable(Protocol):
 class FlowDistribution(dist.TransformedDistribution):
     """What calling a ``Flow`` returns: a Pyro distribution on the flow's parameters as they are.
 
-    Scoring its own draw reuses the log-density computed while drawing, as long as nothing changed
+    Scoring a value that it drew reuses the log-density computed while drawing, if nothing changed
     in between; the result then has the gradient of the draw's parameters but is not a function of
     the draw in the graph. ``Flow.detached()`` gives a view that never does so.
 
@@ -40,7 +40,7 @@ class FlowDistribution(dist.TransformedDistribution):
         base: base distribution; its batch shape is the distribution's.
         transform: the flow's transform, conditioned if it is conditional.
         event_shape: shape of one data point.
-        owner: the module whose parameters decide; None to score own draws like any other value.
+        owner: the module whose parameters decide; None to score its draws like any other value.
         validate_args: as everywhere in torch.
 
     Example:
@@ -133,9 +133,9 @@ class FlowDistribution(dist.TransformedDistribution):
         sampled = z.dim() > len(self.batch_shape) + len(self.base_dist.event_shape)
         if not sampled or len(z) <= _ROWS or z.device.type != "cpu" or torch.is_grad_enabled():
             return [z]
-        # A walk is bound by its calls: the fewer the better.
-        walks = self.transforms[0].fast == "log_prob"
-        return [z] if walks or torch.compiler.is_compiling() else z.split(_ROWS)
+        # A sequential solve is bound by the number of its calls, so it takes all rows at once.
+        solves = self.transforms[0].fast == "log_prob"
+        return [z] if solves or torch.compiler.is_compiling() else z.split(_ROWS)
 
     def _base_log_prob(self, z: Tensor) -> Tensor:
         if z.numel():
@@ -170,7 +170,7 @@ class FlowDistribution(dist.TransformedDistribution):
 
         The parameters and the context are held fixed, so the gradient is that along the path of a
         draw: what lower-variance estimators of an ELBO's gradient need (Roeder et al. 2017,
-        arXiv:1703.09194). An own draw costs no inversion, also for an IAF.
+        arXiv:1703.09194). A value that was drawn here costs no inversion, also for an IAF.
         """
         if self._owner is None or not torch.is_grad_enabled():
             return self.log_prob(value)

@@ -1,4 +1,4 @@
-"""What torch.distributions is told about flows: a KL rule, and a constraint made of a flow."""
+"""Flows in torch's registries: a KL divergence, and a constraint whose bijection is a flow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all builders share: layers are mixed, a flow is closed, and how it was made is noted."""
+"""What all builders share: mixing layers, closing a flow, and recording how it was built."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Layer = Callable[[int, Family, int, bool], FlowTransform]
 
 
 class Built(Protocol):
-    """What a builder returns: a module that can be told how it was made."""
+    """What a builder returns: a module with room for a record of how it was built."""
 
     config: dict[str, Any] | None
 
@@ -91,23 +91,23 @@ def builder(function: Callable[P, B]) -> Callable[P, B]:
                 "name; a flow is loaded by its builder's arguments' names, so give it one"
             )
     options = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
-    own = function.__module__.partition(".")[0] == __name__.partition(".")[0]
-    name = function.__name__ if own else f"{function.__module__}:{function.__qualname__}"
+    is_ours = function.__module__.partition(".")[0] == __name__.partition(".")[0]
+    name = function.__name__ if is_ours else f"{function.__module__}:{function.__qualname__}"
 
     @functools.wraps(function)
     def build(*args: P.args, **kwargs: P.kwargs) -> B:
         numbers = {name: to_builtin(value) for name, value in kwargs.items()}
         arguments = signature.bind(*map(to_builtin, args), **numbers)
         arguments.apply_defaults()
-        noted = {name: _noted(value) for name, value in arguments.arguments.items()}
+        recorded = {name: _recorded(value) for name, value in arguments.arguments.items()}
         for option in options:
-            noted |= noted.pop(option)
-        context = noted.get("context", 0)
-        of_vectors = own and "features" in noted
+            recorded |= recorded.pop(option)
+        context = recorded.get("context", 0)
+        of_vectors = is_ours and "features" in recorded
         if of_vectors or not isinstance(context, (tuple, list)):
             checked_int("context", context, least=0)
         flow = function(*args, **kwargs)
-        flow.config = {"builder": name, "arguments": noted}
+        flow.config = {"builder": name, "arguments": recorded}
         return flow
 
     MARKED[name] = build
@@ -115,7 +115,7 @@ def builder(function: Callable[P, B]) -> Callable[P, B]:
 
 
 def rebuilt(config: dict[str, Any], **changes: Any) -> Flow:
-    """A flow made once more of what its builder noted, untrained.
+    """Build a flow again from its config, untrained.
 
     Args:
         config: of a flow.
@@ -138,12 +138,12 @@ def rebuilt(config: dict[str, Any], **changes: Any) -> Flow:
     return flow.mirror(1.0 if "hidden" in changes else config["mirrored"])
 
 
-def _noted(value: Any) -> Any:
-    """What no one else holds and can change: sequences as tuples, numbers as Python's own."""
+def _recorded(value: Any) -> Any:
+    """A copy that nobody else can change: sequences as tuples, numbers as built-in types."""
     if isinstance(value, (list, tuple)):
-        return tuple(_noted(v) for v in value)
+        return tuple(_recorded(v) for v in value)
     if isinstance(value, dict):
-        return {k: _noted(v) for k, v in value.items()}
+        return {k: _recorded(v) for k, v in value.items()}
     return to_builtin(value)
 
 
@@ -166,7 +166,7 @@ def free_features(features: int, support: constraints.Constraint | None) -> int:
 def shuffle(features: int, seed: int) -> Permute:
     """A random order that brings the first half of the features into the last half.
 
-    So whatever one coupling kept the next one moves, and nothing is left untransformed.
+    The features that one coupling leaves as they are, the next one transforms.
     """
     generator = torch.Generator().manual_seed(seed)
     first = features // 2

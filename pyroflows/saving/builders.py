@@ -1,4 +1,4 @@
-"""From a builder's name and its arguments, as they stand in a file, to a flow not yet trained."""
+"""Build an untrained flow from the builder's name and arguments in a saved config."""
 
 from __future__ import annotations
 

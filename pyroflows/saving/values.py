@@ -103,7 +103,7 @@ def encode(value: Any, name: str) -> Any:
 
 
 def encode_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What a builder noted, with its arguments in words that JSON has."""
+    """A flow's config with its arguments as JSON."""
     arguments = {k: encode(v, k) for k, v in config["arguments"].items()}
     mirrored = {"mirrored": config["mirrored"]} if "mirrored" in config else {}
     return {"builder": config["builder"], "arguments": arguments, **mirrored}

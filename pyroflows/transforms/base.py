@@ -98,7 +98,7 @@ class FlowTransform(TransformModule):
     ) -> tuple[Tensor, Tensor, Any]:
         """``forward_and_log_det(x)``, and what ``inverse_from_state`` can use of it.
 
-        That may hold any tensors of the pass, with their graph: an own draw of a flow keeps it for
+        That may hold any tensors of the pass, with their graph: what a flow draws keeps it for
         ``path_log_prob`` for as long as the draw lives. None by default.
         """
         return *self.forward_and_log_det(x, context), None
@@ -216,7 +216,7 @@ class Inverse(FlowTransform):
     """The inverse of a transform, as a module that shares its parameters.
 
     What ``transform.inv`` gives. Each direction costs what the other one of the transform does, so
-    ``fast`` is turned around too.
+    ``fast`` is the opposite too.
 
     Args:
         transform: the map whose inverse this is.

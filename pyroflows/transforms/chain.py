@@ -115,7 +115,7 @@ class Chain(FlowTransform):
     def initialize(
         self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
     ) -> Tensor:
-        """Initialise the parts one by one, each on what its neighbour passes on."""
+        """Initialise the parts one by one, each on its neighbour's output."""
         for part in reversed(self.parts) if inverse else self.parts:
             value = part.initialize(value, context, inverse=inverse)
         return value

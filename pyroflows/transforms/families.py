@@ -60,11 +60,11 @@ class Family:
         raise NotImplementedError
 
     def first_order_inverse(self, theta: Tensor) -> Tensor:
-        r"""Parameters ``(*batch, params)`` with which g is about its own inverse at ``theta``.
+        r"""Parameters ``(*batch, params)`` of g that invert it at ``theta``, to first order.
 
         Linear in ``theta``, with an error of second order where that is small. As g is the identity
         at zero, :math:`g(x; \theta) = x + \theta \cdot h(x) + O(\theta^2)`, so ``-theta`` does for
-        every family; one may know better.
+        every family; override it with a better one where there is.
         """
         return -theta
 
@@ -154,15 +154,15 @@ def families() -> dict[str, type[Family]]:
 
 
 def family_from(family: str | Family, **sizes: float | None) -> Family:
-    """The family that a builder is asked for: one that is given, or a name and its sizes.
+    """The family of a builder's ``family=``: an instance, or a name and its sizes.
 
     Args:
         family: a name from ``families()``, or a family.
         **sizes: arguments of the named family; None for its own default.
 
     Raises:
-        ValueError: an unknown name, a size that the family has not or that is out of range, or any
-            size beside a family that is given, which has its own.
+        ValueError: an unknown name, a size that the family does not have or that is out of range,
+            or any size beside an instance, which has its own.
 
     Example:
         >>> family_from("affine", bound=2.0)

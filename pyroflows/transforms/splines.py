@@ -1,7 +1,7 @@
 """Monotone splines as scalar families: what they all share, and the rational-quadratic one.
 
 A spline has knots, and between two of them a formula. ``Spline`` places the knots, finds the bin of
-a number and keeps the tails straight; one of your own adds a formula for a bin, and its inverse.
+a number and is the identity in the tails; a subclass adds a formula for a bin, and its inverse.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ class Spline(Family):
 class RationalQuadraticSpline(Spline):
     r"""A monotone rational-quadratic spline on ``[-bound, bound]``, the identity outside.
 
-    Durkan et al. 2019, arXiv:1906.04032, eqs. 4-8. What it shares with other splines, floors under
-    bins and slopes among it, is said in ``Spline``.
+    Durkan et al. 2019, arXiv:1906.04032, eqs. 4-8. Knots, bins and
+    their lower bounds are those of every ``Spline``.
 
     Args:
         bins: number of bins.
