@@ -1,6 +1,7 @@
-"""Private names of Pyro that the library leans on: a test for each says which one changed."""
+"""Private names of Pyro and torch that the library leans on: a test for each says which changed."""
 
 import inspect
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -8,6 +9,10 @@ import pytest
 import torch
 from pyro.infer import MCMC, NUTS, Trace_ELBO
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
+from pyro.nn import PyroModule
+from torch import nn
+from torch.distributions import Distribution
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def model():
@@ -17,8 +22,8 @@ def model():
         pyro.sample("seen", dist.Normal(0.0, 1.0), obs=torch.zeros(2))
 
 
-def same(name, got, wanted):
-    assert got == wanted, f"Pyro changed {name}: expected {wanted}, got {got}"
+def same(name, got, wanted, owner="Pyro"):
+    assert got == wanted, f"{owner} changed {name}: expected {wanted}, got {got}"
 
 
 class Prototype(AutoContinuous):
@@ -107,3 +112,149 @@ def test_an_elbo_asks_for_traces_and_for_the_loss_of_one(name, arguments):
     found = getattr(Trace_ELBO, name, None)
     assert found is not None, f"Pyro changed Trace_ELBO.{name}: it is gone"
     same(f"Trace_ELBO.{name}", list(inspect.signature(found).parameters), arguments)
+
+
+class Watching(nn.Linear):
+    """Notes which functions it is gone through by, and their local variables."""
+
+    def named_modules(self, *args, **kwargs):
+        frame, self.seen = sys._getframe(1), {}
+        while frame is not None:
+            self.seen.setdefault(frame.f_code, dict(frame.f_locals))
+            frame = frame.f_back
+        yield from super().named_modules(*args, **kwargs)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_registration_goes_through_the_modules_and_has_the_name(depth):
+    module = watching = Watching(1, 1)
+    for _ in range(depth):
+        module = nn.Sequential(module)
+    pyro.module("it", module)
+    caller = watching.seen.get(pyro.primitives.module.__code__)
+    assert caller is not None, "Pyro changed pyro.module: it does not call named_modules"
+    same("pyro.module's local name", caller.get("name"), "it")
+
+
+def test_access_to_a_module_in_a_pyro_module_goes_through_its_modules():
+    with pyro.settings.context(module_local_params=True):
+        holder = PyroModule()
+        holder.inner = Watching(1, 1)
+        with pyro.poutine.trace(), holder._pyro_context:
+            inner = holder.inner
+    by = PyroModule.__getattr__.__code__
+    assert by in inner.seen, "Pyro changed PyroModule.__getattr__: it does not call named_modules"
+
+
+def test_the_store_holds_tensors_by_name_and_names_by_tensor():
+    value = torch.ones(2)
+    pyro.param("it", value)
+    store = pyro.get_param_store()
+    held = store._params["it"]
+    same("ParamStoreDict._params", held.tolist(), [1.0, 1.0])
+    same("ParamStoreDict._param_to_name", store._param_to_name[held], "it")
+
+
+def test_parameters_say_where_they_are_unconstrained():
+    got = pyro.param("it", torch.ones(2))
+    same("param.unconstrained", got.unconstrained() is pyro.get_param_store()._params["it"], True)
+
+
+def test_a_module_keeps_tensors_in_tables():
+    state = vars(nn.BatchNorm1d(2))
+    for name, wanted in [("_parameters", "weight"), ("_buffers", "running_mean"), ("_modules", "")]:
+        assert name in state, f"torch changed nn.Module.{name}: it is gone"
+        assert isinstance(state[name], dict), f"torch changed nn.Module.{name}: it is no dict"
+        assert not wanted or wanted in state[name], f"torch changed nn.Module.{name}"
+
+
+def test_a_module_knows_which_buffers_it_does_not_save():
+    module = nn.Module()
+    module.register_buffer("it", torch.ones(1), persistent=False)
+    same(
+        "nn.Module._non_persistent_buffers_set", module._non_persistent_buffers_set, {"it"}, "torch"
+    )
+
+
+def test_a_module_moves_by_apply():
+    class Watched(nn.Module):
+        moved = 0
+
+        def _apply(self, fn, recurse=True):
+            self.moved += 1
+            return super()._apply(fn, recurse)
+
+    same("nn.Module._apply", nn.Sequential(Watched()).double()[0].moved, 1, "torch")
+
+
+def test_versions_count_writes():
+    x = torch.ones(2, requires_grad=True)
+    with torch.no_grad():
+        start = x._version
+        x.add_(1)
+    same("Tensor._version", x._version, start + 1, "torch")
+    with torch.inference_mode():
+        made = torch.ones(2)
+    with pytest.raises(RuntimeError):
+        made._version  # noqa: B018
+
+
+def test_transforms_of_functions_are_seen():
+    seen = []
+
+    def look(x):
+        seen.append(torch._C._functorch.peek_interpreter_stack() is not None)
+        return x
+
+    look(torch.ones(2))
+    torch.func.vmap(look)(torch.ones(2))
+    same("torch._C._functorch.peek_interpreter_stack", seen, [False, True], "torch")
+
+
+def test_many_tensors_move_at_once():
+    x, y = torch.zeros(2), torch.ones(2)
+    torch._foreach_lerp_([x], [y], 0.25)
+    same("torch._foreach_lerp_", x.tolist(), [0.25, 0.25], "torch")
+
+
+def test_distributions_have_a_default_of_validation_and_their_own():
+    found = []
+    for wanted in (True, False):
+        Distribution.set_default_validate_args(wanted)
+        found.append(Distribution._validate_args)
+    Distribution.set_default_validate_args(True)
+    same("Distribution._validate_args", found, [True, False], "torch")
+    d = torch.distributions.Normal(torch.zeros(3), 1.0, validate_args=False)
+    same("Distribution._validate_args of one", d._validate_args, False, "torch")
+    same("Distribution._extended_shape", d._extended_shape((2,)), (2, 3), "torch")
+    with pytest.raises(ValueError, match="support"):
+        d._validate_sample(torch.tensor(float("nan")))
+
+
+def test_a_transform_is_called_by_call_and_inverted_by_inverse():
+    class Doubled(torch.distributions.Transform):
+        domain = codomain = torch.distributions.constraints.real
+        bijective = True
+
+        def _call(self, x):
+            return 2 * x
+
+        def _inverse(self, y):
+            return y / 2
+
+    double = Doubled()
+    same("Transform._call", float(double(torch.tensor(3.0))), 6.0, "torch")
+    same("Transform._inverse", float(double.inv(torch.tensor(3.0))), 1.5, "torch")
+
+
+def test_operations_can_be_watched():
+    class Watched(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen += 1
+            return func(*args, **(kwargs or {}))
+
+    with Watched() as watched:
+        torch.ones(2)
+    assert watched.seen, "torch changed TorchDispatchMode: it does not see operations"

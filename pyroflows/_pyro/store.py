@@ -5,8 +5,8 @@ tensors under those names (a second guide of one process, a store loaded from di
 computing with its own: ``SVI`` then moves tensors that nobody reads, and says nothing. Buffers
 (standardisation, permutations) never reach the store at all.
 
-Pyro does not tell a module that it is being registered, but it does walk the module's tree. So a
-flow, when walked, looks for the ``pyro.module`` call it is walked by, and there first takes over
+Pyro does not tell a module that it is being registered, but it does go through its tree. So a flow
+that is gone through looks for the ``pyro.module`` call that does so, and there first takes over
 what the store holds: values are copied into the flow's own tensors, and these take their place in
 the store. Optimisers that hold the flow's parameters stay valid.
 """
@@ -29,35 +29,29 @@ _MODULE = pyro.primitives.module.__code__
 _GETATTR = PyroModule.__getattr__.__code__
 
 
+class Links:
+    """What a module knows of the store's tensors; copies and pickles of it start anew.
+
+    Attributes:
+        known: by full name, what it put there itself.
+        newer_than: by id, what was there when a ``state_dict`` was loaded. Beside the id a
+            reference: when the store is cleared, later tensors may be given the same ids.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, weakref.ref[Tensor]] = {}
+        self.newer_than: dict[int, weakref.ref[Tensor]] = {}
+
+    def __reduce__(self) -> tuple:
+        return Links, ()
+
+
 def _registering_frame() -> FrameType | None:
-    """The frame of the ``pyro.module`` or ``PyroModule`` access that walks the caller's tree."""
-    frame = sys._getframe(2)
+    """The frame of the ``pyro.module`` or ``PyroModule`` access that goes through the tree."""
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code not in (_MODULE, _GETATTR):
         frame = frame.f_back
     return frame
-
-
-def keep_in_step(flow: nn.Module, prefix: str) -> None:
-    """Called when ``flow``'s tree is walked; acts only if Pyro is the one who walks it."""
-    # Under a compiler there are no frames to look at, and Pyro is not traced.
-    frame = None if torch.compiler.is_compiling() else _registering_frame()
-    if frame is None:
-        return
-    if frame.f_code is _MODULE:
-        _Link(flow, frame.f_locals["name"], prefix).make()
-    elif pyro.settings.get("module_local_params"):
-        # SVI asks every parameter for ``unconstrained``, which Pyro forgets to set in this mode.
-        for _, module in nn.Module.named_modules(flow):
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    parameter.unconstrained = weakref.ref(parameter)
-
-
-def loaded(flow: nn.Module, incompatible_keys: object = None) -> None:
-    """Called when a ``state_dict`` was loaded: newer than what the store holds at this moment."""
-    held = pyro.get_param_store()._params.values()
-    # By reference: when the store is cleared, later tensors may be given the same ids.
-    flow.__dict__["_newer_than"] = {id(t): weakref.ref(t) for t in held}
 
 
 class Synced(nn.Module):
@@ -65,7 +59,8 @@ class Synced(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_load_state_dict_post_hook(loaded)
+        self._links = Links()
+        self.register_load_state_dict_post_hook(_loaded)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,14 +77,41 @@ class Synced(nn.Module):
         return next((t for t in own if t.is_floating_point()), torch.empty(0))
 
     def named_modules(
-        self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True
+        self,
+        memo: set[nn.Module] | None = None,
+        prefix: str = "",
+        remove_duplicate: bool = True,
     ) -> Iterator[tuple[str, nn.Module]]:
-        """As in torch; when Pyro walks the tree, it is brought in step with the store first."""
-        keep_in_step(self, prefix)
+        """As in torch; when Pyro goes through the tree, it is brought in step with the store."""
+        self._keep_in_step(prefix)
         yield from super().named_modules(memo, prefix, remove_duplicate)
 
+    def _keep_in_step(self, prefix: str) -> None:
+        # Under a compiler there are no frames to look at, and Pyro is not traced.
+        frame = None if torch.compiler.is_compiling() else _registering_frame()
+        if frame is None:
+            return
+        if frame.f_code is _MODULE:
+            _Registration(self, self._links, frame.f_locals["name"], prefix).make()
+        elif pyro.settings.get("module_local_params"):
+            # SVI asks every parameter for ``unconstrained``, which Pyro does not set in this mode.
+            for _, module in nn.Module.named_modules(self):
+                for parameter in module._parameters.values():
+                    if parameter is not None:
+                        vars(parameter)["unconstrained"] = weakref.ref(parameter)
+
     def __getstate__(self) -> dict:
-        return forget_links(self)
+        for _, module in nn.Module.named_modules(self):
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    vars(tensor).pop("unconstrained", None)  # a weak reference cannot be pickled
+        return self.__dict__
+
+
+def _loaded(module: Synced, incompatible_keys: object) -> None:
+    """A ``state_dict`` was loaded: newer than what the store holds at this moment."""
+    held = pyro.get_param_store()._params.values()
+    module._links.newer_than = {id(t): weakref.ref(t) for t in held}
 
 
 class InStep(Synced):
@@ -108,35 +130,24 @@ class InStep(Synced):
         return self.module(*args, **kwargs)
 
 
-def forget_links(module: nn.Module) -> dict:
-    """What of a module may be pickled: all but the references to the store's tensors."""
-    tables = [(m._parameters, m._buffers) for _, m in nn.Module.named_modules(module)]
-    for tensor in (t for pair in tables for table in pair for t in table.values()):
-        if tensor is not None:
-            tensor.__dict__.pop("unconstrained", None)  # a weak reference cannot be pickled
-    return {
-        k: v for k, v in module.__dict__.items() if k not in ("_linked", "_newer_than", "_members")
-    }
-
-
-class _Link:
-    """A flow and the store's entries under one name.
+class _Registration:
+    """A ``pyro.module`` call: a module and the store's entries under one name.
 
     Parameters are put into the store themselves. Buffers are there as copies: what is in the store
     must be something that takes gradients.
     """
 
-    def __init__(self, flow: nn.Module, name: str, prefix: str) -> None:
-        self.flow = flow
+    def __init__(self, module: Synced, links: Links, name: str, prefix: str) -> None:
+        self.module = module
         self.start = f"{prefix}." if prefix else ""
         self.name = name
         self.store = pyro.get_param_store()
-        self.known = flow.__dict__.setdefault("_linked", {})
-        self.newer_than = flow.__dict__.pop("_newer_than", {})
+        self.known = links.known
+        self.newer_than, links.newer_than = links.newer_than, {}
 
     def make(self) -> None:
         """Take over what the store holds, unless the flow's own values are newer."""
-        for path, module in nn.Module.named_modules(self.flow):
+        for path, module in nn.Module.named_modules(self.module):
             dot = f"{self.start}{path}." if path else self.start
             for key, parameter in module._parameters.items():
                 if parameter is not None and parameter.requires_grad:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyroflows._pyro.tensors import move_towards
+
 
 class Snapshot:
     """A copy of parameters and buffers that can be put back in place."""
@@ -54,7 +56,7 @@ class Average:
         """Take in the weights as they are."""
         self._steps += 1
         decay = min(self._decay, self._steps / (9 + self._steps))
-        torch._foreach_lerp_(self._values, self._parameters, 1 - decay)
+        move_towards(self._values, self._parameters, 1 - decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
