@@ -1,5 +1,7 @@
 """Where and how a training runs: ``fabric=``, ``checkpoint=``, the recipe, and words that moved."""
 
+import sys
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -48,6 +50,17 @@ def test_a_fabric_and_its_arguments_give_the_same(train):
     arguments = {"accelerator": "cpu", "devices": 1}
     courses = [train(fabric=f).train for f in (None, {}, arguments, Fabric(**arguments))]
     assert all(course == courses[0] for course in courses)
+
+
+@every_trainer
+def test_processes_draw_apart_once(train, monkeypatch):
+    """A second time the numbers of several processes would be others than those of a seed."""
+    calls = []
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pyroflows") and hasattr(module, "draw_apart"):
+            monkeypatch.setattr(module, "draw_apart", calls.append)
+    train()
+    assert len(calls) == 1
 
 
 @every_trainer

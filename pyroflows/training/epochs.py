@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from pyroflows._distributed import reduced
+from pyroflows._distributed import draw_apart, reduced
 from pyroflows.data.position import Passes
 from pyroflows.training.checkpoints import Checkpoints
 from pyroflows.training.compiled import prepare_compiler
@@ -76,6 +76,7 @@ def optimise(
         DivergedError: losses stayed non-finite after three rollbacks.
         OSError: a checkpoint could not be written.
     """
+    draw_apart(fabric)
     task = LossTask(model, loss, settings, fabric)
     schedule = Epochs(task, evaluate, settings, fabric)
     passes = Passes(batches, fabric.device)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from pyroflows._checks import to_builtin
-from pyroflows._distributed import draw_apart
 from pyroflows.data.position import Passes
 from pyroflows.training.checkpoints import Checkpoints
 from pyroflows.training.history import History
@@ -188,7 +187,6 @@ class Run:
         self.fabric, self.checkpoints, self.history = fabric, checkpoints, history
         schedule.run = self
         self.optimiser = task.optimiser()
-        draw_apart(fabric)
         self.average = Average(task.parameters, pace.average)
         self.best = Snapshot([*task.parameters, *task.buffers])
         self.lr = pace.lr
