@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,17 +43,20 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """The memory that they take."""
-        return self.x.nbytes + (0 if self.context is None else self.context.nbytes)
+        return sum(part.nbytes for part in self.batch if part is not None)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, index: Tensor | slice) -> Rows:
-        return Rows(self.x[index], None if self.context is None else self.context[index])
+        return self._each(lambda part: part[index])
 
     def to(self, device: Any) -> Rows:
         """On another device, or in another dtype."""
-        return Rows(self.x.to(device), None if self.context is None else self.context.to(device))
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, of: Callable[[Tensor], Tensor]) -> Rows:
+        return Rows(of(self.x), None if self.context is None else of(self.context))
 
     def chunks(self, size: int) -> Iterator[Rows]:
         """All rows in order, ``size`` at a time."""

@@ -43,6 +43,10 @@ def _directions(
     ]
 
 
+def _row(context: Tensor | None, index: int) -> Tensor | None:
+    return None if context is None else context[index]
+
+
 def _jacobian(step: Step, value: Tensor, context: Tensor | None) -> Tensor:
     """Of one event: the output's shape, then the input's."""
     return jacobian(lambda v: step(v, context)[0], value)
@@ -125,7 +129,7 @@ def check_log_det(transform: FlowTransform, shape: Shape, context: Shape = 0) ->
         log_det = step(values, c)[1].detach()
         log_dets.append(log_det)
         for row, value in enumerate(values):
-            matrix = _jacobian(step, value, None if c is None else c[row])
+            matrix = _jacobian(step, value, _row(c, row))
             event = value.numel()
             matrix = matrix.reshape(-1, event)
             outputs = matrix.shape[0]
@@ -242,7 +246,7 @@ def check_structure(transform: FlowTransform, shape: Shape, context: Shape = 0) 
         allowed = layer.dependencies()
         if allowed is not None:
             x = randn(allowed.shape[1:], torch.float64, 3)
-            matrix = _jacobian(layer.forward_and_log_det, x, None if c is None else c[0])
+            matrix = _jacobian(layer.forward_and_log_det, x, _row(c, 0))
             bad = int((matrix[~allowed] != 0).sum())
             require(not bad, f"{bad} entries of the Jacobian should be zero: {layer!r}")
 
@@ -274,7 +278,7 @@ def check_context_rows(
     c = contexts(wanted, (4,), dtype)
     for name, step, value in _directions(transform, shape, (4,), c, dtype):
         together = step(value, c)
-        rows = [step(v, None if c is None else c[i]) for i, v in enumerate(value)]
+        rows = [step(v, _row(c, i)) for i, v in enumerate(value)]
         for part, what in enumerate(("value", "log-determinant")):
             alone = torch.stack([row[part] for row in rows])
             require_close(
