@@ -81,7 +81,7 @@ def pyroflows_default(
 def pyroflows_compiled(
     features: int, hidden: int, layers: int, spline: bool, scores_fast: bool
 ) -> Contender | None:
-    """The first again, under ``torch.compile``, which unrolls walks over few features only."""
+    """The first again, under ``torch.compile``, which unrolls solves of few features only."""
     made = pyroflows(features, hidden, layers, spline, scores_fast)
     score = torch.compile(lambda x: made.module(validate_args=False).log_prob(x))
     sample = torch.compile(lambda n: made.module(validate_args=False).sample((n,)))

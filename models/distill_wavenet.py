@@ -113,7 +113,7 @@ def distil(teacher: pf.Flow, student: pf.Flow, *, steps: int, batch: int, lr: fl
     optimizer = torch.optim.Adam(student.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     for step in range(steps):
-        if step % pool == 0:  # the teacher's walk costs little more for many days than for few
+        if step % pool == 0:  # its solve costs little more for many days than for few
             noise = torch.randn(pool, batch, features)
             with torch.no_grad():
                 days = teacher.transform.forward_and_log_det(noise)[0]

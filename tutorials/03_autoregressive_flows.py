@@ -116,9 +116,9 @@ x = torch.randn(100, features, dtype=torch.float64)
 with torch.no_grad():
     y = layer(x)
     found, guesses = naive_inverse(layer, y)
-    walked = layer.inv(y)
+    solved = layer.inv(y)
 print(f"largest error of the loop {(found - x).abs().max():.1e}")
-print(f"of layer.inv              {(walked - x).abs().max():.1e}")
+print(f"of layer.inv              {(solved - x).abs().max():.1e}")
 
 error = torch.stack([(guess - x).abs().mean(dim=0) for guess in guesses]).clamp(min=1e-17)
 fig, ax = plt.subplots(figsize=(6, 4.6), layout="constrained")
@@ -130,18 +130,19 @@ fig.colorbar(mesh, ax=ax, label="log10 of the mean error")
 plt.show()
 
 # %% [markdown]
-# ## Walking once
+# ## Solving in one go
 #
 # The loop wastes nearly all its work. Call number 20 computes every hidden unit again, though most
 # of them depend on early features only and have not changed. A MADE that keeps its hidden units
-# sorted by what they may see can do better. It *walks* the features once. At feature $i$ it
-# computes just those hidden units that have become known, and uses them for the rest of the walk.
-# Each unit is computed once, so the arithmetic is about that of two passes, for any $D$. The result
-# is exact.
+# sorted by what they may see can do better, by a *sequential solve*: it goes through the features
+# once. At feature $i$ it computes just those hidden units that have become known, and uses them for
+# all later features. Each unit is computed once, so the arithmetic is about that of two passes, for
+# any $D$. The result is exact.
 #
-# `layer.inv` walks where the network can. A network that is a plain function cannot, and gets the
-# loop: that gives us something to compare with. We time all three on 100 rows, in milliseconds of
-# the processor on one thread, so that whatever else runs on the machine hardly counts.
+# `layer.inv` solves this way where the network can. A network that is a plain function cannot, and
+# gets the loop: that gives us something to compare with. We time all three on 100 rows, in
+# milliseconds of the processor on one thread, so that whatever else runs on the machine hardly
+# counts.
 
 
 # %%
@@ -159,7 +160,7 @@ def clock(call, most: int = 20) -> float:
 
 table = []
 sizes = (8, 16, 32) if SMOKE else (8, 16, 32, 64, 128, 256)
-print("features   one pass      walk      loop   walk / pass   loop / pass   loop / walk")
+print("features   one pass     solve      loop  solve / pass   loop / pass  loop / solve")
 for features in sizes:
     layer = layer_of(features, seed=4, hidden=256)
     plain = Autoregressive(lambda x, c, net=layer.net: net(x), Affine())
@@ -173,24 +174,24 @@ for features in sizes:
             clock(lambda plain=plain, y=y: plain.inv(y), 5),
         ]
     table.append(row)
-    one, walk, loop = row
+    one, solve, loop = row
     print(
-        f"{features:>8} {one:7.2f} ms {walk:6.2f} ms {loop:6.1f} ms"
-        f" {walk / one:13.1f} {loop / one:13.0f} {loop / walk:13.1f}   equal: {near}"
+        f"{features:>8} {one:7.2f} ms {solve:6.2f} ms {loop:6.1f} ms"
+        f" {solve / one:13.1f} {loop / one:13.0f} {loop / solve:13.1f}   equal: {near}"
     )
 
 # %% [markdown]
-# The loop costs as many passes as there are features. The walk costs a few. More than the two that
-# its arithmetic amounts to, since it goes in many small steps, and a small step costs more to call
-# than to compute. The wider the network, the less that counts. (Where calls would dominate,
-# pyroflows takes a block of features at once and repeats until nothing changes. The picture above
-# shows why this pays: most of it was right long before the last call.)
+# The loop costs as many passes as there are features. The sequential solve costs a few, more than
+# the two that its arithmetic amounts to, since it goes in many small steps, and a small step costs
+# more to call than to compute. The wider the network, the less that counts. (Where calls would
+# dominate, pyroflows takes a block of features at once and repeats until nothing changes. The
+# picture above shows why this pays: most of it was right long before the last call.)
 
 # %%
 times = torch.tensor(table)
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 for column, name, color in zip(
-    times.T, ("one pass", "walk", "loop"), ("C0", "C2", "C3"), strict=True
+    times.T, ("one pass", "sequential solve", "loop"), ("C0", "C2", "C3"), strict=True
 ):
     ax.loglog(sizes, column, "o-", label=name, color=color)
 ax.set(title="100 rows through one layer", xlabel="features", ylabel="milliseconds")

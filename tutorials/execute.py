@@ -46,6 +46,7 @@ def executed(script: Path, smoke: bool) -> nbformat.NotebookNode:
         notebook,
         timeout=None,
         record_timing=False,
+        coalesce_streams=True,  # what is printed in one cell is one output, whatever the load
         resources={"metadata": {"path": str(HERE)}},
     )
     notebook = client.execute()
