@@ -10,6 +10,7 @@ arXiv:1611.09482). ``solve_back`` does the same backwards in time, for the gradi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +161,9 @@ class CausalConv(nn.Module):
             record.append(h)
         return self.last(h.relu())
 
+    def _gated(self) -> list[CausalBlock]:
+        return [block for block in self.blocks if isinstance(block, CausalBlock)]
+
     def weights(self) -> list[Tensor]:
         """All weights and biases, in the order of ``solve_back``'s gradients."""
         linear = [m for m in self.modules() if isinstance(m, nn.Linear)]
@@ -188,6 +192,7 @@ class CausalConv(nn.Module):
             The fixed point ``(rows, steps)`` and its parameters ``(rows, steps, params)``.
         """
         rows = len(like)
+        given: Any = context  # there where the blocks read it
         x, theta = (
             like.new_empty(self.features, rows),
             like.new_empty(self.features, self.params, rows),
@@ -196,13 +201,13 @@ class CausalConv(nn.Module):
             (
                 block.gate.bias[:, None]
                 if block.from_context is None
-                else torch.addmm(block.gate.bias[:, None], block.from_context.weight, context.mT),
+                else torch.addmm(block.gate.bias[:, None], block.from_context.weight, given.mT),
                 block.taps(),
                 block.dilation,
                 block.mix.weight,
                 like.new_empty(block.remembered(self.features), self.channels, rows).unbind(),
             )
-            for block in self.blocks
+            for block in self._gated()
         ]
         before = like.new_zeros(1, rows)
         for t in range(self.features):
@@ -242,7 +247,8 @@ class CausalConv(nn.Module):
         Returns:
             The gradients of ``weights()`` and of the context.
         """
-        weights, record = self.weights(), []
+        weights = self.weights()
+        record: list[Tensor] = []
         with torch.enable_grad():
             leaf = None if context is None else context.detach().requires_grad_()
             theta = self.forward(x.detach(), leaf, record)
@@ -251,8 +257,8 @@ class CausalConv(nn.Module):
         if not wanted:
             return [None] * len(weights), None
         # A net without a context may be handed one all the same, in a chain of nets that have.
-        found = torch.autograd.grad(theta, wanted, adjoint.permute(2, 0, 1), allow_unused=True)
-        found = iter(found)
+        grads = torch.autograd.grad(theta, wanted, adjoint.permute(2, 0, 1), allow_unused=True)
+        found = iter(grads)
         return [next(found) if w.requires_grad else None for w in weights], next(found, None)
 
     @torch.no_grad()
@@ -271,7 +277,7 @@ class CausalConv(nn.Module):
                 block.mix.weight.mT,
                 h.new_empty(block.remembered(self.features), 2, self.channels, rows).unbind(),
             )
-            for block, u in zip(self.blocks, gates, strict=True)
+            for block, u in zip(self._gated(), gates, strict=True)
         ]
         sent = h.new_zeros(rows)
         for t in reversed(range(self.features)):

@@ -6,6 +6,7 @@ Weights are laid out channels last, which convolutions on a CPU are faster with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +76,14 @@ def from_context(
 
 def _zeroed(last: nn.Conv2d) -> nn.Conv2d:
     """The layer at zero: a flow starts as the identity."""
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
     return last
+
+
+def _to_channels_last(net: Any) -> None:
+    """Weights laid out in memory as convolutions read them; torch's stubs do not know of it."""
+    net.to(memory_format=torch.channels_last)
 
 
 class ConvNet(Dropping):
@@ -117,7 +123,7 @@ class ConvNet(Dropping):
         self.from_context = from_context(context, channels, size)
         self.middle = nn.Conv2d(channels, channels, 1)
         self.last = _zeroed(nn.Conv2d(channels, outputs, 3, padding=1))
-        self.to(memory_format=torch.channels_last)
+        _to_channels_last(self)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``(rows, inputs, height, width)`` to ``(rows, outputs, height, width)``."""
@@ -176,14 +182,15 @@ class ConvResNet(Dropping):
             for _ in range(blocks)
         )
         self.last = _zeroed(nn.Conv2d(channels, outputs, 1))
-        self.to(memory_format=torch.channels_last)
+        _to_channels_last(self)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``(rows, inputs, height, width)`` to ``(rows, outputs, height, width)``."""
         h = self.first(x)
         if self.from_context is not None:
             h.add_(self.from_context(context))
-        for one, other in self.blocks:
+        blocks: Any = self.blocks
+        for one, other in blocks:
             h = other(self.drop(one(h.relu()).relu_())).add_(h)
         return self.last(h.relu())
 

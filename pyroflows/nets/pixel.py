@@ -9,6 +9,7 @@ arithmetic of one pass. Van den Oord et al. 2016, arXiv:1606.05328.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -151,15 +152,16 @@ class PixelNet(nn.Module):
         """
         height, width = x.shape[-2:]
         rows = range(height) if rows is None else rows
-        stacks = [_Cache(layer, x, context) for layer in self.layers]
+        layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
+        stacks = [_Cache(layer, x, context) for layer in layers]
         for i in range(max(rows, default=-1) + 1):
-            v = _with_ones(x[:, :, i - 1]) if i else None  # (n, colours + 1, width)
+            v: Tensor | None = _with_ones(x[:, :, i - 1]) if i else None  # (n, colours + 1, width)
             for stack in stacks:
                 v = stack.row(v)
             if i not in rows:
                 continue
             for j in range(width):
-                h = _with_ones(x[:, :, i, j - 1]) if j else None  # (n, colours + 1)
+                h: Any = _with_ones(x[:, :, i, j - 1]) if j else None  # (n, colours + 1)
                 for stack in stacks:
                     h = stack.pixel(h, j)
                 step(h, i, j)
@@ -180,6 +182,8 @@ class _Cache:
         count, width = len(x), x.shape[-1]
         inputs = layer.vertical.in_channels
         self.layer = layer
+        self.link_bias: Any = layer.horizontal.bias
+        self.out_bias: Any = layer.out.bias
         self.bias = layer._bias(context)
         self.above = x.new_zeros(count, inputs, layer.reach, width + 2 * layer.beside)
         self.left = x.new_zeros(count, layer.before + width, inputs)
@@ -195,10 +199,10 @@ class _Cache:
             self.above = self.above.roll(-1, dims=2)
             self.above[:, :, -1, beside : beside + v.shape[-1]] = v
         a = layer.vertical(self.above) + self.bias
-        drive = layer.link(a) + layer.horizontal.bias[:, None, None]
+        drive = layer.link(a) + self.link_bias[:, None, None]
         self.drive = drive[:, :, 0].permute(2, 0, 1).contiguous()  # (width, n, 2 channels)
         new = gate(a)[:, :, 0]
-        return new if layer.shift else v + new
+        return new if layer.shift or v is None else v + new
 
     def pixel(self, h: Tensor | None, j: int) -> Tensor:
         """The horizontal stack's output ``(n, channels)`` at column ``j``."""
@@ -207,5 +211,5 @@ class _Cache:
             self.left[:, j + layer.reach - 1] = h
         window = self.left[:, j : j + layer.reach].flatten(1)
         new = gate(torch.addmm(self.drive[j], window, self.across))
-        new = torch.addmm(layer.out.bias, new, self.out)
-        return new if layer.shift else h + new
+        new = torch.addmm(self.out_bias, new, self.out)
+        return new if layer.shift or h is None else h + new

@@ -108,9 +108,9 @@ def _local(
             )
             a = a + by_x
     inverse_slope = log_derivative.detach().neg().exp()
-    found = a.mT, inverse_slope.mT, own.permute(1, 2, 0), pull.permute(1, 2, 0)
+    parts = a.mT, inverse_slope.mT, own.permute(1, 2, 0), pull.permute(1, 2, 0)
     # Clones: the solve adds to the first, which may be the gradient that came in.
-    found = tuple(t.clone(memory_format=torch.contiguous_format) for t in found)
+    found = tuple(t.clone(memory_format=torch.contiguous_format) for t in parts)
     return tuple(t.flip(0) for t in found) if _descending(layer.net) else found
 
 
@@ -151,6 +151,8 @@ class Autoregressive(FlowTransform):
     """
 
     fast = "sample"
+
+    net: Any  # a plain function, or a module that is a SolvableNet
 
     def __init__(self, net: Callable[[Tensor, Tensor | None], Tensor], family: Family) -> None:
         super().__init__()

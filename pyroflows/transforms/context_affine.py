@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +45,7 @@ class ContextAffine(FlowTransform):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def _loc_and_log_scale(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def _loc_and_log_scale(self, x: Tensor, context: Any) -> tuple[Tensor, Tensor]:
         both = self.linear(context).to(x.dtype)  # under autocast the product rounds
         loc, raw = both.chunk(2, dim=-1)
         return loc, self.bound * torch.tanh(raw / self.bound)

@@ -34,6 +34,9 @@ class Coupling(FlowTransform):
     """
 
     fast = "both"
+    kept: Tensor
+    moved: Tensor
+    order: Tensor
 
     def __init__(
         self, net: Callable[[Tensor, Tensor | None], Tensor], family: Family, mask: Tensor

@@ -91,6 +91,9 @@ class Whiten(FlowTransform):
         tensor([3., 4.])
     """
 
+    loc: Tensor
+    tril: Tensor
+
     def __init__(self, features: int) -> None:
         super().__init__()
         check_whole(1, features=features)

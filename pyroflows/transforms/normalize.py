@@ -80,6 +80,9 @@ class Standardize(FlowTransform):
         tensor([15.])
     """
 
+    loc: Tensor
+    scale: Tensor
+
     def __init__(self, features: int, dims: int = 1) -> None:
         super().__init__()
         check_whole(1, features=features, dims=dims)

@@ -32,6 +32,8 @@ class Permute(FlowTransform):
     """
 
     volume_preserving = True
+    permutation: Tensor
+    back: Tensor
 
     def __init__(self, permutation: Tensor | Sequence[int]) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ class _Product(torch.autograd.Function):
             left, right = lower.tril(-1), upper.triu(1) + (signs * log_diagonal.exp()).diag()
         grad = torch.empty_like(grad).index_copy_(0, permutation, grad)
         of_lower, of_upper, of_diagonal, *_ = ctx.needs_input_grad
-        grad_right = torch.addmm(grad, left.mT, grad) if of_upper or of_diagonal else None
+        grad_right: Any = torch.addmm(grad, left.mT, grad) if of_upper or of_diagonal else None
         return (
             (grad @ right.mT).tril(-1) if of_lower else None,
             grad_right.triu(1) if of_upper else None,

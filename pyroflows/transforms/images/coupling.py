@@ -45,6 +45,8 @@ class ImageCoupling(FlowTransform):
     domain = codomain = IMAGE
     fast = "both"
 
+    mask: Tensor
+
     def __init__(
         self,
         net: Callable[[Tensor, Tensor | None], Tensor],
@@ -64,7 +66,7 @@ class ImageCoupling(FlowTransform):
         self.family = family
         self.context_dim = context_dim
         self.register_buffer("mask", mask)
-        self.run = _moved_run(mask)
+        self.run = _moved_run(mask)  # of channels, where these move together
 
     @property
     def volume_preserving(self) -> bool:
@@ -80,7 +82,10 @@ class ImageCoupling(FlowTransform):
         self, step: Step, value: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         x, context, batch = rows_of(value, context, self.context_dim)
-        y, log_derivative = (self._split if self.run else self._masked)(step, x, context)
+        if self.run is None:
+            y, log_derivative = self._masked(step, x, context)
+        else:
+            y, log_derivative = self._split(self.run, step, x, context)
         log_det = (
             x.new_zeros(batch)
             if self.volume_preserving
@@ -88,9 +93,10 @@ class ImageCoupling(FlowTransform):
         )
         return y.view(*batch, *y.shape[1:]) if len(batch) != 1 else y, log_det
 
-    def _split(self, step: Step, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        start, stop = self.run
-        before, moved, after = x.tensor_split((start, stop), dim=1)
+    def _split(
+        self, run: tuple[int, int], step: Step, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        before, moved, after = x.tensor_split(run, dim=1)
         kept = [part for part in (before, after) if part.shape[1]]
         theta = self._theta(kept[0] if len(kept) == 1 else torch.cat(kept, dim=1), context)
         moved, log_derivative = step(moved, theta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +126,8 @@ class MaskedConv(FlowTransform):
         self, x: Tensor, shift: Tensor | None, assembled: list[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of rows: what the convolutions give, ``t``'s share and the Jacobian's diagonal."""
-        h, slope = x, None
+        h = x
+        slope: Any = None
         for (weight, diagonal), bias in zip(assembled, self.biases, strict=True):
             if slope is not None:
                 h, own = self._activated(h)
