@@ -41,7 +41,7 @@ class Batches:
         return self.starting_at(0)
 
     def starting_at(self, position: int) -> Iterator[Batch]:
-        """One epoch without its first batches."""
+        """One epoch from a batch on."""
         indices = self._order().to(self.rows.x.device).split(self.size)
         return (self.rows[index].batch for index in indices[position:])
 

@@ -172,7 +172,7 @@ def _described(support: constraints.Constraint) -> str:
 
 
 def _on_the_border(support: constraints.Constraint, x: Tensor) -> Tensor:
-    """Which rows ``(rows, *event)`` are no farther inside than by a rounding step.
+    """Which rows ``(rows, *event)`` lie within a rounding step of the support's border.
 
     The map from the support to R^n sends them to infinity, or clamps them to where they are spikes.
     """
@@ -210,7 +210,7 @@ def _refuse(name: str, what: str, bad: Tensor, remedy: str) -> None:
 
 
 def check_is_flow(**values: Any) -> None:
-    """See that these are flows, or models of integers, and nothing that is easily taken for one.
+    """See that these are flows, or models of integers, not what is easily mistaken for one.
 
     Args:
         **values: by the argument's name.

@@ -157,7 +157,7 @@ class ParquetTable:
 
 
 class TableBatches(Streamed):
-    """Random mini-batches from a table. Iterating is one epoch, each row once but those left out.
+    """Random mini-batches from a table: an epoch is each row once, without those left out.
 
     Blocks come in a new random order, and the rows of about eight of them are mixed at a time. All
     processes read all blocks, and each takes its part, of equal size, of the same batches. A file
@@ -211,7 +211,7 @@ class TableBatches(Streamed):
             yield self._part(rest)
 
     def starting_at(self, position: int) -> Iterator[Batch]:
-        """One epoch without its first batches, which are read all the same."""
+        """One epoch from a batch on; those before it are read all the same."""
         return islice(self, position, None)
 
     def _part(self, rows: Rows) -> Batch:
@@ -259,7 +259,7 @@ class TableBatches(Streamed):
 
 
 def hold_out(flow: Flow, table: Table, share: float, seed: int) -> tuple[np.ndarray, Rows]:
-    """Which rows to hold out, a random share of 65,536 at most, and these rows."""
+    """A random share of the rows for validation, 65,536 at most: their numbers, and themselves."""
     count = min(validation_count(table.shape[0], share), MOST_HELD_OUT)
     generator = torch.Generator().manual_seed(seed)
     if table.shape[0] <= 2**24:

@@ -129,7 +129,7 @@ def _in_file(
     seed: int,
     shard: tuple[int, int],
 ) -> tuple[Source, Validation | None]:
-    """The same for a file, which is read in part only."""
+    """``sources`` for a file, which is read in part only."""
     table = open_table(x)
     index: np.ndarray | None = None
     validation: Validation | None = None
@@ -166,7 +166,7 @@ def _streams(
     seed: int,
     shard: tuple[int, int],
 ) -> tuple[Source, Validation | None]:
-    """The same for a data set, or for a loader, which cannot be split."""
+    """``sources`` for a data set, or for a loader, which cannot be split."""
     if isinstance(x, TensorDataset):
         if len(x.tensors) > 2:
             raise ValueError(

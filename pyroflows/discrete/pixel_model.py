@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from pyroflows._checks import check_shape, common_batch
+from pyroflows._checks import check_shape, checked_int, common_batch
 from pyroflows._pyro.validation import validates_args
 from pyroflows.discrete.levels import check_levels
 from pyroflows.discrete.pixel_distribution import PixelDistribution, rows_of
 from pyroflows.discrete.pixel_likelihoods import Categorical, LogisticMixture
 from pyroflows.discrete.pixel_scores import PixelScores
-from pyroflows.flows.assembly import builder, checked_int
+from pyroflows.flows.assembly import builder
 from pyroflows.nets import PixelNet
 
 ROWS_AT_ONCE = 512  # of ``classify``

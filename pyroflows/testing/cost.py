@@ -47,7 +47,7 @@ def _counted(net: Any) -> Iterator[list[int]]:
 
 
 class _Calls:
-    """The calls of a flow's networks since they were last looked at."""
+    """The calls of a flow's networks since they were last checked."""
 
     def __init__(self, flow: Flow, stack: ExitStack) -> None:
         self.fast = flow.fast
