@@ -30,7 +30,7 @@ _steps = 0
 _hook = None  # registered when steps are first asked for
 
 
-def _count_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+def _count_step(_optimizer: Optimizer, _args: tuple, _kwargs: dict) -> None:
     global _steps
     _steps += 1
 

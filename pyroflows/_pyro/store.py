@@ -108,7 +108,7 @@ class Synced(nn.Module):
         return self.__dict__
 
 
-def _loaded(module: Synced, incompatible_keys: object) -> None:
+def _loaded(module: Synced, _incompatible_keys: object) -> None:
     """A ``state_dict`` was loaded: newer than what the store holds at this moment."""
     held = pyro.get_param_store()._params.values()
     module._links.newer_than = {id(t): weakref.ref(t) for t in held}

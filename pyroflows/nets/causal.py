@@ -132,7 +132,7 @@ class CausalConv(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def untrained(self, wider: float = 1.0) -> CausalConv:
+    def untrained(self, wider: float = 1.0) -> CausalConv:  # noqa: ARG002 (of MADEs)
         """A new net of the same build and width: an inverse needs more layers, not wider ones."""
         return CausalConv(
             self.features,
@@ -175,7 +175,7 @@ class CausalConv(nn.Module):
         step: Callable[[int, Tensor], Tensor],
         like: Tensor,
         context: Tensor | None = None,
-        block_step: Callable[[int, int, Tensor], Tensor] | None = None,
+        block_step: Callable[[int, int, Tensor], Tensor] | None = None,  # noqa: ARG002 (of MADEs)
     ) -> tuple[Tensor, Tensor]:
         """The fixed point ``x_t = step(t, params_t(x_<t))``, in the arithmetic of one pass. Exact.
 
@@ -229,7 +229,7 @@ class CausalConv(nn.Module):
         step: Callable[[int, Tensor, Tensor], object],
         x: Tensor,
         context: Tensor | None = None,
-        block_step: Callable[[int, int, Tensor], Tensor] | None = None,
+        block_step: Callable[[int, int, Tensor], Tensor] | None = None,  # noqa: ARG002 (of MADEs)
     ) -> tuple[list[Tensor | None], Tensor | None]:
         """Back through the fixed point: the gradients of weights and context.
 

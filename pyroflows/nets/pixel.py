@@ -65,12 +65,12 @@ class GatedLayer(Dropping):
         height, width = v.shape[-2:]
         above = F.pad(v, (self.beside, self.beside, self.before, 0))
         left = F.pad(h, (self.before, 0, 0, 0))
-        a = self.vertical(above)[..., :height, :] + self._bias(context)
+        a = self.vertical(above)[..., :height, :] + self.context_bias(context)
         b = self.horizontal(left)[..., :width] + self.link(a)
         v_new, h_new = gate(a), self.out(self.drop(gate(b)))
         return (v_new, h_new) if self.shift else (v + v_new, h + h_new)
 
-    def _bias(self, context: Tensor | None) -> Tensor | float:
+    def context_bias(self, context: Tensor | None) -> Tensor | float:
         return 0.0 if self.condition is None else self.condition(context)[:, :, None, None]
 
 
@@ -184,7 +184,7 @@ class _Cache:
         self.layer = layer
         self.link_bias: Any = layer.horizontal.bias
         self.out_bias: Any = layer.out.bias
-        self.bias = layer._bias(context)
+        self.bias = layer.context_bias(context)
         self.above = x.new_zeros(count, inputs, layer.reach, width + 2 * layer.beside)
         self.left = x.new_zeros(count, layer.before + width, inputs)
         # A window of the row, flattened, times a matrix: the convolution at one pixel.
