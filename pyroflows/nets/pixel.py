@@ -71,6 +71,7 @@ class GatedLayer(Dropping):
         return (v_new, h_new) if self.shift else (v + v_new, h + h_new)
 
     def context_bias(self, context: Tensor | None) -> Tensor | float:
+        """What the context adds to the vertical stack, ``(n, 2 channels, 1, 1)``."""
         return 0.0 if self.condition is None else self.condition(context)[:, :, None, None]
 
 
