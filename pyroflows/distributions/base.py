@@ -69,6 +69,8 @@ class Base(nn.Module):
             pass a module whose call returns the distribution; it may have parameters too.
     """
 
+    loc: Tensor  # of the standard normal; its scale moves with it
+
     def __init__(self, distribution: Distribution | None, shape: Size) -> None:
         super().__init__()
         self.wraps = 0
@@ -115,9 +117,8 @@ class Base(nn.Module):
 
     def _standard_normal(self) -> StandardNormal:
         """Made once for each place it is moved to."""
-        tensors = [self.get_buffer(name) for name in self.names]
         return self._standard.get(
-            tensors, lambda: StandardNormal(self._made(), self.wraps, validate_args=False)
+            [self.loc], lambda: StandardNormal(self._made(), self.wraps, validate_args=False)
         )
 
     def __repr__(self) -> str:
