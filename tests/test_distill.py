@@ -1,5 +1,6 @@
 """Distillation: the student comes close, the teacher is left alone, bad input is refused."""
 
+import copy
 import math
 
 import matplotlib as mpl
@@ -56,6 +57,14 @@ def test_history_has_both_divergences(teacher):
     drawn = {line.get_label(): line.get_xdata() for line in ax.get_lines()}
     assert list(drawn["reverse KL"]) == list(drawn["forward KL"]) == [50, 100, 150]
     assert drawn["weights kept"][0] == 50 * (history.steps[history.best] + 1)
+    plt.close(ax.figure)
+
+
+def test_an_estimate_below_zero_is_drawn_on_the_logarithmic_axis():
+    history = pf.History(counted="evaluation", stride=50)
+    history.record(0, -1.0, None, 1e-3, {"reverse KL": -0.01})
+    ax = history.plot()
+    assert list(ax.get_lines()[0].get_ydata()) == [1e-4]
     plt.close(ax.figure)
 
 
@@ -270,6 +279,20 @@ def test_any_two_flows_over_the_same_rows_compare(teacher):
     assert report.gap == (0.0, 0.0)
     assert report.history is None
     assert "training" not in str(report)
+
+
+def test_flows_in_training_mode_are_compared_in_eval_mode():
+    class Moody(pf.FlowTransform):
+        def forward_and_log_det(self, x, context=None):
+            return x + 5.0 * self.training, x.new_zeros(x.shape[:-1])
+
+        def inverse_and_log_det(self, y, context=None):
+            return y - 5.0 * self.training, y.new_zeros(y.shape[:-1])
+
+    flow = pf.Flow(pf.Chain([pf.transforms.LULinear(2), Moody()]), shape=2)
+    report = pf.compare(flow.train(), copy.deepcopy(flow).eval(), **FEW)
+    assert abs(report.reverse_kl[0]) < 1e-6
+    assert flow.training
 
 
 def test_a_classifier_needs_some_draws(teacher):
