@@ -10,7 +10,6 @@ arXiv:1611.09482). ``solve_back`` does the same backwards in time, for the gradi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +67,19 @@ class CausalBlock(Dropping):
         """``h`` some taps ago, zero before the start."""
         delay = min(taps * self.dilation, h.shape[-2])
         return F.pad(h[..., : h.shape[-2] - delay, :], (0, 0, delay, 0)) if delay else h
+
+    def bias(self, context: Tensor | None) -> Tensor:
+        """What is the same at every step, ``(2 channels, rows)`` or ``(2 channels, 1)``.
+
+        Raises:
+            TypeError: the context is missing.
+        """
+        bias = self.gate.bias[:, None]
+        if self.from_context is None:
+            return bias
+        if context is None:
+            raise TypeError("context: this network needs one, got None")
+        return torch.addmm(bias, self.from_context.weight, context.mT)
 
     def taps(self) -> tuple[Tensor, ...]:
         """The weight ``(2 channels, channels)`` of each tap, from the latest to the earliest."""
@@ -161,9 +173,6 @@ class CausalConv(nn.Module):
             record.append(h)
         return self.last(h.relu())
 
-    def _gated(self) -> list[CausalBlock]:
-        return [block for block in self.blocks if isinstance(block, CausalBlock)]
-
     def weights(self) -> list[Tensor]:
         """All weights and biases, in the order of ``solve_back``'s gradients."""
         linear = [m for m in self.modules() if isinstance(m, nn.Linear)]
@@ -192,22 +201,20 @@ class CausalConv(nn.Module):
             The fixed point ``(rows, steps)`` and its parameters ``(rows, steps, params)``.
         """
         rows = len(like)
-        given: Any = context  # there where the blocks read it
         x, theta = (
             like.new_empty(self.features, rows),
             like.new_empty(self.features, self.params, rows),
         )
+        modules: list[CausalBlock] = [*self.blocks]
         blocks = [
             (
-                block.gate.bias[:, None]
-                if block.from_context is None
-                else torch.addmm(block.gate.bias[:, None], block.from_context.weight, given.mT),
+                block.bias(context),
                 block.taps(),
                 block.dilation,
                 block.mix.weight,
                 like.new_empty(block.remembered(self.features), self.channels, rows).unbind(),
             )
-            for block in self._gated()
+            for block in modules
         ]
         before = like.new_zeros(1, rows)
         for t in range(self.features):
@@ -257,8 +264,9 @@ class CausalConv(nn.Module):
         if not wanted:
             return [None] * len(weights), None
         # A net without a context may be handed one all the same, in a chain of nets that have.
-        grads = torch.autograd.grad(theta, wanted, adjoint.permute(2, 0, 1), allow_unused=True)
-        found = iter(grads)
+        found = iter(
+            torch.autograd.grad(theta, wanted, adjoint.permute(2, 0, 1), allow_unused=True)
+        )
         return [next(found) if w.requires_grad else None for w in weights], next(found, None)
 
     @torch.no_grad()
@@ -269,6 +277,7 @@ class CausalConv(nn.Module):
         *gates, h = record
         passes = (h > 0).to(h.dtype).permute(1, 2, 0).contiguous()
         adjoint = h.new_empty(self.features, self.params, rows)
+        modules: list[CausalBlock] = [*self.blocks]
         blocks = [
             (
                 _slopes(u),
@@ -277,7 +286,7 @@ class CausalConv(nn.Module):
                 block.mix.weight.mT,
                 h.new_empty(block.remembered(self.features), 2, self.channels, rows).unbind(),
             )
-            for block, u in zip(self._gated(), gates, strict=True)
+            for block, u in zip(modules, gates, strict=True)
         ]
         sent = h.new_zeros(rows)
         for t in reversed(range(self.features)):

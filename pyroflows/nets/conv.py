@@ -6,7 +6,6 @@ Weights are laid out channels last, which convolutions on a CPU are faster with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ class FromContext(nn.Module):
         shape = context_shape(context)
         self.is_image = len(shape) == 3
         if len(shape) == 1:
-            self.read: nn.Module = nn.Linear(shape[0], channels, bias=False)
+            self.read: nn.Linear | nn.Conv2d = nn.Linear(shape[0], channels, bias=False)
             nn.init.zeros_(self.read.weight)
             return
         if not self.is_image:
@@ -81,9 +80,9 @@ def _zeroed(last: nn.Conv2d) -> nn.Conv2d:
     return last
 
 
-def _to_channels_last(net: Any) -> None:
-    """Weights laid out in memory as convolutions read them; torch's stubs do not know of it."""
-    net.to(memory_format=torch.channels_last)
+def _channels_last(net: nn.Module) -> None:
+    """Lay the weights of all convolutions out channels last."""
+    nn.Module.to(net, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class ConvNet(Dropping):
@@ -123,7 +122,7 @@ class ConvNet(Dropping):
         self.from_context = from_context(context, channels, size)
         self.middle = nn.Conv2d(channels, channels, 1)
         self.last = _zeroed(nn.Conv2d(channels, outputs, 3, padding=1))
-        _to_channels_last(self)
+        _channels_last(self)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``(rows, inputs, height, width)`` to ``(rows, outputs, height, width)``."""
@@ -182,15 +181,15 @@ class ConvResNet(Dropping):
             for _ in range(blocks)
         )
         self.last = _zeroed(nn.Conv2d(channels, outputs, 1))
-        _to_channels_last(self)
+        _channels_last(self)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``(rows, inputs, height, width)`` to ``(rows, outputs, height, width)``."""
         h = self.first(x)
         if self.from_context is not None:
             h.add_(self.from_context(context))
-        blocks: Any = self.blocks
-        for one, other in blocks:
+        pairs: list[nn.ModuleList] = [*self.blocks]
+        for one, other in pairs:
             h = other(self.drop(one(h.relu()).relu_())).add_(h)
         return self.last(h.relu())
 

@@ -9,7 +9,6 @@ arithmetic of one pass. Van den Oord et al. 2016, arXiv:1606.05328.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -153,18 +152,18 @@ class PixelNet(nn.Module):
         """
         height, width = x.shape[-2:]
         rows = range(height) if rows is None else rows
-        layers = [layer for layer in self.layers if isinstance(layer, GatedLayer)]
-        stacks = [_Cache(layer, x, context) for layer in layers]
+        layers: list[GatedLayer] = [*self.layers]
+        first, *others = [_Stepped(layer, x, context) for layer in layers]
         for i in range(max(rows, default=-1) + 1):
-            v: Tensor | None = _with_ones(x[:, :, i - 1]) if i else None  # (n, colours + 1, width)
-            for stack in stacks:
-                v = stack.row(v)
+            v = first.row(_with_ones(x[:, :, i - 1]) if i else None)  # of (n, colours + 1, width)
+            for layer in others:
+                v = layer.row(v)
             if i not in rows:
                 continue
             for j in range(width):
-                h: Any = _with_ones(x[:, :, i, j - 1]) if j else None  # (n, colours + 1)
-                for stack in stacks:
-                    h = stack.pixel(h, j)
+                h = first.pixel(_with_ones(x[:, :, i, j - 1]) if j else None, j)
+                for layer in others:
+                    h = layer.pixel(h, j)
                 step(h, i, j)
 
 
@@ -172,7 +171,7 @@ def _with_ones(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
 
 
-class _Cache:
+class _Stepped:
     """A layer evaluated row by row and pixel by pixel, with the inputs that its kernels still see.
 
     The first layer sees what lies strictly before a pixel: it is given the row before and the pixel
@@ -183,8 +182,6 @@ class _Cache:
         count, width = len(x), x.shape[-1]
         inputs = layer.vertical.in_channels
         self.layer = layer
-        self.link_bias: Any = layer.horizontal.bias
-        self.out_bias: Any = layer.out.bias
         self.bias = layer.context_bias(context)
         self.above = x.new_zeros(count, inputs, layer.reach, width + 2 * layer.beside)
         self.left = x.new_zeros(count, layer.before + width, inputs)
@@ -192,6 +189,8 @@ class _Cache:
         kernel = layer.horizontal.weight[:, :, 0]  # (2 channels, inputs, reach)
         self.across = kernel.permute(2, 1, 0).flatten(0, 1)
         self.out = layer.out.weight[:, :, 0, 0].T
+        self.out_bias = layer.out.get_parameter("bias")
+        self.drive_bias = layer.horizontal.get_parameter("bias")[:, None, None]
 
     def row(self, v: Tensor | None) -> Tensor:
         """The vertical stack's next row ``(n, channels, width)`` from its next row of inputs."""
@@ -200,10 +199,10 @@ class _Cache:
             self.above = self.above.roll(-1, dims=2)
             self.above[:, :, -1, beside : beside + v.shape[-1]] = v
         a = layer.vertical(self.above) + self.bias
-        drive = layer.link(a) + self.link_bias[:, None, None]
+        drive = layer.link(a) + self.drive_bias
         self.drive = drive[:, :, 0].permute(2, 0, 1).contiguous()  # (width, n, 2 channels)
         new = gate(a)[:, :, 0]
-        return new if layer.shift or v is None else v + new
+        return new if v is None or layer.shift else v + new
 
     def pixel(self, h: Tensor | None, j: int) -> Tensor:
         """The horizontal stack's output ``(n, channels)`` at column ``j``."""
@@ -213,4 +212,4 @@ class _Cache:
         window = self.left[:, j : j + layer.reach].flatten(1)
         new = gate(torch.addmm(self.drive[j], window, self.across))
         new = torch.addmm(self.out_bias, new, self.out)
-        return new if layer.shift or h is None else h + new
+        return new if h is None or layer.shift else h + new

@@ -95,10 +95,10 @@ class Plan:
         """The context, for a network that needs one.
 
         Raises:
-            ValueError: there is none.
+            TypeError: there is none.
         """
         if given is None:
-            raise ValueError("context: this network needs one, got None")
+            raise TypeError("context: this network needs one, got None")
         return given
 
     def check_masks(self, net: str) -> None:

@@ -43,3 +43,8 @@ class SolvableNet(Protocol):
 def is_solvable(net: object) -> TypeGuard[SolvableNet]:
     """Whether the network offers all that ``SolvableNet`` lists."""
     return all(hasattr(net, name) for name in ("solve", "solve_back", "weights"))
+
+
+def is_descending(net: object) -> bool:
+    """Whether the network takes the last feature first."""
+    return getattr(net, "descending", False)

@@ -9,14 +9,15 @@ from pyroflows.transforms.families import Additive, Affine, Family
 from pyroflows.transforms.images.conv1x1 import Conv1x1
 from pyroflows.transforms.images.coupling import ImageCoupling
 from pyroflows.transforms.images.masked_conv import MaskedConv
-from pyroflows.transforms.images.multiscale import MultiScale, Squeeze, squeeze, unsqueeze
-from pyroflows.transforms.images.squeeze import (
+from pyroflows.transforms.images.masks import (
     all_but_channel,
     checkerboard,
     even_columns,
     even_rows,
     first_half,
 )
+from pyroflows.transforms.images.multiscale import MultiScale
+from pyroflows.transforms.images.squeeze import Squeeze, squeeze, unsqueeze
 from pyroflows.transforms.linear import LULinear, Whiten
 from pyroflows.transforms.normalize import ActNorm, DiagonalScale, Standardize
 from pyroflows.transforms.permute import Permute

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +43,9 @@ class ContextAffine(FlowTransform):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def _loc_and_log_scale(self, x: Tensor, context: Any) -> tuple[Tensor, Tensor]:
+    def _loc_and_log_scale(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if context is None:
+            raise TypeError(f"context: expected (*batch, {self.linear.in_features}), got None")
         both = self.linear(context).to(x.dtype)  # under autocast the product rounds
         loc, raw = both.chunk(2, dim=-1)
         return loc, self.bound * torch.tanh(raw / self.bound)

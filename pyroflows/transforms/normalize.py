@@ -12,22 +12,6 @@ from pyroflows._checks import check_whole
 from pyroflows.transforms.base import FlowTransform
 
 
-def _space(dims: int) -> constraints.Constraint:
-    """Real events of ``dims`` dimensions."""
-    return constraints.real_vector if dims == 1 else constraints.independent(constraints.real, dims)
-
-
-def _across(values: Tensor, dims: int) -> Tensor:
-    """``(features,)`` so that it broadcasts against events of ``dims`` dimensions."""
-    return values if dims == 1 else values.view(-1, *(1,) * (dims - 1))
-
-
-def _log_det(log_scale: Tensor, x: Tensor, dims: int) -> Tensor:
-    """That of scales ``(features,)``, of x's batch: each counts for all places in an event."""
-    places = x.shape[x.dim() - dims + 1 :].numel()
-    return (log_scale.sum() * places).expand(x.shape[: x.dim() - dims])
-
-
 def location_and_scale(rows: Tensor, dims: int = 1) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of ``(*batch, features)``; constant features get scale one.
 
@@ -55,7 +39,46 @@ def location_and_scale(rows: Tensor, dims: int = 1) -> tuple[Tensor, Tensor]:
     return mean, torch.where(constant, torch.ones_like(scale), scale)
 
 
-class Standardize(FlowTransform):
+class _FeatureAffine(FlowTransform):
+    """``y = loc + scale * x``, feature by feature, each for all its places in an event."""
+
+    loc: Tensor
+
+    def __init__(self, features: int, dims: int) -> None:
+        super().__init__()
+        check_whole(1, features=features, dims=dims)
+        self.dims = dims
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        """All events."""
+        if self.dims == 1:
+            return constraints.real_vector
+        return constraints.independent(constraints.real, self.dims)
+
+    codomain = domain
+
+    def _across(self, values: Tensor) -> Tensor:
+        """``(features,)`` so that it broadcasts against events."""
+        return values if self.dims == 1 else values.view(-1, *(1,) * (self.dims - 1))
+
+    def _scaled(self, x: Tensor, scale: Tensor) -> Tensor:
+        return torch.addcmul(self._across(self.loc), x, self._across(scale))
+
+    def _centred(self, y: Tensor) -> Tensor:
+        return y - self._across(self.loc)
+
+    def _log_det(self, log_scale: Tensor, x: Tensor) -> Tensor:
+        """Of x's batch: each scale counts for all its places in an event."""
+        places = x.shape[x.dim() - self.dims + 1 :].numel()
+        return (log_scale.sum() * places).expand(x.shape[: x.dim() - self.dims])
+
+    def extra_repr(self) -> str:
+        """The number of features."""
+        return str(len(self.loc))
+
+
+class Standardize(_FeatureAffine):
     """Data units in, data units out: ``x = loc + scale * z``, fixed by ``pf.initialize``.
 
     ``loc`` and ``scale`` are buffers: part of the ``state_dict``, never trained. Before they are
@@ -80,22 +103,12 @@ class Standardize(FlowTransform):
         tensor([15.])
     """
 
-    loc: Tensor
     scale: Tensor
 
     def __init__(self, features: int, dims: int = 1) -> None:
-        super().__init__()
-        check_whole(1, features=features, dims=dims)
-        self.dims = dims
+        super().__init__(features, dims)
         self.register_buffer("loc", torch.zeros(features))
         self.register_buffer("scale", torch.ones_like(self.loc))
-
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> constraints.Constraint:
-        """All events."""
-        return _space(self.dims)
-
-    codomain = domain
 
     def initialize(
         self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
@@ -111,22 +124,16 @@ class Standardize(FlowTransform):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``loc + scale * x``, in torch's usual layout, since it is what leaves a flow."""
-        y = torch.addcmul(_across(self.loc, self.dims), x, _across(self.scale, self.dims))
-        return y.contiguous(), _log_det(self.scale.log(), x, self.dims)
+        return self._scaled(x, self.scale).contiguous(), self._log_det(self.scale.log(), x)
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``(y - loc) / scale``."""
-        x = (y - _across(self.loc, self.dims)) / _across(self.scale, self.dims)
-        return x, -_log_det(self.scale.log(), y, self.dims)
-
-    def extra_repr(self) -> str:
-        """The number of features."""
-        return str(len(self.loc))
+        return self._centred(y) / self._across(self.scale), -self._log_det(self.scale.log(), y)
 
 
-class ActNorm(FlowTransform):
+class ActNorm(_FeatureAffine):
     """``y = loc + exp(log_scale) * x``, both learned; data may set the start.
 
     Kingma & Dhariwal 2018, arXiv:1807.03039, section 3.1. ``pf.initialize`` sets the start once;
@@ -152,19 +159,10 @@ class ActNorm(FlowTransform):
     initialized: Tensor
 
     def __init__(self, features: int, dims: int = 1) -> None:
-        super().__init__()
-        check_whole(1, features=features, dims=dims)
-        self.dims = dims
+        super().__init__(features, dims)
         self.loc = nn.Parameter(torch.zeros(features))
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.register_buffer("initialized", torch.tensor(False))
-
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> constraints.Constraint:
-        """All events."""
-        return _space(self.dims)
-
-    codomain = domain
 
     def initialize(
         self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True
@@ -182,21 +180,14 @@ class ActNorm(FlowTransform):
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``loc + exp(log_scale) * x``."""
-        scale = _across(self.log_scale.exp(), self.dims)
-        y = torch.addcmul(_across(self.loc, self.dims), x, scale)
-        return y, _log_det(self.log_scale, x, self.dims)
+        return self._scaled(x, self.log_scale.exp()), self._log_det(self.log_scale, x)
 
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``(y - loc) exp(-log_scale)``."""
-        scale = _across((-self.log_scale).exp(), self.dims)
-        x = (y - _across(self.loc, self.dims)) * scale
-        return x, -_log_det(self.log_scale, y, self.dims)
-
-    def extra_repr(self) -> str:
-        """The number of features."""
-        return str(len(self.loc))
+        x = self._centred(y) * self._across((-self.log_scale).exp())
+        return x, -self._log_det(self.log_scale, y)
 
 
 class DiagonalScale(FlowTransform):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from pyro.distributions import transforms as of_pyro
@@ -53,7 +52,7 @@ def _moved(
 ) -> constraints.Constraint:
     """The constraint with ``fn`` applied to its tensors; itself if it has none."""
     own = vars(constraint)
-    changed: dict[str, Any] = {k: fn(v) for k, v in own.items() if isinstance(v, Tensor)}
+    changed: dict[str, object] = {k: fn(v) for k, v in own.items() if isinstance(v, Tensor)}
     changed |= {
         k: new
         for k, v in own.items()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pyroflows._checks import check_whole
 from pyroflows._pyro.memo import Kept, traced
 from pyroflows.transforms.base import FlowTransform
-from pyroflows.transforms.images.squeeze import IMAGE
+from pyroflows.transforms.images.masks import IMAGE
 
 
 class _Product(torch.autograd.Function):
@@ -42,13 +42,15 @@ class _Product(torch.autograd.Function):
             left, right = lower.tril(-1), upper.triu(1) + (signs * log_diagonal.exp()).diag()
         grad = torch.empty_like(grad).index_copy_(0, permutation, grad)
         of_lower, of_upper, of_diagonal, *_ = ctx.needs_input_grad
-        grad_right: Any = torch.addmm(grad, left.mT, grad) if of_upper or of_diagonal else None
+        grad_upper = grad_diagonal = None
+        if of_upper or of_diagonal:
+            grad_right = torch.addmm(grad, left.mT, grad)
+            grad_upper = grad_right.triu(1) if of_upper else None
+            grad_diagonal = torch.addcmul(grad_log_det, grad_right.diagonal(), right.diagonal())
         return (
             (grad @ right.mT).tril(-1) if of_lower else None,
-            grad_right.triu(1) if of_upper else None,
-            torch.addcmul(grad_log_det, grad_right.diagonal(), right.diagonal())
-            if of_diagonal
-            else None,
+            grad_upper,
+            grad_diagonal if of_diagonal else None,
             None,
             None,
         )

@@ -7,14 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.coupling import CouplingLayer, Step
 from pyroflows.transforms.families import Family
-from pyroflows.transforms.images.squeeze import IMAGE, rows_of
-
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+from pyroflows.transforms.images.masks import IMAGE, rows_of
 
 
-class ImageCoupling(FlowTransform):
+class ImageCoupling(CouplingLayer):
     r"""``y = x`` where the mask holds; elsewhere :math:`y_i = g(x_i; \theta_i(x_{mask}, c))`.
 
     Both directions cost one network call. Dinh et al. 2017, arXiv:1605.08803, section 3.4. A mask
@@ -43,8 +41,6 @@ class ImageCoupling(FlowTransform):
     """
 
     domain = codomain = IMAGE
-    fast = "both"
-
     mask: Tensor
 
     def __init__(
@@ -55,32 +51,26 @@ class ImageCoupling(FlowTransform):
         *,
         context_dim: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(net, family)
         mask = torch.as_tensor(mask, dtype=torch.bool)
         if mask.dim() != 3 or mask.all() or not mask.any():
             raise ValueError(
                 f"mask: expected (channels, height, width) with numbers kept and numbers moved, "
                 f"got shape {tuple(mask.shape)} with {int(mask.sum())} kept"
             )
-        self.net = net
-        self.family = family
         self.context_dim = context_dim
         self.register_buffer("mask", mask)
         self.run = _moved_run(mask)  # of channels, where these move together
-
-    @property
-    def volume_preserving(self) -> bool:
-        """Whether the family is."""
-        return self.family.volume_preserving
 
     def _theta(self, kept: Tensor, context: Tensor | None) -> Tensor:
         """``(rows, moved, H, W, params)``: a view on what the net gives."""
         theta = self.net(kept, context).to(kept.dtype)  # under autocast the net rounds
         return theta.unflatten(1, (self.family.params, -1)).movedim(1, -1)
 
-    def _apply_family(
+    def apply_family(
         self, step: Step, value: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        """The family's step on what is moved, by what the net makes of what is kept."""
         x, context, batch = rows_of(value, context, self.context_dim)
         if self.run is None:
             y, log_derivative = self._masked(step, x, context)
@@ -107,18 +97,6 @@ class ImageCoupling(FlowTransform):
         x = x.contiguous(memory_format=torch.channels_last)
         y, log_derivative = step(x, self._theta(x * self.mask, context))
         return torch.where(self.mask, x, y), log_derivative * ~self.mask
-
-    def forward_and_log_det(
-        self, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """One network call."""
-        return self._apply_family(self.family.forward, x, context)
-
-    def inverse_and_log_det(
-        self, y: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """One network call: what is kept is the same on both sides."""
-        return self._apply_family(self.family.inverse, y, context)
 
     def extra_repr(self) -> str:
         """Family, net and how much is kept."""

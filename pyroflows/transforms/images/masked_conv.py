@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from pyroflows._checks import check_positive, check_whole, context_shape
 from pyroflows.nets.conv import from_context
 from pyroflows.transforms.base import FlowTransform
-from pyroflows.transforms.images.squeeze import IMAGE, rows_of
+from pyroflows.transforms.images.masks import IMAGE, rows_of
 from pyroflows.transforms.implicit import with_implicit_gradient
 
 
@@ -126,18 +125,16 @@ class MaskedConv(FlowTransform):
         self, x: Tensor, shift: Tensor | None, assembled: list[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of rows: what the convolutions give, ``t``'s share and the Jacobian's diagonal."""
-        h = x
-        slope: Any = None
-        for (weight, diagonal), bias in zip(assembled, self.biases, strict=True):
-            if slope is not None:
-                h, own = self._activated(h)
-                slope = slope * own.unflatten(1, (self.width, self.channels))
+        (weight, diagonal), *others = assembled
+        first_bias, *biases = self.biases
+        h = F.conv2d(x, weight, first_bias, padding=1)
+        h = h if shift is None else h + shift
+        slope = diagonal[:, 0, :, None, None]
+        for (weight, diagonal), bias in zip(others, biases, strict=True):
+            h, own = self._activated(h)
+            slope = slope * own.unflatten(1, (self.width, self.channels))
             h = F.conv2d(h, weight, bias, padding=1)
-            if slope is None:
-                h = h if shift is None else h + shift
-                slope = diagonal[:, 0, :, None, None]
-            else:
-                slope = torch.einsum("oic,nichw->nochw", diagonal, slope)
+            slope = torch.einsum("oic,nichw->nochw", diagonal, slope)
         t = self.log_t.exp()[:, None, None]
         return h, t * x, t + slope[:, 0]
 

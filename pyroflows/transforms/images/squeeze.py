@@ -1,109 +1,110 @@
-"""What all maps of images share: their space, their rows, and the masks of their couplings.
-
-An image is an event ``(channels, height, width)``. Rows of images are laid out channels last inside
-a flow, which convolutions on a CPU are faster with.
-"""
+"""Space to depth: 2 x 2 blocks of pixels become channels, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Size, Tensor
-from torch.distributions import constraints
 
-IMAGE = constraints.independent(constraints.real, 3)
-"""All images: the domain and the codomain of maps from images to images."""
-
-
-def rows_of(
-    x: Tensor, context: Tensor | None = None, context_dim: int = 1
-) -> tuple[Tensor, Tensor | None, Size]:
-    """Images ``(rows, C, H, W)``, their contexts ``(rows, ...)``, and the batch both stand for.
-
-    A context broadcasts against the batch. Views, where they can be: nothing is done to a single
-    batch dimension.
-
-    Args:
-        x: ``(*batch, C, H, W)``.
-        context: ``(*batch, *shape)`` or None.
-        context_dim: number of dimensions of the context's shape.
-    """
-    batch, event = x.shape[:-3], x.shape[-3:]
-    if context is not None:
-        cut = context.dim() - context_dim
-        batch = torch.broadcast_shapes(batch, context.shape[:cut])
-        shape = context.shape[cut:]
-        context = context.expand(*batch, *shape).reshape(-1, *shape)
-        x = x.expand(*batch, *event)
-    return (x if x.dim() == 4 else x.reshape(-1, *event)), context, batch
+from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.images.masks import IMAGE
 
 
-def checkerboard(shape: Sequence[int]) -> Tensor:
-    """``(1, H, W)``, True where row plus column is even (Dinh et al. 2017, arXiv:1605.08803, 3.4).
+def squeeze(x: Tensor) -> Tensor:
+    """``(*batch, C, H, W)`` to ``(*batch, 4 C, H / 2, W / 2)``: 2 x 2 blocks become channels.
+
+    Dinh et al. 2017, arXiv:1605.08803, section 3.6. The result is laid out channels last.
+
+    Raises:
+        ValueError: height or width is odd.
 
     Example:
-        >>> checkerboard((1, 2, 3)).int()
-        tensor([[[1, 0, 1],
-                 [0, 1, 0]]], dtype=torch.int32)
+        >>> import torch
+        >>> squeeze(torch.arange(4.0).view(1, 2, 2)).flatten()
+        tensor([0., 1., 2., 3.])
     """
-    rows, columns = torch.arange(shape[-2])[:, None], torch.arange(shape[-1])
-    return ((rows + columns) % 2 == 0)[None]
+    *batch, channels, height, width = squeezed_shape(x.shape)
+    blocks = x.reshape(-1, channels // 4, height, 2, width, 2)
+    flat = blocks.permute(0, 2, 4, 1, 3, 5).reshape(*batch, height, width, channels)
+    return flat.movedim(-1, -3)
 
 
-def even_rows(shape: Sequence[int]) -> Tensor:
-    """``(1, H, W)``, True in rows 0, 2, 4 ...
+def unsqueeze(x: Tensor) -> Tensor:
+    """The inverse of ``squeeze``: ``(*batch, 4 C, H, W)`` to ``(*batch, C, 2 H, 2 W)``.
 
     Args:
-        shape: ``(C, H, W)`` of the pictures that the mask is for.
+        x: a picture or a batch of them, as ``squeeze`` gives.
+
+    Raises:
+        ValueError: the number of channels is not divisible by four.
 
     Example:
-        >>> even_rows((1, 3, 2)).int()
-        tensor([[[1, 1],
-                 [0, 0],
-                 [1, 1]]], dtype=torch.int32)
+        >>> import torch
+        >>> x = torch.arange(16.0).view(1, 4, 4)
+        >>> torch.equal(unsqueeze(squeeze(x)), x)
+        True
     """
-    return (torch.arange(shape[-2]) % 2 == 0)[None, :, None].repeat(1, 1, shape[-1])
+    *batch, channels, height, width = unsqueezed_shape(x.shape)
+    blocks = x.movedim(-3, -1).reshape(-1, height // 2, width // 2, channels, 2, 2)
+    flat = blocks.permute(0, 1, 4, 2, 5, 3).reshape(*batch, height, width, channels)
+    return flat.movedim(-1, -3)
 
 
-def even_columns(shape: Sequence[int]) -> Tensor:
-    """``(1, H, W)``, True in columns 0, 2, 4 ...
+def squeezed_shape(shape: Size) -> Size:
+    """The shape that ``squeeze`` gives.
 
-    Args:
-        shape: ``(C, H, W)`` of the pictures that the mask is for.
+    Raises:
+        ValueError: height or width is odd.
+    """
+    *batch, channels, height, width = shape
+    if height % 2 or width % 2:
+        raise ValueError(f"x: expected an even height and width to squeeze, got {height} x {width}")
+    return Size([*batch, 4 * channels, height // 2, width // 2])
+
+
+def unsqueezed_shape(shape: Size) -> Size:
+    """The shape that ``unsqueeze`` gives.
+
+    Raises:
+        ValueError: the number of channels is not divisible by four.
+    """
+    *batch, channels, height, width = shape
+    if channels % 4:
+        raise ValueError(f"x: expected a number of channels divisible by 4, got {channels}")
+    return Size([*batch, channels // 4, 2 * height, 2 * width])
+
+
+class Squeeze(FlowTransform):
+    """Space to depth, ``(C, H, W)`` to ``(4 C, H / 2, W / 2)``: volume-preserving.
+
+    At a call it raises a ``ValueError`` where height or width is odd, and its ``.inv`` where
+    channels do not come in fours.
+
+    Both directions cost one copy. Dinh et al. 2017, arXiv:1605.08803, section 3.6.
 
     Example:
-        >>> even_columns((1, 2, 3)).int()
-        tensor([[[1, 0, 1],
-                 [1, 0, 1]]], dtype=torch.int32)
+        >>> import torch
+        >>> Squeeze()(torch.ones(3, 8, 8)).shape
+        torch.Size([12, 4, 4])
     """
-    return (torch.arange(shape[-1]) % 2 == 0)[None, None].repeat(1, shape[-2], 1)
 
+    domain = codomain = IMAGE
+    volume_preserving = True
 
-def first_half(shape: Sequence[int]) -> Tensor:
-    """``(C, 1, 1)``, True for the first half of the channels.
+    def forward_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """2 x 2 blocks to channels."""
+        return squeeze(x), x.new_zeros(x.shape[:-3])
 
-    Args:
-        shape: ``(C, H, W)`` of the pictures that the mask is for.
+    def inverse_and_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Channels to 2 x 2 blocks."""
+        return unsqueeze(y), y.new_zeros(y.shape[:-3])
 
-    Example:
-        >>> first_half((4, 2, 2)).flatten()
-        tensor([ True,  True, False, False])
-    """
-    return (torch.arange(shape[-3]) < shape[-3] // 2)[:, None, None]
+    def forward_shape(self, shape: Size) -> Size:
+        """A quarter of the pixels, four times the channels."""
+        return squeezed_shape(shape)
 
-
-def all_but_channel(shape: Sequence[int], moved: int) -> Tensor:
-    """``(C, 1, 1)``, True for all channels but one.
-
-    Taken in turn for ``moved = 0, 1, 2, 0 ...``, each colour is set by the two others.
-
-    Args:
-        shape: ``(C, H, W)`` of the pictures that the mask is for.
-        moved: the channel that is False.
-
-    Example:
-        >>> all_but_channel((3, 2, 2), moved=1).flatten()
-        tensor([ True, False,  True])
-    """
-    return (torch.arange(shape[-3]) != moved % shape[-3])[:, None, None]
+    def inverse_shape(self, shape: Size) -> Size:
+        """Four times the pixels, a quarter of the channels."""
+        return unsqueezed_shape(shape)
