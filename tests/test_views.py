@@ -1,4 +1,4 @@
-"""Detached views share tensors and nothing else, whatever torch calls its tables."""
+"""Detached views share tensors and nothing else."""
 
 import torch
 from torch import nn
