@@ -16,6 +16,7 @@ from torch.distributions import biject_to, constraints
 
 import pyroflows as pf
 from pyroflows.infer import ForwardKL, ImportanceELBO, PathELBO
+from pyroflows.infer.start import _values
 from pyroflows.infer.vectorize import can_run_together
 from pyroflows.testing import randomize
 
@@ -41,7 +42,66 @@ def line():
     return x, 5e4 + 30.0 * x + 100 * torch.randn(40, dtype=FLOAT64)
 
 
+SCHOOLS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+
+
+def eight_schools(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, 10.0), obs=y)
+
+
 # Where guides start
+
+
+@pytest.mark.parametrize(
+    ("init", "model", "args", "bound"),
+    [
+        ("init", gaussian, (), 7),
+        ("newton", gaussian, (), 42),
+        ("init", eight_schools, (SCHOOLS,), 7),
+        (
+            "newton",
+            eight_schools,
+            (SCHOOLS,),
+            7 + 5 * (1 + 3 * 60),
+        ),
+    ],
+)
+def test_runs_of_the_model_are_bounded(init, model, args, bound):
+    runs = []
+
+    def counted(*args):
+        runs.append(args)
+        return model(*args)
+
+    guide = pf.AutoFlow(counted, init=init, layers=1, hidden=(8,)).setup(*args)
+    assert len(runs) <= bound
+    runs.clear()
+    pf.fit_guide(counted, guide, *args, max_steps=2, progress=False)
+    assert len(runs) == 6 + 2
+    runs.clear()
+    pf.importance_weights(counted, guide, *args, num_samples=100)
+    assert len(runs) == 5 + 1
+
+
+def test_points_at_which_a_model_raises_cost_few_runs():
+    runs = []
+
+    def log_density(points):
+        runs.append(len(points))
+        if (points > 2.9).any():
+            raise ValueError("out of the support")
+        return -points.square().sum(1)
+
+    points = torch.linspace(0, 3, 65)[:, None]
+    values = _values(log_density, points)
+    bad = points.squeeze() > 2.9
+    assert values[bad].eq(-math.inf).all()
+    torch.testing.assert_close(values[~bad], -points[~bad].squeeze().square())
+    assert len(runs) < 20
 
 
 def test_start_is_the_posterior_where_that_is_a_gaussian():

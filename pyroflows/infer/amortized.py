@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -19,7 +19,7 @@ from pyroflows._pyro.guides import Guide
 from pyroflows._pyro.store import InStep
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows import builder, iaf
-from pyroflows.infer.guides import AutoFlow, check_builder
+from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.plates import (
     Plate,
     check_rows,
@@ -28,7 +28,15 @@ from pyroflows.infer.plates import (
     plate_of_rows,
     plate_with_latents,
 )
-from pyroflows.infer.sites import AmortizedSetup, bracketed, constrained, no_model, split
+from pyroflows.infer.sites import (
+    AmortizedSetup,
+    bracketed,
+    check_builder,
+    constrained,
+    no_model,
+    prior_of,
+    split,
+)
 from pyroflows.transforms import ActNorm, Chain, ContextAffine
 
 
@@ -274,16 +282,6 @@ class AutoAmortizedFlow(Guide):
         draws = {} if self.global_guide is None else self.global_guide.sample_posterior(n)
         latent = self.flow.sample((n,), self.encoder(*args, **kwargs))
         return {**draws, **constrained(self.learned.sites, latent)}
-
-
-def prior_of(model: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
-    """The model of the global guide: their density given some locals would not be theirs.
-
-    Args:
-        model: of all sites.
-        names: of the global ones.
-    """
-    return poutine.block(model, expose=list(names))
 
 
 @builder

@@ -68,7 +68,7 @@ def importance_weights(
     """Draws of a guide, and the weights that correct them for the posterior.
 
     One run of the model for 10,000 draws at once, in a plate outside all others; draw by draw for
-    models that cannot (with a warning).
+    models that cannot (with a warning). Five runs before them find out which it is.
 
     Log-densities and log-weights are in nats.
 

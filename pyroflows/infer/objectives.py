@@ -21,7 +21,9 @@ from torch.distributions import Distribution, Independent
 
 from pyroflows._pyro.guides import ParticleELBO
 from pyroflows.infer.vectorize import (
+    ERRORS,
     PLATE,
+    Program,
     per_particle,
     plate_nesting,
     run_together,
@@ -62,6 +64,27 @@ def path_site(name: str, site: Any) -> Tensor:
     """A guide site's log-density along the path of its draw, scaled and masked."""
     log_prob = _path_log_prob(name, site["fn"], site["value"])
     return scale_and_mask(log_prob, site["scale"], site["mask"])
+
+
+@torch.no_grad()
+def has_paths(guide: Program, args: tuple, kwargs: dict) -> bool:
+    """Whether the path gradient can train a guide; costs a draw of the guide, no run of a model.
+
+    Args:
+        guide: any Pyro guide.
+        args: its arguments.
+        kwargs: its keyword arguments.
+    """
+    try:
+        with poutine.block():
+            drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        for name, site in sample_sites(drawn).items():
+            path_site(name, site)
+    except NotImplementedError:
+        return False
+    except ERRORS:
+        pass  # at a stray draw
+    return True
 
 
 class PathELBO(ParticleELBO):

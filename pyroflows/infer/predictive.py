@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor
 from torch import Size, Tensor
 
-from pyroflows.infer.vectorize import ERRORS, is_subsampled, mixed_up, scored_sites
+from pyroflows.infer.vectorize import first_problem, is_subsampled, mixed_up, scored_sites, warn_of
 
 _ELEMENTS = 2**24  # at most, over all sites, in one run of the model
 
@@ -152,19 +151,15 @@ class ModelRuns:
         self.vectorized = False
         alone = [self._traced({k: v[i:] for k, v in both.items()}, 1, False) for i in range(2)]
         self.vectorized = True
-        try:
+
+        def check() -> str | None:
             together = self._traced(both, 2, False)
-            problem = mixed_up(together, alone, self.nesting) or self._changed(together, alone)
-        except ERRORS as error:
-            problem = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
-        if problem is None:
-            return True
-        warnings.warn(
-            f"the model cannot run many draws at once ({problem}); they run one by one, which is "
-            "slower. Index from the right and sum over event dimensions only",
-            stacklevel=4,
-        )
-        return False
+            return mixed_up(together, alone, self.nesting) or self._changed(together, alone)
+
+        problem = first_problem(check)
+        if problem is not None:
+            warn_of(problem, "many draws")
+        return problem is None
 
     def _changed(self, together: dict[str, Any], alone: list[dict[str, Any]]) -> str | None:
         """Which values of two draws are others in one run than in runs by themselves."""

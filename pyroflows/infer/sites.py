@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
+from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import biject_to
@@ -60,6 +61,16 @@ def no_model(*_args: Any, **_kwargs: Any) -> NoReturn:
     )
 
 
+def prior_of(model: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
+    """The model of the global guide: their density given some locals would not be theirs.
+
+    Args:
+        model: of all sites.
+        names: of the global ones.
+    """
+    return poutine.block(model, expose=list(names))
+
+
 def not_set_up() -> ValueError:
     """What to raise where a guide that was not set up is asked for what it learned."""
     return ValueError(
@@ -102,6 +113,24 @@ def bracketed(sites: Iterable[str]) -> str:
     """
     sites = list(sites)
     return f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
+
+
+def check_builder(builder: Any) -> None:
+    """See that it can make a flow: a flow itself is what it would have made.
+
+    Args:
+        builder: a function of the number of features, or None.
+
+    Raises:
+        ValueError: it is a flow, or no function.
+    """
+    is_flow = hasattr(builder, "log_prob")
+    if builder is not None and (is_flow or not callable(builder)):
+        came = f"a {type(builder).__name__}" if is_flow else repr(builder)
+        raise ValueError(
+            "builder: expected a function that makes a flow of so many features, such as pf.iaf, "
+            f"got {came}"
+        )
 
 
 def widest_dtype(trace: Trace) -> torch.dtype:

@@ -17,9 +17,9 @@ from pyroflows._checks import check_positive, check_share, check_whole
 from pyroflows._distributed import draw_apart, make_same, open_fabric
 from pyroflows.data.position import Passes
 from pyroflows.distributions.flow import Flow
-from pyroflows.infer.objectives import PathELBO
+from pyroflows.infer.objectives import PathELBO, has_paths
 from pyroflows.infer.plateau import ElboTask, Plateau, endless
-from pyroflows.infer.vectorize import ERRORS, can_run_together, plate_nesting
+from pyroflows.infer.vectorize import can_run_together, plate_nesting
 from pyroflows.training.checkpoints import Checkpoint, open_checkpoints
 from pyroflows.training.compiled import compiled_transforms, prepare_compiler
 from pyroflows.training.history import History
@@ -57,6 +57,9 @@ def fit_guide(
     covariance that is not positive definite at a stray particle), are skipped and counted; where
     most of 100 are, training goes back to the best parameters with 0.3 of the step size, at most
     three times. The trained tensors are those in Pyro's parameter store.
+
+    Before the first step the guide is set up, if it was not, and the model runs 6 times, to find
+    out what is trained and how; then once a step, or once a particle where these run one by one.
 
     Args:
         model: a Pyro model.
@@ -201,14 +204,8 @@ def _elbo(
         "vectorize_particles": together,
         "max_plate_nesting": depth,
     }
-    if objective == "auto":
-        try:
-            with torch.no_grad(), poutine.block():
-                PathELBO(max_plate_nesting=depth).differentiable_loss(model, guide, *args, **kwargs)
-        except NotImplementedError:
-            objective = "elbo"
-        except ERRORS:
-            pass  # a stray particle
+    if objective == "auto" and not has_paths(guide, args, kwargs):
+        objective = "elbo"
     return kinds[objective](**settings)
 
 

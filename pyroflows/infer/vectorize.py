@@ -19,12 +19,12 @@ Program = Callable[..., Any]
 ERRORS = (RuntimeError, ValueError, IndexError, NotImplementedError, ArithmeticError)
 
 
-class ChangedModelError(ValueError):
-    """A model has other latent sites than when its guide was set up."""
-
-
 PLATE = "pyroflows_particles"
 _ROUNDING = 1e-5  # of a site's log-density, relative to the size of its terms
+
+
+class ChangedModelError(ValueError):
+    """A model has other latent sites than when its guide was set up."""
 
 
 @torch.no_grad()
@@ -119,27 +119,50 @@ def scored_sites(trace: Trace) -> dict[str, Any]:
     return sample_sites(trace)
 
 
+def first_problem(check: Callable[[], str | None]) -> str | None:
+    """What a check of running draws at once says is wrong, or how the model failed in it.
+
+    Args:
+        check: says what is wrong, or None.
+    """
+    try:
+        return check()
+    except ERRORS as error:
+        return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+
+
+def warn_of(problem: str, what: str, otherwise: str = "") -> None:
+    """Warn that draws run one by one.
+
+    Args:
+        problem: why.
+        what: cannot run at once.
+        otherwise: what else can be done about it.
+    """
+    warnings.warn(
+        f"the model cannot run {what} at once ({problem}); they run one by one, which is slower. "
+        "Index from the right and sum over event dimensions only, so that batch dimensions "
+        f"broadcast{otherwise}",
+        stacklevel=5,
+    )
+
+
 def can_run_together(
     model: Program, guide: Program, args: tuple, kwargs: dict, count: int, depth: int
 ) -> bool:
     """Whether model and guide take many particles at once; a warning where they do not."""
-    try:
-        with torch.no_grad(), poutine.block():
-            run_together(model, guide, args, kwargs, count, depth)
-            problem = _wrong_together(model, guide, args, kwargs, depth)
-    except ERRORS as error:
-        problem = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
-    if problem is None:
-        return True
+
+    def check() -> str | None:
+        run_together(model, guide, args, kwargs, count, depth)
+        return _wrong_together(model, guide, args, kwargs, depth)
+
     with torch.no_grad(), poutine.block():
+        problem = first_problem(check)
+        if problem is None:
+            return True
         # An error that has nothing to do with vectorising comes out here.
         run_alone(model, guide, args, kwargs)
-    warnings.warn(
-        f"the model cannot run {count} particles at once ({problem}); they run one by one, "
-        "which is slower. Index from the right and sum over event dimensions only, so that batch "
-        "dimensions broadcast, or pass vectorize=False",
-        stacklevel=4,
-    )
+    warn_of(problem, f"{count} particles", ", or pass vectorize=False")
     return False
 
 

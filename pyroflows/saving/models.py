@@ -15,9 +15,10 @@ from torch.nn.parameter import is_lazy
 
 from pyroflows._files.model_folder import read_folder, write_folder
 from pyroflows._version import __version__
-from pyroflows.infer.amortized import AutoAmortizedFlow, prior_of
+from pyroflows.infer.amortized import AutoAmortizedFlow
 from pyroflows.infer.facts import amortized_from, facts_of, facts_of_amortized, guide_from
 from pyroflows.infer.guides import AutoFlow
+from pyroflows.infer.sites import prior_of
 from pyroflows.saving import hub
 from pyroflows.saving.builders import Builder, OutsideError, flow_from
 from pyroflows.saving.values import decode, encode, encode_config
