@@ -1,4 +1,4 @@
-"""Causal convolutions: what they see, and that walking them is exact, linear and differentiable."""
+"""Causal convolutions: what they see, and that solves are exact, linear and differentiable."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_the_signal_may_be_longer_than_the_one_learned_from():
 
 @pytest.mark.parametrize("sizes", NETS.values(), ids=NETS)
 @pytest.mark.parametrize("batch", [(), (0,), (1,), (7,), (3, 2)], ids=str)
-def test_walk_equals_loop(sizes, batch):
+def test_solve_equals_loop(sizes, batch):
     net = net_of(**sizes)
     y, context = points(*batch, context=net.context)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_gradcheck_through_the_inverse(sizes):
     assert gradcheck(solved, [t.requires_grad_() for t in (*inputs, *net.parameters())])
 
 
-def test_walks_use_no_dropout():
+def test_solves_use_no_dropout():
     """Neither the inverse nor its gradient, as ``MADE``'s do not."""
     layer = Autoregressive(net_of(), Affine())
     y, _ = points(4)
@@ -174,16 +174,16 @@ def multiplications(call):
 
 
 @pytest.mark.parametrize("features", [64, 128])
-def test_walking_costs_the_arithmetic_of_a_pass(features):
+def test_solving_costs_the_arithmetic_of_a_pass(features):
     net = net_of(features, context=2, kernel=3, dilations=(1, 3, 9))
     x, context = points(10, features=features, context=2)
     weights = sum(p.numel() for p in net.parameters() if p.dim() == 2)
     with torch.no_grad():
         one_pass = multiplications(lambda: net(x, context))
-        walked = multiplications(lambda: net.solve(lambda t, theta: theta[:, 0], x, context, None))
+        solved = multiplications(lambda: net.solve(lambda t, theta: theta[:, 0], x, context, None))
     assert 0.9 < one_pass / (10 * features * weights) <= 1
-    assert walked <= one_pass
-    # A pass, its derivative by weights and by input, and the walk.
+    assert solved <= one_pass
+    # A pass, its derivative by weights and by input, and the solve.
     back = multiplications(
         lambda: net.solve_back(lambda t, sent, adjoint: adjoint.fill_(1.0), x, context)
     )

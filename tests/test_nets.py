@@ -211,7 +211,7 @@ def test_nets_say_what_they_are():
     assert repr(MLP(3, 2, hidden=(8,), activation="elu")) == "MLP(3 -> 8 -> 2, elu)"
 
 
-# Descending order, the walk back, and skipped blocks
+# Descending order, solving backwards, and skipped blocks
 
 
 def descending_made(features=6, hidden=(9, 9), context=2):
@@ -233,7 +233,7 @@ def test_descending_made_sees_only_what_comes_after():
 @pytest.mark.parametrize(
     ("features", "hidden"), [(1, (4,)), (2, (3, 3)), (7, (12, 12)), (10, (4,))]
 )
-def test_walks_solve_the_map_and_its_transpose(features, hidden, descending):
+def test_solves_are_of_the_map_and_its_transpose(features, hidden, descending):
     net = MADE(features, 2, hidden=hidden, context=2, activation="tanh", descending=descending).to(
         FLOAT64
     )

@@ -146,7 +146,7 @@ class _Registration:
         self.newer_than, links.newer_than = links.newer_than, {}
 
     def make(self) -> None:
-        """Take over what the store holds, unless the flow's own values are newer."""
+        """Take over what the store holds, unless the module's values are newer."""
         for path, module in nn.Module.named_modules(self.module):
             dot = f"{self.start}{path}." if path else self.start
             for key, parameter in module._parameters.items():
@@ -156,39 +156,39 @@ class _Registration:
                 if buffer is not None and key not in module._non_persistent_buffers_set:
                     self._buffer(param_with_module_name(self.name, dot + key), buffer)
 
-    def _parameter(self, full: str, own: Tensor) -> None:
-        held = self.store._params.get(full)
-        if held is not None and held is not own:
-            if not self._is_own_or_older(full, held):
-                self._take(full, held, own)
-            self.store._param_to_name.pop(held, None)
-            self.store._params[full] = own
-            self.store._param_to_name[own] = full
-        self.known[full] = weakref.ref(own)
+    def _parameter(self, full: str, tensor: Tensor) -> None:
+        stored = self.store._params.get(full)
+        if stored is not None and stored is not tensor:
+            if not self._is_own_or_older(full, stored):
+                self._take(full, stored, tensor)
+            self.store._param_to_name.pop(stored, None)
+            self.store._params[full] = tensor
+            self.store._param_to_name[tensor] = full
+        self.known[full] = weakref.ref(tensor)
 
     @torch.no_grad()
-    def _buffer(self, full: str, own: Tensor) -> None:
-        held = self.store._params.get(full)
-        if held is None:
-            self.store.setdefault(full, own.to(torch.float64, copy=True))
-            held = self.store._params[full]
-        elif self._is_own_or_older(full, held):
-            held.copy_(own)
+    def _buffer(self, full: str, tensor: Tensor) -> None:
+        stored = self.store._params.get(full)
+        if stored is None:
+            self.store.setdefault(full, tensor.to(torch.float64, copy=True))
+            stored = self.store._params[full]
+        elif self._is_own_or_older(full, stored):
+            stored.copy_(tensor)
         else:
-            self._take(full, held, own)
-        self.known[full] = weakref.ref(held)
+            self._take(full, stored, tensor)
+        self.known[full] = weakref.ref(stored)
 
-    def _is_own_or_older(self, full: str, held: Tensor) -> bool:
+    def _is_own_or_older(self, full: str, stored: Tensor) -> bool:
         """Whether the flow put it there, or a ``state_dict`` was loaded over it since."""
-        references = self.known.get(full), self.newer_than.get(id(held))
-        return any(known is not None and known() is held for known in references)
+        references = self.known.get(full), self.newer_than.get(id(stored))
+        return any(known is not None and known() is stored for known in references)
 
     @torch.no_grad()
-    def _take(self, full: str, held: Tensor, own: Tensor) -> None:
-        if held.shape != own.shape:
+    def _take(self, full: str, stored: Tensor, tensor: Tensor) -> None:
+        if stored.shape != tensor.shape:
             raise ValueError(
-                f"Pyro's parameter store holds {full!r} with shape {tuple(held.shape)}, but the "
-                f"flow's has shape {tuple(own.shape)}: another model used this name; give this one "
-                "a name of its own, or call pyro.clear_param_store()"
+                f"Pyro's parameter store holds {full!r} with shape {tuple(stored.shape)}, but the "
+                f"flow's has shape {tuple(tensor.shape)}: another model used this name; give this "
+                "one a name of its own, or call pyro.clear_param_store()"
             )
-        own.copy_(held)
+        tensor.copy_(stored)

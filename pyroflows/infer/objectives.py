@@ -94,7 +94,7 @@ class PathELBO(ParticleELBO):
     draws, a term whose expectation is zero. So the gradient's variance vanishes as the guide
     reaches the posterior. Roeder et al. 2017, arXiv:1703.09194; for flows Vaitl et al. 2022,
     arXiv:2206.09016. Costs, beside ``Trace_ELBO``, two passes of the flow and, for an
-    autoregressive one, a walk back.
+    autoregressive one, one solve backwards.
 
     Args: as ``pyro.infer.Trace_ELBO``.
 

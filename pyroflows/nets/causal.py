@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyroflows._checks import check_whole, checked_ints
-from pyroflows.nets.mlp import Dropping
+from pyroflows.nets.causal_block import CausalBlock, gate_slopes
 
 
 def covering_dilations(steps: int, kernel: int) -> tuple[int, ...]:
@@ -31,63 +31,6 @@ def covering_dilations(steps: int, kernel: int) -> tuple[int, ...]:
         found.append(2 * found[-1])
         seen += (kernel - 1) * found[-1]
     return tuple(found)
-
-
-class CausalBlock(Dropping):
-    """``h_t`` to what is added to it: mix of tanh(a) sigmoid(b), both from ``h_t, h_{t-d}, ...``.
-
-    Costs ``(2 kernel + 1) channels^2`` multiplications a step.
-
-    Args:
-        channels: width C of the residual stream.
-        kernel: number of taps.
-        dilation: distance d between taps.
-        context: width of the context, 0 for none.
-    """
-
-    def __init__(self, channels: int, kernel: int, dilation: int, context: int) -> None:
-        super().__init__()
-        self.channels, self.kernel, self.dilation = channels, kernel, dilation
-        self.gate = nn.Linear(kernel * channels, 2 * channels)
-        self.from_context = nn.Linear(context, 2 * channels, bias=False) if context else None
-        self.mix = nn.Linear(channels, channels, bias=False)
-
-    def forward(self, h: Tensor, context: Tensor | None, record: list[Tensor] | None) -> Tensor:
-        """``(*batch, steps, channels)`` to as many; where ``record`` is kept, without dropout."""
-        u = self.gate(torch.cat([self._delayed(h, k) for k in range(self.kernel)], dim=-1))
-        if self.from_context is not None:
-            u = u + self.from_context(context)[..., None, :]
-        if record is not None:
-            record.append(u)
-        a, b = u.chunk(2, dim=-1)
-        gated = a.tanh() * b.sigmoid()
-        return self.mix(gated if record is not None else self.drop(gated))
-
-    def _delayed(self, h: Tensor, taps: int) -> Tensor:
-        """``h`` some taps ago, zero before the start."""
-        delay = min(taps * self.dilation, h.shape[-2])
-        return F.pad(h[..., : h.shape[-2] - delay, :], (0, 0, delay, 0)) if delay else h
-
-    def bias(self, context: Tensor | None) -> Tensor:
-        """What is the same at every step, ``(2 channels, rows)`` or ``(2 channels, 1)``.
-
-        Raises:
-            TypeError: the context is missing.
-        """
-        bias = self.gate.bias[:, None]
-        if self.from_context is None:
-            return bias
-        if context is None:
-            raise TypeError("context: this network needs one, got None")
-        return torch.addmm(bias, self.from_context.weight, context.mT)
-
-    def taps(self) -> tuple[Tensor, ...]:
-        """The weight ``(2 channels, channels)`` of each tap, from the latest to the earliest."""
-        return self.gate.weight.split(self.channels, dim=1)
-
-    def remembered(self, steps: int) -> int:
-        """How many steps of its input (or of its adjoint) the block has to keep."""
-        return min((self.kernel - 1) * self.dilation + 1, steps)
 
 
 class CausalConv(nn.Module):
@@ -240,8 +183,8 @@ class CausalConv(nn.Module):
     ) -> tuple[list[Tensor | None], Tensor | None]:
         """Back through the fixed point: the gradients of weights and context.
 
-        Walks the network's derivative from the last step to the first, which gives the adjoint of
-        every step's parameters; one ordinary backward pass carries those to weights and context.
+        The network's derivative, from the last step to the first, gives the adjoint of every step's
+        parameters; one ordinary backward pass carries those to weights and context.
 
         Args:
             step: ``step(t, sent, adjoint)`` writes the adjoint of step t's parameters, ``(params,
@@ -280,7 +223,7 @@ class CausalConv(nn.Module):
         modules: list[CausalBlock] = [*self.blocks]
         blocks = [
             (
-                _slopes(u),
+                gate_slopes(u),
                 block.taps(),
                 block.dilation,
                 block.mix.weight.mT,
@@ -307,10 +250,3 @@ class CausalConv(nn.Module):
             f"CausalConv({self.features} -> {self.features} x {self.params}, "
             f"channels={self.channels}, dilations={self.dilations}, kernel={self.kernel}{context})"
         )
-
-
-def _slopes(u: Tensor) -> Tensor:
-    """Derivatives of tanh(a) sigmoid(b) by a and by b, ``(steps, 2, channels, rows)``."""
-    a, b = u.permute(1, 2, 0).chunk(2, dim=1)
-    a, b = a.tanh(), b.sigmoid()
-    return torch.stack([(1 - a * a) * b, a * b * (1 - b)], dim=1)

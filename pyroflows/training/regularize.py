@@ -6,7 +6,7 @@ import math
 
 from pyroflows._checks import check_share
 from pyroflows.distributions.flow import Flow
-from pyroflows.nets.causal import CausalBlock
+from pyroflows.nets.causal_block import CausalBlock
 from pyroflows.nets.mlp import Dropping
 
 
