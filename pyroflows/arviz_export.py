@@ -16,7 +16,7 @@ from pyroflows.infer.importance import importance_weights, khat_threshold, psis
 from pyroflows.infer.neutra import NeuTra
 from pyroflows.infer.predictive import ModelRuns
 
-_PROPOSALS = 10  # per draw kept, when draws are resampled by weight
+_PROPOSALS = 10  # per draw, when draws are resampled by weight
 
 
 def to_arviz(
@@ -30,13 +30,13 @@ def to_arviz(
     coords: Mapping[str, Sequence] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """What ArviZ wants to know of a posterior: draws, likelihood, predictions, data.
+    """A posterior for ArviZ: draws, likelihood, predictions, data.
 
     Groups, each only where it has something to hold:
 
     - ``posterior``: the latent sites and the model's ``pyro.deterministic`` ones.
     - ``sample_stats``: ``lp``, the model's log joint density in nats; of a guide also ``log_q``,
-      its own, and ``log_weight = lp - log_q``, with the attribute ``pareto_k`` (Pareto-smoothed
+      the guide's, and ``log_weight = lp - log_q``, with the attribute ``pareto_k`` (Pareto-smoothed
       importance sampling, Vehtari et al. 2024, arXiv:1507.02646: up to 0.7 the guide can be
       corrected by its weights); of NUTS ``diverging``.
     - ``log_likelihood`` of each observed site, one a row: not summed, and free of ``scale``.
@@ -51,8 +51,8 @@ def to_arviz(
             has run, or a dict of draws ``{site: (chains, draws, *site shape)}``.
         *args: the model's (and guide's) arguments, with the observed data.
         num_samples: draws from a guide, and from the prior.
-        resample: of a guide, draw ten times as many and keep ``num_samples`` of them, drawn with
-            replacement by their smoothed importance weights.
+        resample: of a guide, draw ten times as many and resample ``num_samples`` of them, with
+            replacement, by their smoothed importance weights.
         predictive: draw observed sites anew from the posterior.
         prior: draw latent and observed sites from the prior too.
         coords: labels of the plates' members, ``{plate: labels}``; 0, 1, ... by default.
@@ -132,7 +132,7 @@ def _draws_of(
     size = num_samples * _PROPOSALS if resample else num_samples
     weighted = importance_weights(model, posterior, *args, num_samples=size, **kwargs)
     smoothed, khat = psis(weighted.log_weight)
-    kept = torch.arange(num_samples, device=smoothed.device)
+    chosen = torch.arange(num_samples, device=smoothed.device)
     if resample:
         most = khat_threshold(size)
         if not khat <= most:
@@ -141,9 +141,9 @@ def _draws_of(
                 "them does not correct it. Train it longer, or run pf.NeuTra",
                 stacklevel=3,
             )
-        kept = torch.multinomial(smoothed.exp(), num_samples, replacement=True)
-    draws = {name: value[kept][None] for name, value in weighted.draws.items()}
-    stats = {"log_q": weighted.log_q[kept], "log_weight": weighted.log_weight[kept]}
+        chosen = torch.multinomial(smoothed.exp(), num_samples, replacement=True)
+    draws = {name: value[chosen][None] for name, value in weighted.draws.items()}
+    stats = {"log_q": weighted.log_q[chosen], "log_weight": weighted.log_weight[chosen]}
     return draws, stats, {"pareto_k": float(khat), "resampled": int(resample)}
 
 

@@ -1,7 +1,7 @@
 """What this library uses of Pyro's guides, objectives and samplers that has no public name there.
 
 The guides of ``pyroflows.infer`` inherit from ``Guide`` and ``VectorGuide``, and use the public
-names of these alone. tests/test_canaries.py says which private name it was that Pyro changed.
+names of these alone. tests/test_canaries.py fails where Pyro changed a private name, and names it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Guide(AutoGuide):
 
     @property
     def pyro_name(self) -> str:
-        """The name under which Pyro's parameter store keeps the guide's parameters."""
+        """The guide's name in Pyro's parameter store."""
         return self._pyro_name
 
     @pyro_name.setter
@@ -196,7 +196,7 @@ class VectorGuide(Guide, AutoContinuous):
         """
         trace = Trace()
         for site in sites:
-            # A flat density with the site's support and shapes: a guide asks for no more.
+            # A flat density with the site's support and shapes: a guide needs no more.
             fn = dist.ImproperUniform(site.support, site.batch_shape, site.event_shape)
             trace.add_node(
                 site.name,

@@ -1,4 +1,4 @@
-"""An autoguide for latent variables that every data row has its own of: q(z_i | x_i) as a flow."""
+"""An autoguide for models with latent variables for each data row: q(z_i | x_i) as a flow."""
 
 from __future__ import annotations
 
@@ -48,23 +48,22 @@ class AutoAmortizedFlow(Guide):
     .. math:: q(g, z_1, \dots, z_n) = q(g) \prod_i q(z_i \mid c_i), \quad c = \text{encoder}(x).
 
     :math:`q(z_i \mid c_i)` is a flow over the item's local sites, stacked and mapped to R^n by
-    ``biject_to(support)``; a location and a log-scale that are linear in the context close it, so
-    that without a flow it is the Gaussian of Kingma & Welling 2014, arXiv:1312.6114. It starts as
-    a Gaussian of unit scale, the same for all items. :math:`q(g)` is an ``AutoFlow``.
+    ``biject_to(support)``. Its last layer has a location and a log-scale that are linear in the
+    context, so that without a flow it is the Gaussian of Kingma & Welling 2014, arXiv:1312.6114. It
+    starts as a Gaussian of unit scale, the same for all items. :math:`q(g)` is an ``AutoFlow``.
 
-    Every call looks up the plate's size and subsample in the model, which runs up to the plate and
-    no further; so batches may differ in size, and the guide's terms are scaled as the model's. The
-    encoder's rows belong to the items of the plate: as many as the (sub)sample has, or, if the
-    model subsamples by itself (``subsample_size=``), one for each item of the full plate, of which
-    the guide takes those at the plate's indices.
+    Every call runs the model up to its plate, to read the plate's size and subsample; so batches
+    may differ in size, and the guide's terms are scaled as the model's. The encoder gives a row for
+    each item of the (sub)sample. Where the model draws it (``subsample_size=``), it may also give
+    one for each item of the full plate, of which the guide takes those at the plate's indices.
 
     Works with ``SVI``, ``Trace_ELBO()(model, guide)``, ``pf.fit_guide`` and vectorised particles,
     for which the encoder runs once. Parameters exist from ``setup`` on.
 
-    ``pf.save`` keeps it, the encoder's weights too; ``pf.load`` needs an encoder to put them in.
-    Loaded without its model it still draws and scores, in a plate of the size that ``setup`` saw,
-    of which a batch is a part; where the model's plate was not subsampled, or its encoder had rows
-    for all of it, the plate is as long as the encoder's rows.
+    ``pf.save`` writes the encoder's weights too; ``pf.load`` needs an encoder to put them in.
+    Loaded without its model, the guide still draws and gives densities. Its plate then has the size
+    that ``setup`` saw, and a batch is a part of it; where the model's plate was not subsampled, or
+    the encoder had rows for all of it, the plate is as long as the encoder's rows.
 
     Args:
         model: a Pyro model with continuous latent sites.
@@ -115,7 +114,7 @@ class AutoAmortizedFlow(Guide):
         self.builder_args = builder_args
         self.init_loc_fn = init_loc_fn
         self.init_scale = init_scale
-        # Pyro's way with nested guides: once unpickled, the global one takes its plates from here.
+        # Pyro lets a guide inside another, once unpickled, take its plates from the outer one.
         self.plates: dict[str, pyro.plate] = {}
         self.learned: AmortizedSetup | None = None
         self.global_values: dict[str, Tensor] = {}
@@ -144,7 +143,7 @@ class AutoAmortizedFlow(Guide):
         latents: dict[str, Any] = dict(trace.iter_stochastic_nodes())
         plate_name, plate_dim = plate_with_latents(latents)
         local = {name: node for name, node in latents.items() if node["cond_indep_stack"]}
-        # The model is only ever run up to its plate, with these: nothing is drawn on the way.
+        # From now on the model runs with these, up to its plate, and draws nothing before it.
         values = {n: node["value"] for n, node in latents.items() if n not in local}
         sites, start = local_sites(local, plate_dim)
         rows = self.encoder(*args, **kwargs)
@@ -203,7 +202,7 @@ class AutoAmortizedFlow(Guide):
         Args:
             inner: from the builder.
             start: the location that the affine map begins with, ``(stacked size,)``.
-            rows: ``(items, context)``, as the encoder's; says dtype and device too.
+            rows: ``(items, context)``, as the encoder's, of the flow's dtype and device.
         """
         features, context = len(start), rows.shape[1]
         affine = ContextAffine(features, context).to(rows)
@@ -215,7 +214,7 @@ class AutoAmortizedFlow(Guide):
         return flow.to(rows)
 
     def _plate_of_the_model(self, name: str, args: tuple, kwargs: dict) -> Plate:
-        """What plate the model makes of these arguments."""
+        """The plate that the model makes for these arguments."""
         if not self.has_model:
             raise RuntimeError(
                 "a guide that was pickled has lost its model and only gives sample_posterior: "
@@ -232,9 +231,9 @@ class AutoAmortizedFlow(Guide):
         if self.has_model and self.model is no_model:
             check_rows(rows, None)
             return plate_of_rows(name, dim, learned.full_size, rows)
-        asked = self._plate_of_the_model(name, args, kwargs)
-        check_rows(rows, asked)
-        return pyro.plate(name, dim=dim, **asked._asdict())
+        plate = self._plate_of_the_model(name, args, kwargs)
+        check_rows(rows, plate)
+        return pyro.plate(name, dim=dim, **plate._asdict())
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The guide, called with the model's arguments; returns each latent site's draw."""
@@ -266,7 +265,7 @@ class AutoAmortizedFlow(Guide):
     @pyro_method
     @torch.no_grad()
     def sample_posterior(self, n: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """``n`` draws of every latent site, on its own (constrained) scale.
+        """``n`` draws of every latent site, inside its support.
 
         Args:
             n: number of draws.
@@ -286,7 +285,7 @@ class AutoAmortizedFlow(Guide):
 
 @builder
 def no_flow(features: int, context: int = 0) -> Flow:
-    """A Gaussian for global sites; the identity for local ones, which the context closes.
+    """A Gaussian for global sites; the identity for local ones, which the context scales and moves.
 
     Args:
         features: stacked size of the sites.

@@ -58,8 +58,8 @@ def guide_from(facts: dict[str, Any], inner: Flow, model: Any, dtype: torch.dtyp
         model: None where only draws and densities are wanted.
         dtype: of the guide.
     """
-    words = {name: facts[name] for name in ("hide", "init", "init_scale")}
-    guide = AutoFlow(no_model if model is None else model, **words)
+    arguments = {name: facts[name] for name in ("hide", "init", "init_scale")}
+    guide = AutoFlow(no_model if model is None else model, **arguments)
     sites = tuple(
         LatentSite(
             site["name"],

@@ -65,7 +65,7 @@ class AutoFlow(VectorGuide):
     Args:
         model: a Pyro model whose latent variables are continuous and of fixed shape.
         builder: ``builder(features)`` returns the flow; by default ``pf.iaf``, small, since a
-            guide must sample fast and score its own draws.
+            guide must sample fast and give the density of its draws.
         init: ``"newton"`` for the start described above (up to 400 dimensions; beyond, and where
             the model has no second derivatives, as ``"init"``), ``"init"`` for a narrow Gaussian at
             ``init_loc_fn``.
@@ -181,7 +181,7 @@ class AutoFlow(VectorGuide):
 
         Args:
             inner: from the builder.
-            like: says dtype and device.
+            like: a tensor of the flow's dtype and device.
         """
         # A trained location and scale too: not every builder's layers can move a whole density.
         affine = ActNorm(self.latent_dim)
@@ -224,7 +224,7 @@ class AutoFlow(VectorGuide):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The flow's, the widest among the model's sites."""
+        """The flow's dtype, the widest among the model's sites."""
         return self._known.dtype
 
     def log_joint(
@@ -235,7 +235,7 @@ class AutoFlow(VectorGuide):
         Args:
             args: the model's arguments.
             kwargs: its keyword arguments.
-            model: another with the same latent sites; by default the guide's own.
+            model: another with the same latent sites; by default the guide's.
         """
         model = self.model if model is None else model
         return LogJoint(model, self.unpack, self.plate_nesting, args, kwargs)
@@ -271,7 +271,7 @@ class AutoFlow(VectorGuide):
     @pyro_method
     @torch.no_grad()
     def sample_posterior(self, n: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """``n`` draws of every latent site, on its own (constrained) scale.
+        """``n`` draws of every latent site, inside its support.
 
         Args:
             n: number of draws.
@@ -285,7 +285,7 @@ class AutoFlow(VectorGuide):
         return self.constrained(self.flow.sample((n,)))
 
     def constrained(self, latent: Tensor) -> dict[str, Tensor]:
-        """Each site of stacked unconstrained vectors, on its own (constrained) scale.
+        """Each site of stacked unconstrained vectors, mapped onto its support.
 
         Args:
             latent: ``(n, latent_dim)``.

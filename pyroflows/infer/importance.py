@@ -34,7 +34,7 @@ class WeightedDraws(NamedTuple):
     """Draws of a guide with their densities.
 
     Attributes:
-        draws: every latent site's values, ``(draws, *site shape)``, on its own scale.
+        draws: every latent site's values, ``(draws, *site shape)``.
         log_p: the joint log-density of model and data in nats, ``(draws,)``.
         log_q: the guide's log-density in nats, ``(draws,)``.
 
@@ -107,7 +107,7 @@ def importance_weights(
             if together:
                 ran, drawn = run_together(model, guide, args, kwargs, count, depth)
                 log_p, log_q = (per_particle(t, count, depth) for t in (ran, drawn))
-            else:  # outside of any plate, where the model sees its own dimensions alone
+            else:  # outside of any plate, where the model has no dimension of draws
                 ran, drawn = run_alone(model, guide, args, kwargs)
                 log_p, log_q = (torch.as_tensor(t.log_prob_sum()).reshape(1) for t in (ran, drawn))
             parts.append(WeightedDraws(_values(ran, drawn, alone, count), log_p, log_q))
@@ -119,7 +119,7 @@ def importance_weights(
 
 
 def _prototype(guide: Callable[..., Any], args: tuple, kwargs: dict) -> dict[str, torch.Size]:
-    """The shape that each site of the guide has in a run by itself."""
+    """The shape of each site in a run of the guide outside of any plate."""
     sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
     return {name: site["value"].shape for name, site in sites.items()}
 
@@ -163,7 +163,7 @@ def psis(log_weight: Tensor) -> tuple[Tensor, float]:
     log_weight = log_weight.detach().double()
     count = len(log_weight)
     if torch.isnan(log_weight).any() or (log_weight == math.inf).any():
-        return log_weight - log_weight.logsumexp(0), math.inf
+        return _normalised(log_weight), math.inf
     if log_weight.max() == -math.inf:
         return torch.full_like(log_weight, -math.log(count)), math.inf
     shifted = log_weight - log_weight.max()
@@ -171,20 +171,25 @@ def psis(log_weight: Tensor) -> tuple[Tensor, float]:
         return torch.full_like(shifted, -math.log(count)), -math.inf
     tail = math.ceil(min(count / 5, 3 * count**0.5))
     if tail < _LEAST_TAIL:
-        return shifted - shifted.logsumexp(0), math.inf
+        return _normalised(shifted), math.inf
     order = shifted.argsort()
     cutoff = max(shifted[order[-tail - 1]].item(), math.log(torch.finfo(torch.float64).tiny))
     index = order[-tail:]
     excess = shifted[index].exp() - math.exp(cutoff)
     if excess[-1] - excess[0] <= 1e-12 * math.exp(cutoff):
-        return shifted - shifted.logsumexp(0), _TIED
+        return _normalised(shifted), _TIED
     shape, scale = _fit_pareto(excess)
     if not math.isfinite(shape):
-        return shifted - shifted.logsumexp(0), math.inf
+        return _normalised(shifted), math.inf
     levels = (torch.arange(tail, dtype=torch.float64, device=excess.device) + 0.5) / tail
     quantiles = scale * torch.expm1(-shape * torch.log1p(-levels)) / shape
     shifted[index] = (quantiles + math.exp(cutoff)).log().clamp(max=0.0)
-    return shifted - shifted.logsumexp(0), shape
+    return _normalised(shifted), shape
+
+
+def _normalised(log_weight: Tensor) -> Tensor:
+    """Log-weights whose exponentials sum to one."""
+    return log_weight - log_weight.logsumexp(0)
 
 
 def _fit_pareto(excess: Tensor) -> tuple[float, float]:
@@ -233,6 +238,20 @@ def khat_threshold(count: int) -> float:
         (0.5, 0.7)
     """
     return min(1 - 1 / math.log10(count), 0.7) if count > 10 else -math.inf
+
+
+def log_mean_exp(log_weight: Tensor) -> Tensor:
+    """``log mean w``: the importance-weighted estimate of the log evidence, in nats.
+
+    Args:
+        log_weight: ``(draws,)``, in nats, not normalised.
+
+    Example:
+        >>> import torch
+        >>> log_mean_exp(torch.tensor([1.0, 3.0]).log())
+        tensor(0.6931)
+    """
+    return log_weight.logsumexp(0) - math.log(len(log_weight))
 
 
 def effective_size(log_weight: Tensor) -> float:

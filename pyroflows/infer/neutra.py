@@ -90,7 +90,7 @@ class NeuTra:
             **kwargs: the model's keyword arguments.
 
         Returns:
-            For each latent site ``(chains, draws, *site shape)``, also kept as ``draws``.
+            For each latent site ``(chains, draws, *site shape)``, also in ``draws``.
 
         Raises:
             ValueError: an argument out of range; the model has a latent site that the guide does

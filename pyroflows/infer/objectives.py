@@ -5,7 +5,6 @@ Pyro's own (``Trace_ELBO``, ``RenyiELBO``, ``TraceTailAdaptive_ELBO``) work too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pyroflows._pyro.guides import ParticleELBO
+from pyroflows.infer.importance import log_mean_exp
 from pyroflows.infer.vectorize import (
     ERRORS,
     PLATE,
@@ -83,7 +83,7 @@ def has_paths(guide: Program, args: tuple, kwargs: dict) -> bool:
     except NotImplementedError:
         return False
     except ERRORS:
-        pass  # at a stray draw
+        pass  # at an extreme draw
     return True
 
 
@@ -94,7 +94,7 @@ class PathELBO(ParticleELBO):
     draws, a term whose expectation is zero. So the gradient's variance vanishes as the guide
     reaches the posterior. Roeder et al. 2017, arXiv:1703.09194; for flows Vaitl et al. 2022,
     arXiv:2206.09016. Costs, beside ``Trace_ELBO``, two passes of the flow and, for an
-    autoregressive one, one solve backwards.
+    autoregressive one, a sequential solve for the gradient.
 
     Args: as ``pyro.infer.Trace_ELBO``.
 
@@ -196,15 +196,15 @@ class ImportanceELBO(_Weighted):
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> tuple[Tensor, Tensor]:
         ran, drawn = self._run(model, guide, args, kwargs)
-        own = [n for n, s in ran.nodes.items() if s["type"] == "param" and n not in drawn.nodes]
-        if own:
+        extra = [n for n, s in ran.nodes.items() if s["type"] == "param" and n not in drawn.nodes]
+        if extra:
             raise NotImplementedError(
-                f"model: its parameters {own[:3]} would need other weights than the guide's; "
+                f"model: its parameters {extra[:3]} would need other weights than the guide's; "
                 "use pyro.infer.RenyiELBO(alpha=0)"
             )
         log_w = self._per_particle(ran) - self._path(drawn)
         weights = log_w.detach().softmax(0)
-        bound = log_w.logsumexp(0) - math.log(len(log_w))
+        bound = log_mean_exp(log_w)
         return -bound, -(weights.square() * log_w).sum()
 
 
@@ -238,5 +238,5 @@ class ForwardKL(_Weighted):
         with pyro.plate(PLATE, self.num_particles, dim=-self.max_plate_nesting - 1):
             replayed = poutine.trace(poutine.replay(guide, trace=drawn)).get_trace(*args, **kwargs)
         log_q = self._per_particle(prune_subsample_sites(replayed))
-        bound = log_w.logsumexp(0) - math.log(len(log_w))
+        bound = log_mean_exp(log_w)
         return -bound, -(weights * log_q).sum()

@@ -18,7 +18,7 @@ from pyroflows._pyro.guides import FreeSite
 
 
 class Plate(NamedTuple):
-    """What ``pyro.plate`` was asked for: ``subsample`` may be indices or the batch itself."""
+    """The arguments of a ``pyro.plate``; ``subsample`` may be indices or the batch itself."""
 
     size: int
     subsample_size: int | None
@@ -34,7 +34,7 @@ class Plate(NamedTuple):
 
     @property
     def takes_a_part(self) -> bool:
-        """Whether the items were given or drawn, and may be fewer than ``size``."""
+        """Whether the plate may see fewer items than ``size``."""
         return self.subsample is not None or self.subsample_size is not None
 
 
@@ -53,15 +53,15 @@ class _PlateFinder(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.name and site_is_subsample(msg):
-            asked = msg["fn"]
-            raise _Found(Plate(asked.size, asked.subsample_size, msg["value"], asked.device))
+            fn = msg["fn"]
+            raise _Found(Plate(fn.size, fn.subsample_size, msg["value"], fn.device))
 
 
 def plate_of(model: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Plate:
     """What plate of that name the model makes of these arguments; it runs no further.
 
     Args:
-        model: one that draws nothing on the way, since it is conditioned.
+        model: conditioned, so that it draws nothing before its plate.
         name: the plate's.
         args: the model's arguments.
         kwargs: its keyword arguments.
@@ -82,7 +82,7 @@ def plate_of(model: Callable[..., Any], name: str, args: tuple, kwargs: dict) ->
 
 
 def plate_of_rows(name: str, dim: int, size: int | None, rows: Tensor) -> pyro.plate:
-    """A plate for an encoder's rows where there is no model to ask.
+    """A plate for an encoder's rows where there is no model to run.
 
     Its indices are no site of the guide: they are not those of the model's items.
 

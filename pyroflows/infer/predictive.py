@@ -27,7 +27,7 @@ class Run(NamedTuple):
 
 
 class _Anew(Messenger):
-    """Makes the model draw its observed sites, whatever it was given for them."""
+    """Makes the model draw its observed sites anew."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class ModelRuns:
         return scored_sites(poutine.trace(model).get_trace(*self.args, **self.kwargs))
 
     def run(self, draws: dict[str, Tensor], size: int, anew: bool = False) -> Run:
-        """Run the model at given draws ``(size, *site shape)``, or drawing its sites itself.
+        """Run the model at draws ``(size, *site shape)`` of its latent sites, or draw these too.
 
         Args:
             draws: of the latent sites, or none to draw them from the prior.
@@ -169,7 +169,7 @@ class ModelRuns:
             for name, value in getattr(both, kind).items():
                 apart = torch.cat([getattr(run, kind)[name] for run in runs])
                 if not torch.allclose(value, apart, rtol=1e-3, atol=1e-3, equal_nan=True):
-                    return f"{name} of a draw is another alone than among others"
+                    return f"{name} of a draw differs between a run of one draw and a run of many"
         return None
 
     def dims(self) -> dict[str, list[str]]:

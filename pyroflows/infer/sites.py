@@ -62,7 +62,7 @@ def no_model(*_args: Any, **_kwargs: Any) -> NoReturn:
 
 
 def prior_of(model: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
-    """The model of the global guide: their density given some locals would not be theirs.
+    """The model with its global sites alone, whose density does not depend on the local ones.
 
     Args:
         model: of all sites.
@@ -72,14 +72,14 @@ def prior_of(model: Callable[..., Any], names: Iterable[str]) -> Callable[..., A
 
 
 def not_set_up() -> ValueError:
-    """What to raise where a guide that was not set up is asked for what it learned."""
+    """The error for a guide whose parameters are needed before ``setup``."""
     return ValueError(
         "guide: it has no parameters yet; call guide.setup(*args) with the model's arguments"
     )
 
 
 def split(sites: Sequence[FreeSite], latent: Tensor) -> dict[str, Tensor]:
-    """Stacked unconstrained sites ``(*batch, size)``, each in its own shape.
+    """Stacked unconstrained sites ``(*batch, size)``, each in its unconstrained shape.
 
     Args:
         sites: in the order in which they are stacked.
@@ -104,9 +104,9 @@ def constrained(sites: Sequence[FreeSite], latent: Tensor) -> dict[str, Tensor]:
 
 
 def bracketed(sites: Iterable[str]) -> str:
-    """The sites as a part of the name under which Pyro's store keeps a guide's parameters.
+    """The sites as a part of the name that a guide's parameters have in Pyro's store.
 
-    So the guide of another model in the same process does not meet them.
+    So guides of two models in one process do not share parameters.
 
     Args:
         sites: the names of the guide's latent sites.

@@ -2,8 +2,8 @@
 
 Like Pathfinder (Zhang et al. 2022, arXiv:2108.03782), every point of an ascent to the mode proposes
 the Gaussian that the curvature there suggests, and the one with the best ELBO is taken: where a
-posterior has no useful mode (a centred hierarchy) that is a point on the way. Exact second
-derivatives take the place of L-BFGS, so badly scaled posteriors cost few iterations.
+posterior has no useful mode (a centred hierarchy) that is a point before the end of the ascent.
+Exact second derivatives take the place of L-BFGS, so badly scaled posteriors cost few iterations.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def gaussian_start(
 
     Args:
         log_p: of the model, not settled yet.
-        start: where to look first, ``(D,)``.
-        narrow: the factor where no better one is known or asked for.
-        climb: whether to look for a better one.
+        start: the first point tried, ``(D,)``.
+        narrow: the factor where no better one is found or wanted.
+        climb: whether to search for a better one.
 
     Raises:
         ValueError: the model's log-density is finite at no point.
@@ -61,13 +61,13 @@ def gaussian_start(
     try:
         log_p.settle(start)
         points = first_points(log_p, start)
-    except ERRORS:  # the model says what is wrong where it is run for itself
+    except ERRORS:  # the first step of training raises the model's error
         return start, narrow
     if not points:
         raise ValueError(_where_not_finite(log_p, start))
     if not climb or len(start) > _WHITENED:
         return points[0], narrow
-    # Several ascents, since there may be several modes; in many dimensions each is dear.
+    # Several ascents, since there may be several modes; in many dimensions each is expensive.
     best, best_elbo = (points[0], narrow), -math.inf
     for point in points if len(start) <= _ASCENTS else points[:1]:
         try:
@@ -83,7 +83,7 @@ def gaussian_start(
 
 
 def _where_not_finite(log_p: LogJoint, start: Tensor) -> str:
-    """What to tell of a model whose log-density is nowhere finite."""
+    """The message for a model whose log-density is nowhere finite."""
     try:
         with torch.no_grad():
             trace, _ = log_p.trace(start)

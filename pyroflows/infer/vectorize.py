@@ -15,7 +15,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 Program = Callable[..., Any]
-# What a model may raise for a stray particle, or for particles it cannot take at once.
+# What a model may raise for an extreme particle, or for particles it cannot take at once.
 ERRORS = (RuntimeError, ValueError, IndexError, NotImplementedError, ArithmeticError)
 
 
@@ -90,19 +90,19 @@ def mixed_up(together: dict[str, Any], alone: Sequence[dict[str, Any]], depth: i
     """Whether draws in one run change each other's log-density: what is wrong, or None.
 
     Site by site, each to the rounding of its own terms: next to the many rows of another site a
-    wrong term would pass for rounding. Nothing can be said of a model that sees random rows.
+    wrong term would pass for rounding. A model that subsamples its rows is not compared.
 
     Args:
         together: the sample sites of a run with all draws, with their ``log_prob``.
-        alone: the sites of each draw's run by itself.
+        alone: the sites of a run for each draw alone.
         depth: how many dimensions to the left the plates reach.
     """
     if any(is_subsampled(frame) for s in together.values() for frame in s["cond_indep_stack"]):
         return None
     for name, site in together.items():
         among = summed(site["log_prob"], len(alone), depth)
-        for draw, own in zip(among, alone, strict=True):
-            terms = own[name]["log_prob"] if name in own else draw  # sites may come and go
+        for draw, sites in zip(among, alone, strict=True):
+            terms = sites[name]["log_prob"] if name in sites else draw  # sites may come and go
             total = terms.sum()
             off = (draw.to(total) - total).abs()
             if total.isfinite() and not off <= _ROUNDING * terms.abs().sum() + 1e-4:
@@ -120,10 +120,10 @@ def scored_sites(trace: Trace) -> dict[str, Any]:
 
 
 def first_problem(check: Callable[[], str | None]) -> str | None:
-    """What a check of running draws at once says is wrong, or how the model failed in it.
+    """What is wrong with running draws at once, or None: what a check finds, or the error in it.
 
     Args:
-        check: says what is wrong, or None.
+        check: runs the model, and returns what is wrong, or None.
     """
     try:
         return check()

@@ -15,20 +15,21 @@ from pyroflows.infer.importance import (
     effective_size,
     importance_weights,
     khat_threshold,
+    log_mean_exp,
     psis,
 )
 
-_FAR = 0.3  # posterior sd by which a mean may be off before we say so
+_FAR = 0.3  # posterior sd by which a mean may be off before the report warns
 _EVEN = 0.99  # share of the draws that the weighted ones are worth, from which on weights are even
 
 
 @dataclass(frozen=True)
 class Report:
-    """What importance weights say about a guide; printable.
+    """A guide judged by its importance weights; printable.
 
     Attributes:
         khat: shape of the weights' tail; minus infinity where all are equal.
-        threshold: the largest k-hat that this many draws bear.
+        threshold: the largest k-hat that can be trusted with this many draws.
         ess: how many equally weighted draws the weighted ones are worth.
         elbo: the ELBO in nats, and ``elbo_error`` its standard error.
         elbo_error: see ``elbo``.
@@ -72,8 +73,8 @@ class Report:
     def even(self) -> bool:
         """Whether the weighted draws are worth 99 % of their number, with a k-hat below 1.
 
-        k-hat sees the shape of the weights' tail and not its size. Where weights are as even as
-        that, what a tail with a finite mean can hide moves no mean by a tenth of a posterior sd.
+        k-hat measures the shape of the weights' tail, not how much weight it has. With weights as
+        even as this, a tail of finite mean moves no posterior mean by a tenth of a posterior sd.
         """
         return self.ess > _EVEN * len(self.log_weights) and self.khat < 1
 
@@ -169,7 +170,7 @@ def report(
         ess=effective_size(log_weights),
         elbo=log_weight.mean().item(),
         elbo_error=log_weight.std().item() / count**0.5,
-        evidence=log_weight.logsumexp(0).item() - math.log(count),
+        evidence=log_mean_exp(log_weight).item(),
         # The delta method: the relative error of the mean weight.
         evidence_error=(weights - 1 / count).square().sum().sqrt().item(),
         shift={name: _shift(value, log_weights) for name, value in found.draws.items()},

@@ -2,7 +2,7 @@ r"""Latent codes, to steer a flow with: from data to the base space and back, an
 
 A flow is a bijection, so a code :math:`z = f^{-1}(x)` keeps all of its data point, and whatever is
 done to codes can be seen in the data. Works for any flow, and for ``pf.quantized`` ones, whose
-integers get noise from a fixed seed on their way in and are rounded down on their way out.
+integers get noise from a fixed seed when encoded and are rounded down when decoded.
 """
 
 from pyroflows.latents.arithmetic import attribute, interpolate, mix

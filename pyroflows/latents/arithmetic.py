@@ -1,4 +1,4 @@
-"""Codes made of other codes: on the way between two, a mix of four, an attribute's direction."""
+"""Codes made of other codes: between two, a mix of four, the direction of an attribute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def interpolate(
     a: Tensor, b: Tensor, steps: int = 8, kind: str = "linear", *, event_dim: int | None = None
 ) -> Tensor:
-    r"""Codes on the way from one to another, both ends included.
+    r"""Codes between two codes, both ends included.
 
     Half-way between two draws of a Gaussian a straight line is shorter than either, by
     :math:`\sqrt 2`: in many dimensions its picture is too plain. The great circle,

@@ -48,7 +48,7 @@ def decode(flow: AnyFlow, z: Tensor, context: Tensor | None = None) -> Tensor:
         flow: any; costs one pass where its ``fast`` is ``"sample"`` or ``"both"``.
         z: ``(*batch, *code)``, of the shape that ``encode`` gives.
         context: ``(*batch, *flow.context_shape)`` for a conditional flow: another one than the code
-            was made with changes what the context says and keeps the rest.
+            was made with changes what the context describes and leaves the rest.
 
     Raises:
         ValueError: codes of another shape; a context that is missing, unwanted, or does not fit.
@@ -74,9 +74,9 @@ def translate(
 ) -> Tensor:
     """From one set of pictures to another: the data that the second flow has for the same codes.
 
-    Two flows, each trained on its own set, share only their base; one conditional flow, given twice
-    with two contexts, shares its weights too. ``translate(b, a, translate(a, b, x))`` is ``x`` up
-    to rounding; of integers, up to what the rounding of the result to levels loses.
+    Two flows, each trained on one set, share only their base; one conditional flow with two
+    contexts shares its weights too. ``translate(b, a, translate(a, b, x))`` is ``x`` up to
+    rounding; of integers, up to what the rounding of the result to levels loses.
 
     Args:
         flow_a: the flow of ``x``.
@@ -148,7 +148,7 @@ def sample(
             mean = base.mean
         except (AttributeError, NotImplementedError):
             raise ValueError(
-                f"temperature: expected 1, as the base {type(base).__name__} does not tell its "
+                f"temperature: expected 1, as the base {type(base).__name__} has no known "
                 f"mean, got {temperature}"
             ) from None
         if not mean.isfinite().all():
