@@ -114,8 +114,6 @@ class AutoAmortizedFlow(Guide):
         self.builder_args = builder_args
         self.init_loc_fn = init_loc_fn
         self.init_scale = init_scale
-        # Pyro lets a guide inside another, once unpickled, take its plates from the outer one.
-        self.plates: dict[str, pyro.plate] = {}
         self.learned: AmortizedSetup | None = None
         self.global_values: dict[str, Tensor] = {}
         self.add_module("global_guide", None)
@@ -215,11 +213,6 @@ class AutoAmortizedFlow(Guide):
 
     def _plate_of_the_model(self, name: str, args: tuple, kwargs: dict) -> Plate:
         """The plate that the model makes for these arguments."""
-        if not self.has_model:
-            raise RuntimeError(
-                "a guide that was pickled has lost its model and only gives sample_posterior: "
-                "make a new one, and load this one's state_dict after setup"
-            )
         conditioned = poutine.condition(self.model, data=self.global_values)
         return plate_of(conditioned, name, args, kwargs)
 
@@ -228,7 +221,7 @@ class AutoAmortizedFlow(Guide):
     ) -> pyro.plate:
         """The plate for the encoder's rows: the model's, or one like it where there is none."""
         name, dim = learned.plate_name, learned.plate_dim
-        if self.has_model and self.model is no_model:
+        if self.model is no_model:
             check_rows(rows, None)
             return plate_of_rows(name, dim, learned.full_size, rows)
         plate = self._plate_of_the_model(name, args, kwargs)
@@ -237,6 +230,11 @@ class AutoAmortizedFlow(Guide):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The guide, called with the model's arguments; returns each latent site's draw."""
+        if not self.has_model:
+            raise RuntimeError(
+                "a guide that was pickled has lost its model and only gives sample_posterior: "
+                "make a new one, and load this one's state_dict after setup"
+            )
         self.setup(*args, **kwargs)
         learned = self.learned
         assert learned is not None
