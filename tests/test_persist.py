@@ -171,6 +171,43 @@ def test_guides_load_without_running_the_model(tmp_path):
     assert torch.equal(again.flow.log_prob(torch.ones(1, 5)), guide.flow.log_prob(torch.ones(1, 5)))
 
 
+def test_the_facts_of_guides_keep_their_format(tmp_path):
+    """What earlier versions have written must go on loading."""
+
+    def model(x):
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("data", 100, subsample=x):
+            pyro.sample("z", dist.Normal(torch.zeros(2), scale).to_event(1))
+
+    guide = pf.AutoAmortizedFlow(model, nn.Linear(1, 3), layers=1, hidden=(4,))
+    pf.save(guide.setup(torch.zeros(5, 1)), tmp_path / "guide")
+    config = json.loads((tmp_path / "guide" / "config.json").read_text())
+    real = {"constraint": "independent", "base": {"constraint": "real"}, "dims": 1}
+    assert config["guide"] == {
+        "name": "AutoAmortizedFlow(scale, z)",
+        "sites": [{"name": "z", "free_shape": [2], "support": real}],
+        "plate": ["data", -1, 100],
+        "context": 3,
+    }
+    assert config["amortized"]["globals"]["guide"] == {
+        "name": "AutoAmortizedFlow(scale, z).global_guide(scale)",
+        "sites": [
+            {
+                "name": "scale",
+                "batch_shape": [],
+                "event_shape": [],
+                "free_shape": [],
+                "support": {"constraint": "greater_than_eq", "lower_bound": 0.0},
+                "plates": [],
+            }
+        ],
+        "hide": [],
+        "init": "init",
+        "init_scale": 1.0,
+        "plate_nesting": 0,
+    }
+
+
 def test_a_loaded_guide_trains_on(tmp_path):
     def model(y):
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
