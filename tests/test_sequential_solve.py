@@ -257,12 +257,13 @@ def moved(flow):
 @pytest.mark.parametrize("build", [pf.maf, pf.iaf], ids=lambda b: b.__name__)
 @torch.no_grad()
 def test_masked_weights_are_never_outdated(build, change):
-    flow = build(5, layers=2, hidden=(16, 16), linear="reverse", residual=False).to(FLOAT64).eval()
+    sizes = {"layers": 2, "hidden": (160, 160)}  # large enough to be kept
+    flow = build(5, **sizes, linear="reverse", residual=False).to(FLOAT64).eval()
     randomize(flow)
     x = torch.randn(4, 5, dtype=FLOAT64)
     before = flow.log_prob(x)
     change(flow)
-    fresh = build(5, layers=2, hidden=(16, 16), linear="reverse", residual=False)
+    fresh = build(5, **sizes, linear="reverse", residual=False)
     fresh.to(next(flow.parameters()).dtype).load_state_dict(flow.state_dict())
     x = x.to(next(flow.parameters()).dtype)
     torch.testing.assert_close(flow.log_prob(x), fresh.eval().log_prob(x))
@@ -271,16 +272,17 @@ def test_masked_weights_are_never_outdated(build, change):
 
 @torch.no_grad()
 def test_kept_weights_are_neither_copied_nor_pickled():
-    flow = pf.iaf(5, layers=1, hidden=(16,)).eval()
+    flow = pf.iaf(5, layers=1, hidden=(160, 160)).eval()
     plain = len(pickle.dumps(flow))
     flow.log_prob(torch.randn(2, 5))
     net = flow.transform.parts[0].net
     assert net._kept
-    assert net.last._kept
+    assert net.layers[1]._kept
     assert not copy.deepcopy(net)._kept
     assert len(pickle.dumps(flow)) == plain
     flow.eval()
-    assert not net.last._kept
+    assert not net._kept
+    assert not net.layers[1]._kept
 
 
 def test_scoring_after_inference_mode_has_a_gradient():

@@ -107,14 +107,23 @@ class MADE(ResidualNet):
         return out.unflatten(-1, (self.features, self.params))
 
     def plan(self) -> Plan:
-        """What solving through the network takes; in eval mode kept until a weight changes."""
+        """What solving through the network takes; in eval mode kept until a weight changes.
+
+        A write to a weight's ``.data`` goes unseen until ``eval()`` is called again.
+        """
+        if self.training or traced():
+            return self._planned()
+        linear: list[MaskedLinear] = [*self.layers, self.last]
+        return self._kept.get([t for m in linear for t in (m.weight, m.mask)], self._planned)
+
+    def train(self, mode: bool = True) -> MADE:
+        """As in torch; what was kept is forgotten."""
+        self._kept.clear()
+        return super().train(mode)
+
+    def _planned(self) -> Plan:
         linear: list[MaskedLinear] = [*self.layers, self.last]
         weights = [layer.masked_weight() for layer in linear]
-        if self.training or traced():
-            return self._planned(linear, weights)
-        return self._kept.get(weights, lambda: self._planned(linear, weights))
-
-    def _planned(self, linear: list[MaskedLinear], weights: list[Tensor]) -> Plan:
         # The parameters of feature d stand where a unit of degree d would.
         outputs = [0, *range(0, self.features * self.params + 1, self.params)]
         ordered = in_order(weights, self.params, self.descending)
