@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import pyroflows as pf
+from pyroflows._pyro.memo import Kept
 from pyroflows._pyro.views import detached_view
 
 
@@ -33,6 +34,17 @@ def test_a_view_shares_tensors_and_has_no_parameters_that_train():
     view.constant, view.inner.note = torch.zeros(2), 1
     assert (module.constant == 1).all()
     assert not hasattr(module.inner, "note")
+
+
+def test_a_view_keeps_for_itself():
+    module = Holder()
+    module.kept = Kept()
+    first = module.kept.get([module.constant], lambda: 2 * module.constant)
+    view = detached_view(module)
+    assert module.kept
+    assert not view.kept
+    view.kept.get([view.constant], lambda: 3 * view.constant)
+    assert module.kept.get([module.constant], lambda: None) is first
 
 
 def test_a_detached_flow_has_memories_of_its_own():

@@ -31,8 +31,9 @@ class FlowDistribution(dist.TransformedDistribution):
     """What calling a ``Flow`` returns: a Pyro distribution on the flow's parameters as they are.
 
     Scoring a value that it drew reuses the log-density computed while drawing, if nothing changed
-    in between; the result then has the gradient of the draw's parameters but is not a function of
-    the draw in the graph. ``Flow.detached()`` gives a view that never does so.
+    in between and that saves a solve or a second graph; the result then has the gradient of the
+    draw's parameters but is not a function of the draw in the graph. ``Flow.detached()`` gives a
+    view that never does so.
 
     Log-densities are in nats, of shape ``(*sample, *batch)``.
 
