@@ -175,6 +175,17 @@ def check_positive(**values: Any) -> None:
             raise ValueError(f"{name}: expected a positive number, got {value!r}")
 
 
+def check_bound(bound: Any) -> None:
+    """See that this bounds something: a number above zero that single precision holds with ease.
+
+    Raises:
+        ValueError: it is not. Larger ones give infinity times zero.
+    """
+    check_positive(bound=bound)
+    if bound > 1e30:
+        raise ValueError(f"bound: expected a number up to 1e30, got {bound!r}")
+
+
 def check_not_negative(**values: Any) -> None:
     """See that these are finite numbers from zero on.
 

@@ -1,55 +1,64 @@
 """Two files in a folder, written so that a killed process leaves either the old pair or the new.
 
-``config.json`` says what was saved and carries the SHA-256 of ``model.safetensors``, the tensors.
-New tensors are first written beside the old ones; the renaming of ``config.json`` is the one moment
-at which the new pair becomes valid. Whoever reads between that and the last renaming finds the
-tensors under their first name.
+``config.json`` says what was saved and carries size and SHA-256 of ``model.safetensors``, the
+tensors. New tensors are first written beside the old ones; the renaming of ``config.json`` is the
+one moment at which the new pair becomes valid. Whoever reads between that and the last renaming
+finds the tensors under their first name. Of several who write into one folder each waits for the
+one before, so the last that ends is what is read; who reads meanwhile and finds tensors of another
+save than the config's reads both again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pyroflows._files.atomic import sync_folder, write_atomically
+from pyroflows._files.atomic import locked, sync_folder, write_atomically
 from pyroflows._files.tensors import decode_tensors, digest, encode_tensors
 
 FORMAT = 1
 CONFIG, TENSORS = "config.json", "model.safetensors"
 _NEXT = ".model.safetensors.next"
+_DRAFTS = {CONFIG: ".config.json.draft", _NEXT: ".model.safetensors.draft"}
 _LARGEST_CONFIG = 64 * 2**20
+_READS = 100  # of a folder that others write into; each but the last found a save in between
 _AGAIN = "get the folder again from where it was saved, or save anew"
 
 
 def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write both files.
+    """Write both files, alone in the folder meanwhile.
 
     Args:
         folder: made where there is none.
         config: plain values.
         tensors: by name.
+
+    Raises:
+        OSError: it cannot be written; what was there before is whole.
     """
     data = encode_tensors(tensors, format="pt")
-    config = {"format": FORMAT, **config, "sha256": digest(data)}
-    config["checksum"] = _checksum(config)
+    config = {"format": FORMAT, **config, "bytes": len(data), "sha256": digest(data)}
+    config["checksum"] = checksum(config)
     text = json.dumps(config, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    _finish_earlier(folder)
-    write_atomically(folder / _NEXT, data)
-    write_atomically(folder / CONFIG, text.encode())
-    os.replace(folder / _NEXT, folder / TENSORS)
-    sync_folder(folder)
+    with locked(folder):
+        _finish_earlier(folder)
+        write_atomically(folder / _NEXT, data, folder / _DRAFTS[_NEXT])
+        write_atomically(folder / CONFIG, text.encode(), folder / _DRAFTS[CONFIG])
+        os.replace(folder / _NEXT, folder / TENSORS)
+        sync_folder(folder)
 
 
 def _finish_earlier(folder: Path) -> None:
     """Where a save was killed after its config was valid, give its tensors their name."""
     try:
-        expected = json.loads((folder / CONFIG).read_bytes())["sha256"]
-        if digest((folder / _NEXT).read_bytes()) == expected:
+        held = json.loads((folder / CONFIG).read_bytes())["sha256"]
+        if digest((folder / _NEXT).read_bytes()) == held:
             os.replace(folder / _NEXT, folder / TENSORS)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing there that this save would lose
@@ -64,23 +73,43 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ValueError: a file is missing, cut short, changed, or of a format not known here.
     """
-    config = _read_config(folder)
-    data = _read_tensors(folder, config.get("sha256"))
+    config, data = _read_pair(folder)
     try:
         return config, decode_tensors(data)
     except ValueError as error:
         raise ValueError(f"folder: {folder / TENSORS} is {error}") from None
 
 
+def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """A config and the bytes that it was saved with, whatever is saved meanwhile."""
+    stamp = None
+    for _ in range(_READS):
+        before, stamp = stamp, _status(folder / CONFIG)
+        if before and stamp and _moment(before) == _moment(stamp):
+            break  # no save came in between: they do not belong together
+        config = _read_config(folder)
+        data = _read_tensors(folder, config)
+        if data is not None:
+            return config, data
+    path = folder / TENSORS
+    if _status(path) is None:
+        raise ValueError(f"folder: found no file {path}; {_AGAIN}")
+    raise ValueError(
+        f"folder: {path} is not the file that config.json was saved with: cut short, changed, or "
+        f"of another save; {_AGAIN}"
+    )
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    if not path.is_file():
+    status = _status(path)
+    if status is None:
         raise ValueError(f"folder: expected one that pf.save wrote, found no file {path}")
-    if path.stat().st_size > _LARGEST_CONFIG:
+    if status.st_size > _LARGEST_CONFIG:
         raise ValueError(f"folder: {path} is too large to be what pf.save wrote; {_AGAIN}")
     try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        config = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"folder: {path} is not JSON, or cut short ({error}); {_AGAIN}") from None
     if not isinstance(config, dict) or "format" not in config:
         raise ValueError(f"folder: {path} is not what pf.save wrote: it has no format number")
@@ -89,29 +118,56 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"folder: {path} has format {config['format']!r}, this version of pyroflows reads "
             f"{FORMAT}; update pyroflows (it was written by {config.get('pyroflows')!r})"
         )
-    if config.get("checksum") != _checksum(config):
+    if config.get("checksum") != checksum(config):
         raise ValueError(f"folder: {path} was changed after it was saved; {_AGAIN}")
     return config
 
 
-def _read_tensors(folder: Path, expected: Any) -> bytes:
-    found = False
+def _read_tensors(folder: Path, config: dict[str, Any]) -> bytes | None:
+    """The tensors that a config was saved with; None where they are not there (any more)."""
     for name in (TENSORS, _NEXT, TENSORS):  # the last for a save that ends in between
         path = folder / name
-        if path.is_file():
-            found = True
-            data = path.read_bytes()
-            if digest(data) == expected:
-                return data
-    path = folder / TENSORS
-    if not found:
-        raise ValueError(f"folder: found no file {path}; {_AGAIN}")
-    raise ValueError(
-        f"folder: {path} is not the file that config.json was saved with: cut short, changed, or "
-        f"of another save; {_AGAIN}"
-    )
+        status = _status(path)
+        if status is None or status.st_size != config.get("bytes", status.st_size):
+            continue
+        data = _read(path)
+        if digest(data) == config.get("sha256"):
+            return data
+    return None
 
 
-def _checksum(config: dict[str, Any]) -> str:
+def _status(path: Path) -> os.stat_result | None:
+    """Size and time of a file that ends; None for no file, a pipe or a device."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _moment(status: os.stat_result) -> tuple[int, int]:
+    """When which file got its name: no two saves have the same."""
+    return status.st_ino, status.st_mtime_ns
+
+
+def _read(path: Path) -> bytes:
+    """All of a file; nothing where a save has just renamed it."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> ValueError:
+    why = (error.strerror or str(error)).lower()
+    return ValueError(f"folder: {path} cannot be read: {why}; see to its permissions")
+
+
+def checksum(config: dict[str, Any]) -> str:
+    """The SHA-256 of plain values by name, but for that under ``"checksum"``."""
     rest = {k: v for k, v in config.items() if k != "checksum"}
     return digest(json.dumps(rest, sort_keys=True, ensure_ascii=True).encode())

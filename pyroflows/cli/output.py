@@ -24,7 +24,12 @@ EXPECTED = (ValueError, OSError, ImportError, MemoryError, DivergedError)
 
 def note(text: str) -> None:
     """A line on stderr about what is going on."""
-    typer.echo(text, err=True)
+    typer.echo(_printable(text), err=True)
+
+
+def _printable(text: str) -> str:
+    """Text that any stream takes: file names and saved words may hold halves of characters."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def result(facts: dict[str, Any], lines: list[str], json: bool) -> None:
@@ -35,7 +40,8 @@ def result(facts: dict[str, Any], lines: list[str], json: bool) -> None:
         lines: for people.
         json: which of both.
     """
-    typer.echo(js.dumps(_plain(facts), ensure_ascii=False) if json else "\n".join(lines))
+    text = js.dumps(_plain(facts), ensure_ascii=False) if json else "\n".join(lines)
+    typer.echo(_printable(text))
 
 
 def _plain(value: Any) -> Any:
@@ -101,7 +107,7 @@ def _fail(text: str, kwargs: dict[str, Any]) -> None:
     text = " ".join(text.split())
     text = text if len(text) <= 1000 else text[:997] + "..."
     if kwargs.get("json"):
-        typer.echo(js.dumps({"error": text}, ensure_ascii=False))
+        typer.echo(js.dumps({"error": _printable(text)}, ensure_ascii=False))
     else:
         note(f"error: {text}")
     raise typer.Exit(2)

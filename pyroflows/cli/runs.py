@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyroflows._files.atomic import write_atomically
+from pyroflows._files.atomic import locked, write_atomically
+from pyroflows._files.model_folder import CONFIG, checksum
+from pyroflows._files.tensors import digest
 from pyroflows.cli.columns import check_names, values_of
 from pyroflows.cli.tables import Table
 from pyroflows.distributions.flow import Flow
@@ -59,16 +61,21 @@ class Run:
     def write(self) -> None:
         """Write the folder; each file is replaced as a whole.
 
-        The file that makes the folder a run comes last: where the process is killed in between,
-        there is no run, rather than a mixture of two.
+        The file that makes the folder a run comes last, with the checksums of all others: where
+        the process is killed in between, there is no run, rather than a mixture of two. Of two
+        that write into one folder the second waits for the first.
         """
-        (self.folder / FACTS).unlink(missing_ok=True)
-        save(self.flow, self.folder)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, train=self.train, held=self.test)
-        write_atomically(self.folder / ROWS, buffer.getvalue())
-        text = json.dumps(self.facts, indent=1, ensure_ascii=False)
-        write_atomically(self.folder / FACTS, text.encode())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder.parent):  # ``save`` locks the folder itself
+            (self.folder / FACTS).unlink(missing_ok=True)
+            save(self.flow, self.folder)
+            write_atomically(self.folder / ROWS, buffer.getvalue())
+            facts = {**self.facts, "files": _digests(self.folder)}
+            facts["checksum"] = checksum(facts)
+            text = json.dumps(facts, indent=1, ensure_ascii=False)
+            write_atomically(self.folder / FACTS, text.encode())
 
     def scores(self, values: np.ndarray) -> np.ndarray:
         """Log-density of each row in nats, NaN where a row is not finite."""
@@ -126,16 +133,26 @@ def read_run(folder: Path) -> Run:
     flow = load(folder)
     try:
         facts = json.loads((folder / FACTS).read_bytes())
+        if facts["checksum"] != checksum(facts):
+            raise ValueError(f"{FACTS} was changed after it was written")
+        for name, found in _digests(folder).items():
+            if facts["files"][name] != found:
+                raise ValueError(f"{name} is not the one that {FACTS} was written with")
         with np.load(folder / ROWS, allow_pickle=False) as rows:
             train, test = rows["train"], rows["held"]
         fits = len(facts["columns"]) == flow.event_shape[0] == train.shape[1] == test.shape[1]
         if not (fits and isinstance(facts["header"], bool) and len(train) and len(test)):
             raise ValueError("its parts do not fit together")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{folder}: expected a folder that pyroflows fit wrote ({error}); fit again"
         ) from None
     return Run(folder, flow, facts, train, test)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of the files beside the facts; that of the tensors stands in ``config.json``."""
+    return {name: digest((folder / name).read_bytes()) for name in (CONFIG, ROWS)}
 
 
 def check_out(folder: Path, overwrite: bool) -> None:

@@ -174,8 +174,9 @@ def _read_parquet(path: Path) -> Table:
     pyarrow = _pyarrow()
     try:
         read = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: is not a Parquet file ({error})") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: is not a Parquet file, or damaged ({why})") from None
     columns, words = [], {}
     for name, column in zip(read.column_names, read.columns, strict=True):
         kind = column.type

@@ -228,7 +228,7 @@ def multiscale_realnvp(
 
     def scale(here: Shape, left: int) -> Chain:
         many = steps if left else steps + 1
-        pattern = [_mask(masks, here, index) for index in range(many)]
+        pattern = (_mask(masks, here, index) for index in range(many))
         fine = [part for mask in pattern for part in couple(here, mask)]
         if not left:
             return Chain(fine)

@@ -43,9 +43,15 @@ def flow_from(config: dict[str, Any], given: Builder | None, trust: bool) -> nn.
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError("config.json: expected a builder's name and its arguments")
     build = _builder(name, given, trust)
-    values = {
-        k: decode(v, k, lambda inner: flow_from(inner, given, trust)) for k, v in arguments.items()
-    }
+    try:
+        values = {
+            k: decode(v, k, lambda inner: flow_from(inner, given, trust))
+            for k, v in arguments.items()
+        }
+    except OutsideError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"config.json: the arguments of {name} cannot be read: {error}") from None
     try:
         made = build(**values)
     except Exception as error:  # whatever a builder of one's own may raise

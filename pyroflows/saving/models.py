@@ -20,7 +20,9 @@ from pyroflows.infer.facts import amortized_from, facts_of, facts_of_amortized, 
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.sites import prior_of
 from pyroflows.saving import hub
+from pyroflows.saving.bounds import bounded_by, check_numbers
 from pyroflows.saving.builders import Builder, OutsideError, flow_from
+from pyroflows.saving.fitting import check_tensors, check_values
 from pyroflows.saving.values import decode, encode, encode_config
 
 ENCODER = "encoder.module."  # what the names of an encoder's tensors start with in a guide
@@ -62,7 +64,9 @@ def save(flow: nn.Module, folder: str | Path) -> Path:
         _check_state(encoder)
     with contextlib.suppress(OutsideError):  # only whoever has the function can make it again
         again = _holder(_build(config, None, encoder, None, False))
-        _check_tensors(again.state_dict(), tensors, "flow: it is not what its builder makes: ")
+        what = "flow: it is not what its builder makes: "
+        check_tensors(again.state_dict(), tensors, what)
+        check_values(_own(again), tensors, what)
     folder = Path(folder)
     write_folder(folder, config, tensors)
     return folder
@@ -109,9 +113,14 @@ def load(
     if model is not None and "guide" not in config:
         raise ValueError("model: expected None, the folder holds no guide")
     _check_encoder(encoder, config.get("amortized"), tensors)
-    loaded = _build(config, model, encoder, builder, trust)
+    for key in ("arguments", "guide", "amortized"):
+        check_numbers(config.get(key), tensors, f"config.json: {key}")
+    with bounded_by(tensors):
+        loaded = _build(config, model, encoder, builder, trust)
     module = _holder(loaded)
-    _check_tensors(module.state_dict(), tensors, "folder: the tensors do not fit config.json: ")
+    what = "folder: the tensors do not fit config.json: "
+    check_tensors(module.state_dict(), tensors, what)
+    check_values(_own(module), tensors, what)
     if encoder is not None:
         encoder.cpu()
     _cast(module, tensors)
@@ -260,7 +269,7 @@ def _check_encoder(encoder: Any, wanted: Any, tensors: dict[str, Tensor]) -> Non
     _check_state(encoder)
     kept = {k.removeprefix(ENCODER): t for k, t in tensors.items() if k.startswith(ENCODER)}
     what = "encoder: it is not built as the saved one was; of the tensors in the folder "
-    _check_tensors(encoder.state_dict(), kept, what)
+    check_tensors(encoder.state_dict(), kept, what)
 
 
 def _check_state(encoder: nn.Module) -> None:
@@ -278,30 +287,14 @@ def _check_state(encoder: nn.Module) -> None:
             )
 
 
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a builder made: an encoder's may hold what they like."""
+    return {k: t for k, t in module.state_dict().items() if not k.startswith(ENCODER)}
+
+
 def _cast(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Give each parameter and buffer the dtype it was saved in, where that is not the module's."""
     for name, own in module.state_dict(keep_vars=True).items():
         kept = tensors.get(name)
         if kept is not None and kept.is_floating_point() and own.is_floating_point():
             own.data = own.data.to(kept.dtype)
-
-
-def _check_tensors(own: dict[str, Tensor], kept: dict[str, Tensor], what: str) -> None:
-    missing, extra = sorted(set(own) - set(kept)), sorted(set(kept) - set(own))
-    if missing or extra:
-        raise ValueError(f"{what}{_listed('missing', missing)}{_listed('not expected', extra)}")
-    for name, tensor in own.items():
-        there = kept[name]
-        if there.shape != tensor.shape:
-            raise ValueError(
-                f"{what}{name} has shape {tuple(there.shape)}, expected {tuple(tensor.shape)}"
-            )
-        if there.is_floating_point() != tensor.is_floating_point():
-            raise ValueError(f"{what}{name} is of {there.dtype}, expected {tensor.dtype}")
-
-
-def _listed(word: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} {word} ({shown}) "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pyroflows._checks import check_positive, check_whole
+from pyroflows._checks import check_bound, check_whole
 from pyroflows.transforms.base import FlowTransform
 
 
@@ -37,7 +37,7 @@ class ContextAffine(FlowTransform):
     def __init__(self, features: int, context: int, *, bound: float = 7.0) -> None:
         super().__init__()
         check_whole(1, features=features, context=context)
-        check_positive(bound=bound)
+        check_bound(bound)
         self.bound = bound
         self.linear = nn.Linear(context, 2 * features)
         nn.init.zeros_(self.linear.weight)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyroflows._checks import check_positive
+from pyroflows._checks import check_bound
 
 
 class Family:
@@ -121,7 +121,7 @@ class Affine(Family):
     keeps_gaussian = True
 
     def __post_init__(self) -> None:
-        check_positive(bound=self.bound)
+        check_bound(self.bound)
 
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``x exp(s) + t`` and ``s``."""

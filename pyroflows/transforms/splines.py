@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyroflows._checks import check_positive, check_share, check_whole
+from pyroflows._checks import check_bound, check_positive, check_share, check_whole
 from pyroflows.transforms.families import Family
 
 
@@ -77,7 +77,8 @@ class Spline(Family):
 
     def __post_init__(self) -> None:
         check_whole(2, bins=self.bins)
-        check_positive(bound=self.bound, min_derivative=self.min_derivative)
+        check_bound(self.bound)
+        check_positive(min_derivative=self.min_derivative)
         check_share(min_bin=self.min_bin, min_derivative=self.min_derivative)
 
     @property

@@ -32,14 +32,14 @@ def edit(folder, *, sign=True, **changes):
         else:
             config[key] = value
     if sign:
-        config["checksum"] = stored._checksum(config)
+        config["checksum"] = stored.checksum(config)
     (folder / stored.CONFIG).write_text(json.dumps(config))
 
 
 def put_tensors(folder, data):
     """Other tensors, with a config that vouches for them."""
     (folder / stored.TENSORS).write_bytes(data)
-    edit(folder, sha256=stored.digest(data))
+    edit(folder, sha256=stored.digest(data), bytes=len(data))
 
 
 def changed_tensors(folder, change):
