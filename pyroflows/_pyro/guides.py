@@ -1,7 +1,8 @@
 """What this library uses of Pyro's guides, objectives and samplers that has no public name there.
 
 The guides of ``pyroflows.infer`` inherit from ``Guide`` and ``VectorGuide``, and use the public
-names of these alone. tests/_pyro/test_canaries.py fails where Pyro changed a private name, and names it.
+names of these alone. tests/_pyro/test_canaries.py fails where Pyro changed a private name, and
+names it.
 """
 
 from __future__ import annotations

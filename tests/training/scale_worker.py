@@ -1,7 +1,7 @@
 """What ``test_scale.py`` runs, in one process or, under ``torchrun``, in several.
 
-``torchrun --nproc-per-node 2 tests/training/scale_worker.py OUT CASE ...`` writes the answers of each
-process to ``OUT/RANK.json``.
+``torchrun --nproc-per-node 2 tests/training/scale_worker.py OUT CASE ...`` writes the answers of
+each process to ``OUT/RANK.json``.
 """
 
 import hashlib
