@@ -13,10 +13,11 @@ torch.set_num_threads(1)
 
 
 def global_settings() -> dict[str, object]:
-    validates = torch.distributions.Distribution._validate_args  # noqa: SLF001  no public name
+    from pyroflows._pyro.validation import validates_args
+
     return {
         "torch's default dtype": torch.get_default_dtype(),
-        "torch.distributions' validation flag": validates,
+        "torch.distributions' validation flag": validates_args(),
         "grad mode": torch.is_grad_enabled(),
         **{f"pyro.settings {key!r}": value for key, value in pyro.settings.get().items()},
     }

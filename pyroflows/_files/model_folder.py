@@ -57,8 +57,8 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor
 def _finish_earlier(folder: Path) -> None:
     """Where a save was killed after its config was valid, give its tensors their name."""
     try:
-        held = json.loads((folder / CONFIG).read_bytes())["sha256"]
-        if digest((folder / _NEXT).read_bytes()) == held:
+        expected = json.loads((folder / CONFIG).read_bytes())["sha256"]
+        if digest((folder / _NEXT).read_bytes()) == expected:
             os.replace(folder / _NEXT, folder / TENSORS)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing there that this save would lose

@@ -61,13 +61,18 @@ def flow_from(config: dict[str, Any], given: Builder | None, trust: bool) -> nn.
         ) from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"builder: expected a module from {name}, got {type(made).__name__}")
-    if "mirrored" not in config:
-        return made
-    check_positive(mirrored=config["mirrored"])
+    return _mirrored(made, config["mirrored"]) if "mirrored" in config else made
+
+
+def _mirrored(made: nn.Module, wider: Any) -> nn.Module:
     mirror = getattr(made, "mirror", None)
     if mirror is None:
         raise ValueError(f"config.json: a {type(made).__name__} cannot be mirrored")
-    return mirror(config["mirrored"])
+    try:
+        check_positive(mirrored=wider)
+        return mirror(wider)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"config.json: the flow cannot be mirrored: {error}") from error
 
 
 def _builder(name: str, given: Builder | None, trust: bool) -> Builder:

@@ -252,8 +252,9 @@ class Epochs(Schedule):
         if apart is None:
             return
         self._sums = _Sums(**apart["sums"])
-        if apart["judge"] and self.evaluate is not None:
-            self.evaluate.load_state_dict(apart["judge"])  # type: ignore[attr-defined]
+        load = getattr(self.evaluate, "load_state_dict", None)
+        if apart["judge"] and load is not None:
+            load(apart["judge"])
 
 
 @dataclass

@@ -213,7 +213,7 @@ class Run:
             history.stopped = schedule.end()
         except KeyboardInterrupt:
             history.stopped = "interrupted"
-            bar.say(f"{pace.label}: interrupted, with the best weights of {history}")
+            bar.say(f"{pace.label}: interrupted; what it came to: {history}")
         except BaseException:
             self.best.restore()
             raise

@@ -160,7 +160,7 @@ def forge(folder: Path, rng: random.Random) -> str:
     """Change a word of the config, or the tensors, and sign it anew."""
     config = json.loads((folder / model_folder.CONFIG).read_text())
     if rng.random() < 0.6:
-        keys = [k for k in ("arguments", "guide", "builder", "dtype", "format") if k in config]
+        keys = [k for k in ("arguments", "builder", "dtype", "format", "mirrored") if k in config]
         path = rng.choice([p for p in places({k: config[k] for k in keys}) if p])
         by = rng.choice(HOSTILE)
         sign(folder, replaced(config, path, by))
@@ -205,7 +205,8 @@ def small_models() -> list[torch.nn.Module]:
     found = {}
     for _, example in sorted(pf.flows.examples().items()):
         found.setdefault(example.make().config["builder"], example)
-    return [example.make().eval() for example in found.values()]
+    made = [example.make() for example in found.values()]
+    return [flow.eval() for flow in [*made, pf.student_of(pf.maf(2, layers=1, hidden=(4,)))]]
 
 
 def fuzz_models(count: int, rng: random.Random, tally: Tally) -> Tally:

@@ -81,3 +81,13 @@ def test_many_small_layers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="ask for more than the tensors"):
         pf.load(tmp_path)
     assert time.monotonic() - started < SECONDS
+
+
+@pytest.mark.parametrize("wider", [1e12, 1e308, 10**400, -1, "x", None])
+def test_a_student_mirrored_beyond_its_tensors_is_refused(wider, tmp_path):
+    pf.save(pf.student_of(pf.maf(2, layers=1, hidden=(8,))), tmp_path)
+    config = json.loads((tmp_path / stored.CONFIG).read_text())
+    assert "mirrored" in config
+    signed(tmp_path, {**config, "mirrored": wider})
+    with pytest.raises(ValueError, match=r"config\.json: the flow cannot be mirrored"):
+        pf.load(tmp_path)
