@@ -310,6 +310,13 @@ def test_steps_that_stay_not_finite_lead_back_to_the_best_parameters():
     assert not torch.equal(seen[110], seen[100])
 
 
+def test_the_step_shrinks_where_the_elbo_is_flat():
+    guide = pf.AutoFlow(gaussian, layers=1, hidden=(4,))  # starts at the optimum
+    history = pf.fit_guide(gaussian, guide, particles=2, progress=False)
+    assert "the ELBO is flat" in history.stopped
+    assert list(dict.fromkeys(history.lr)) == pytest.approx([1e-2, 3e-3, 9e-4])
+
+
 def test_a_short_last_window_counts_like_any_other():
     history = pf.fit_guide(
         gaussian, AutoMultivariateNormal(gaussian), particles=2, max_steps=130, progress=False
