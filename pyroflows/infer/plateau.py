@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from pyroflows._distributed import reduced
+from pyroflows.data.position import Passes
 from pyroflows.infer.vectorize import ERRORS, ChangedModelError
 from pyroflows.training.loop import SHRINK, Schedule
 
@@ -200,10 +201,10 @@ class Plateau(Schedule):
         self._steps = None
 
 
-def endless(batches: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+def endless(batches: Passes) -> Iterator[tuple[Any, ...]]:
     """The batches again and again, each as the arguments of one step."""
     while True:
-        empty = True
+        empty = not batches.position  # of a pass gone on with nothing may be left
         for batch in batches:
             empty = False
             yield tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)

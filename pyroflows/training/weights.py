@@ -80,11 +80,12 @@ class Average:
         """The average so far."""
         return {"steps": self._steps, "values": self._values}
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from an average."""
+        """Go on from an average, laid out in memory as the parameters."""
         self._steps = state["steps"]
-        pairs = zip(state["values"], self._parameters, strict=True)
-        self._values = [value.to(parameter) for value, parameter in pairs]
+        for mine, value in zip(self._values, state["values"], strict=True):
+            mine.copy_(value)
 
     @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:
