@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from pyroflows.data.rows import Batch, Rows, shuffled
+from pyroflows.data.wild import Screen
+from pyroflows.distributions.flow import Flow
 
 
 class Batches:
@@ -68,7 +70,17 @@ class Batches:
 
 
 class Streamed(ABC):
-    """A source whose batches come one after another, of a size of its own."""
+    """A source whose batches come one after another, of a size of its own.
+
+    Attributes:
+        flow: whose rows they are.
+        columns: their names, where they have some.
+        screen: leaves out wild rows, once it is known what is usual.
+    """
+
+    flow: Flow
+    columns: Sequence[str] = ()
+    screen: Screen | None = None
 
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ are read one by one, once, a seek each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ class Table(Protocol):
 
     name: str
     shape: tuple[int, ...]
+    columns: Sequence[str]
     blocks: list[tuple[int, int]]
 
     def read(self, begin: int, stop: int) -> np.ndarray:
@@ -88,6 +89,7 @@ class NpyTable:
             )
         self.name = str(array.filename)
         self.shape = array.shape
+        self.columns: Sequence[str] = ()
         self.dtype = array.dtype
         address, start = (a.__array_interface__["data"][0] for a in (array, whole))
         self.offset = whole.offset + address - start
@@ -135,6 +137,7 @@ class ParquetTable:
                 f"x: expected columns of floating-point numbers in {self.name}, got {others}; "
                 "write these as floats (counts with uniform noise in [0, 1) added), or drop them"
             )
+        self.columns: Sequence[str] = list(kinds)
         self.shape: tuple[int, ...] = (metadata.num_rows, len(kinds))
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         ends = np.cumsum([0, *sizes]).tolist()
@@ -185,6 +188,7 @@ class TableBatches(Streamed):
     ) -> None:
         self.flow = flow
         self.table = table
+        self.columns = table.columns
         self.size = max(1, size // processes) * processes
         self.rank = rank
         self.processes = processes
@@ -209,6 +213,8 @@ class TableBatches(Streamed):
             del rows, mixed
         if rest is not None and len(rest):
             yield self._part(rest)
+        if self.screen is not None:
+            self.screen.count()
 
     def starting_at(self, position: int) -> Iterator[Batch]:
         """One epoch from a batch on; those before it are read all the same."""
@@ -242,12 +248,19 @@ class TableBatches(Streamed):
         return rows[shuffled(len(rows), self.generator)]
 
     def _block(self, begin: int, stop: int) -> Rows | None:
-        rows = self.table.read(begin, stop)
+        numbers, rows = np.arange(begin, stop), self.table.read(begin, stop)
         low, high = np.searchsorted(self.left_out, [begin, stop])
         if low < high:
-            rows = np.delete(rows, self.left_out[low:high] - begin, axis=0)
+            numbers, rows = (
+                np.delete(part, self.left_out[low:high] - begin, axis=0) for part in (numbers, rows)
+            )
         where = f"rows {begin} to {stop - 1} of {self.table.name}"
-        return _checked(self.flow, rows, where) if len(rows) else None
+        if not len(rows):
+            return None
+        checked = _checked(self.flow, rows, where)
+        return (
+            checked if self.screen is None else self.screen.usual(checked, f"x ({where})", numbers)
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the generator of the order stands."""

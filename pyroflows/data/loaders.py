@@ -24,6 +24,7 @@ from pyroflows.data.batches import Batches, Streamed
 from pyroflows.data.checks import as_pair, checked_rows
 from pyroflows.data.files import TableBatches, hold_out, is_table, open_table
 from pyroflows.data.rows import Batch, Rows, validation_count
+from pyroflows.data.wild import Screen, column_names
 from pyroflows.distributions.flow import Flow
 
 _STREAMED = 256  # rows in a batch, where nobody knows how many there are
@@ -46,13 +47,12 @@ class Loader(Streamed):
             self.loader.sampler.set_epoch(self.epoch)
         for index, batch in enumerate(self.loader):
             x, context = as_pair(batch)
-            yield checked_rows(
-                self.flow,
-                x,
-                context,
-                name=f"x (batch {index} of the loader)",
-                context_name=f"context (batch {index} of the loader)",
-            ).batch
+            name = f"x (batch {index} of the loader)"
+            context_name = f"context (batch {index} of the loader)"
+            rows = checked_rows(self.flow, x, context, name=name, context_name=context_name)
+            yield (rows if self.screen is None else self.screen.usual(rows, name)).batch
+        if self.screen is not None:
+            self.screen.count()
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs begun, and where the loader's own generators stand."""
@@ -113,12 +113,46 @@ def sources(
             raise ValueError("context: a Dataset or DataLoader brings its own, in pairs with x")
         return _streams(flow, x, val, batch_size, seed, shard)
     rows = checked_rows(flow, x, context)
+    screen = Screen(flow.support, rows, column_names(x, context))
+    rows = screen.usual(rows)
     validation: Validation | None = None
     if isinstance(val, Real):
         rows, validation = rows.split(float(val), seed)
     elif val is not None:
-        validation = _validation(flow, val, shard)
+        validation = _screened(_validation(flow, val, shard), screen)
     return Batches(rows, batch_size or default_size(len(rows)), seed, *shard), validation
+
+
+def _screened(validation: Validation, screen: Screen, numbers: Any = None) -> Validation:
+    """Validation rows without the wild ones, which would make their score that of one row."""
+    if isinstance(validation, Rows):
+        return screen.usual(validation, "val", numbers)
+    validation.screen = screen
+    return validation
+
+
+def screened(
+    batches: Source, validation: Validation | None, first: Rows
+) -> tuple[Validation | None, Rows]:
+    """See that wild rows are left out of what comes batch by batch, by the rows that come first.
+
+    Of rows in memory they are left out before these are split.
+
+    Args:
+        batches: of the training.
+        validation: its other rows.
+        first: the first rows of the training.
+
+    Returns:
+        The validation rows and the first rows, without the wild ones.
+    """
+    if isinstance(batches, Batches):
+        return validation, first
+    batches.screen = Screen(batches.flow.support, first, batches.columns)
+    held_out = getattr(batches, "left_out", ())  # of a file; none where validation rows were given
+    if validation is not None:
+        validation = _screened(validation, batches.screen, held_out if len(held_out) else None)
+    return validation, batches.screen.without(first)
 
 
 def _in_file(

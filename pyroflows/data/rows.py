@@ -55,6 +55,10 @@ class Rows:
         """On another device, or in another dtype."""
         return self._each(lambda part: part.to(device))
 
+    def flat(self) -> Tensor:
+        """All numbers of each row, its data and its context, ``(rows, numbers)``."""
+        return torch.cat([part.flatten(1) for part in self.batch if part is not None], dim=1)
+
     def _each(self, of: Callable[[Tensor], Tensor]) -> Rows:
         return Rows(of(self.x), None if self.context is None else of(self.context))
 

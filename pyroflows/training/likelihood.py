@@ -21,7 +21,8 @@ from pyroflows._checks import (
 )
 from pyroflows._distributed import gathered, open_fabric, reduced
 from pyroflows.data.checks import check_is_flow, checked_rows
-from pyroflows.data.loaders import Validation, count_batches, sources
+from pyroflows.data.loaders import Validation, count_batches, screened, sources
+from pyroflows.data.wild import Screen, column_names
 from pyroflows.discrete.levels import bits_per_dim
 from pyroflows.discrete.noise import fixed_noise
 from pyroflows.discrete.pixel_model import PixelCNN
@@ -69,7 +70,8 @@ class _Loss(nn.Module):
 def initialize(flow: Flow | Quantized | PixelCNN, x: Any, context: Any = None) -> None:
     """The data-dependent start that ``fit`` makes: sets ``Standardize`` and ``ActNorm`` layers.
 
-    Nothing else in the package alters this state; it is part of the ``state_dict``.
+    Nothing else in the package alters this state; it is part of the ``state_dict``. Rows far
+    outside all others, as ``fit`` leaves out, have no part in it.
 
     Args:
         flow: any flow, or a ``pf.quantized`` one, changed in place.
@@ -79,6 +81,9 @@ def initialize(flow: Flow | Quantized | PixelCNN, x: Any, context: Any = None) -
     Raises:
         ValueError: what is no flow, or data that do not fit it.
 
+    Warns:
+        UserWarning: which rows are far outside all others.
+
     Example:
         >>> import torch, pyroflows as pf
         >>> flow = pf.maf(1)
@@ -87,7 +92,9 @@ def initialize(flow: Flow | Quantized | PixelCNN, x: Any, context: Any = None) -
         tensor(20.)
     """
     check_is_flow(flow=flow)
-    rows = checked_rows(cast("Flow", flow), x, context).to(flow.device)
+    rows = checked_rows(cast("Flow", flow), x, context)
+    screen = Screen(flow.support, rows, column_names(x, context), "the start")
+    rows = screen.usual(rows).to(flow.device)
     flow.initialize(rows.x, rows.context)
 
 
@@ -112,6 +119,11 @@ def fit(
     AdamW with cosine decay, clipped gradients and an exponential average of the weights; early
     stopping on held-out rows. A loss that is not finite sends it back to the best weights with a
     smaller step. Training costs one ``log_prob`` and its gradient a batch.
+
+    Rows with a value far outside those of all others (a gap of a factor of 100 at least, and one
+    that the tail of the column does not explain), such as 1e30 or a -9999 for what is missing,
+    would set the scale for all. They are left out of training and of the validation score, with a
+    warning that names them.
 
     Args:
         flow: any flow; one whose ``fast`` is ``"sample"`` trains too, at several times the cost.
@@ -174,6 +186,9 @@ def fit(
         OSError: a checkpoint could not be written; the flow holds the best weights so far, and the
             checkpoints before are whole.
 
+    Warns:
+        UserWarning: which rows are left out as far outside all others, and by which column.
+
     Example:
         >>> import torch, pyroflows as pf
         >>> x = torch.randn(500, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
@@ -207,18 +222,20 @@ def fit(
         label="fit",
         compile=compile,
     )
-    evaluate = None if validation is None else lambda: _score(model, validation, at, seed)
     identity = {"fit": "maximum likelihood", "rows": str(batches.count), "seed": seed}
     identity.update(shapes_of(model))
     checkpoints = open_checkpoints(checkpoint, identity, at)
     resumes = checkpoints is not None and checkpoints.found is not None
     with _as_before_if_refused(model):
+        first = batches.first(INITIAL_IMAGES if len(model.event_shape) == 3 else INITIAL_ROWS)
+        held_out, first = screened(batches, validation, first)
         if numbers["start"] and not resumes:
-            rows = batches.first(INITIAL_IMAGES if len(model.event_shape) == 3 else INITIAL_ROWS)
-            initialize(model, rows.x, rows.context)
+            first = first.to(model.device)
+            model.initialize(first.x, first.context)
         set_dropout(model, dropout)
         history = _empty_history(model)
         loss = _Loss(model)
+        evaluate = None if held_out is None else lambda: _score(model, held_out, at, seed)
         return optimise(model, loss, batches, evaluate, settings, at, checkpoints, history)
 
 
