@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.distributions import constraints
 
 from pyroflows.cli.tables import Table
+from pyroflows.data.rows import Rows
+from pyroflows.data.wild import Screen
 
 MOST_COLUMNS = 2000
 FEWEST_ROWS = 20
@@ -155,6 +158,27 @@ def bounds_of(
             raise ValueError(f"column {name!r} is given two supports")
         found[name] = pair
     return found
+
+
+def without_wild(
+    values: np.ndarray, bounds: dict[str, tuple[float, float] | None], numbers: np.ndarray, of: str
+) -> np.ndarray:
+    """The rows that are not far outside all others; the others would set the scale for all.
+
+    Args:
+        values: of the usable rows.
+        bounds: of each column.
+        numbers: those of the rows, counted from 1.
+        of: name of the table, for the warning that names rows and columns.
+
+    Warns:
+        UserWarning: which rows are left out.
+    """
+    if len(values) < FEWEST_ROWS:
+        return values
+    rows = Rows(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)))
+    screen = Screen(support_of(bounds) or constraints.real_vector, rows, list(bounds))
+    return screen.usual(rows, f"{of} (rows counted from 1)", numbers).x.numpy()
 
 
 def support_of(bounds: dict[str, tuple[float, float] | None]) -> Any:

@@ -120,10 +120,10 @@ class Chosen:
 def fit(options: FitOptions) -> None:
     """Fit a flow to the rows of a table, and keep it in a folder.
 
-    Rows with missing or infinite cells are counted and left out. Columns of words are left out
-    unless they are named. A share of the rows is held out: the score on it is what the fit is worth
-    in nats, in the units of the table. The folder also keeps up to 12,000 rows, for [bold]score[/]
-    and [bold]report[/].
+    Rows with missing or infinite cells are counted and left out, and so are rows far outside all
+    others, which are named. Columns of words are left out unless they are named. A share of the
+    rows is held out: the score on it is what the fit is worth in nats, in the units of the table.
+    The folder also keeps up to 12,000 rows, for [bold]score[/] and [bold]report[/].
 
     Example: pyroflows fit houses.csv --out run/ --positive income --bounded latitude=32:42
     """
@@ -187,6 +187,8 @@ def _read(options: FitOptions) -> Chosen:
             f"{where}; correct them, choose others with --columns, or use --missing drop"
         )
     bounds = cols.bounds_of(names, options.positive or [], options.bounded or [])
+    values = cols.without_wild(values, bounds, np.flatnonzero(usable) + 1, options.data.name)
+    counts["far_out"], counts["used"] = counts["used"] - len(values), len(values)
     for line in cols.check_values(values, bounds):
         note(f"note: {line}")
     return Chosen(table.header, names, left_out, values, counts, bounds)

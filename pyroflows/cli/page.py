@@ -106,6 +106,7 @@ def _summary(run: Run, facts: dict[str, Any]) -> str:
         "Columns": f"{len(run.columns)}: {', '.join(run.columns[:40])}",
         "Rows": f"{counts.get('rows', 0):,}, {counts.get('used', 0):,} of them usable",
         "Missing values": missing or "none",
+        "Rows far outside, left out": f"{counts.get('far_out', 0):,}",
         "Held-out rows": f"{facts['nats']:.3f} ± {facts['error']:.3f} nats a row, in the table's "
         f"units ({len(run.test):,} rows)",
         "A Gaussian scores": f"{facts['gaussian']:.3f} nats; the flow is "

@@ -91,6 +91,23 @@ def test_fit_reports_rows_columns_and_held_out_nats(fitted):
     assert nats == pytest.approx(said["held_out"]["nats"], abs=1e-5)
 
 
+def test_rows_far_outside_are_named_and_left_out_of_fit_and_score(tmp_path):
+    values = rows_of()
+    values[16, 1], values[200, 1], values[100, 0] = 1e30, -9999.0, 1e300
+    cells = [[*map(repr, row.tolist())] for row in values]
+    cells[3][0] = ""
+    data = write_csv(tmp_path / "data.csv", NAMES, cells)
+    done = ok("fit", data, "--out", tmp_path / "run", "--flow", "maf", *SMALL, "--json")
+    said = json.loads(done.stdout)
+    assert (said["rows"], said["used"], said["far_out"]) == (300, 296, 3)
+    told = " ".join(done.stderr.split())
+    assert "data.csv (rows counted from 1): 3 of 299 rows are far outside all others" in told
+    assert "row 17 ('size, m2' is 1e+30, the others go from" in told
+    assert "row 101 ('Einkommen (€)' is 1e+300" in told
+    assert "row 201 ('size, m2' is -9999" in told
+    assert abs(said["held_out"]["nats"]) < 100
+
+
 def test_sample_has_the_names_and_units_of_the_table(fitted, tmp_path):
     _, out, _ = fitted
     ok("sample", out, "-n", 500, "--out", tmp_path / "x.csv", "--seed", 1)
