@@ -28,6 +28,7 @@ from pyroflows.infer.vectorize import (
 _CHUNK = 10_000
 _LEAST_TAIL = 5
 _TIED = -1.0  # k-hat of a tail of equal weights: it ends, as a uniform one does
+_ALIKE = 0.01  # a tail's relative spread up to which its weights are even: rounding has no shape
 
 
 class WeightedDraws(NamedTuple):
@@ -150,9 +151,9 @@ def psis(log_weight: Tensor) -> tuple[Tensor, float]:
 
     Returns:
         Log-weights whose exponentials sum to one, and k-hat: minus infinity where all weights are
-        equal, -1 where only those of the tail are, infinity where the tail cannot be fitted (fewer
-        than five make it, for one), where a weight is NaN or infinite, and where all are zero,
-        which leaves equal ones.
+        equal, -1 where those of the tail are within one per cent of each other, infinity where the
+        tail cannot be fitted (fewer than five make it, for one), where a weight is NaN or infinite,
+        and where all are zero, which leaves equal ones.
 
     Example:
         >>> import torch
@@ -176,7 +177,7 @@ def psis(log_weight: Tensor) -> tuple[Tensor, float]:
     cutoff = max(shifted[order[-tail - 1]].item(), math.log(torch.finfo(torch.float64).tiny))
     index = order[-tail:]
     excess = shifted[index].exp() - math.exp(cutoff)
-    if excess[-1] - excess[0] <= 1e-12 * math.exp(cutoff):
+    if excess[-1] - excess[0] <= _ALIKE * math.exp(cutoff):
         return _normalised(shifted), _TIED
     shape, scale = _fit_pareto(excess)
     if not math.isfinite(shape):

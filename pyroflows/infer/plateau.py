@@ -1,4 +1,9 @@
-"""The ELBO as a task, and its schedule: windows of steps, smaller steps where it is flat."""
+"""The ELBO as a task, and its schedule: windows of steps, smaller steps where it is flat or falls.
+
+What training returns was measured: after each window the averaged parameters are scored by fresh
+particles, the same each time, and so is the start. The last of these is kept that is as good as the
+best within its noise: the very best would be the one that suits these particles.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from pyroflows._distributed import reduced
+from pyroflows._distributed import mean_over, reduced
 from pyroflows.data.position import Passes
 from pyroflows.infer.vectorize import ERRORS, ChangedModelError
 from pyroflows.training.loop import SHRINK, Schedule
@@ -20,6 +25,11 @@ if TYPE_CHECKING:
 WINDOW = 100
 _DROPS = 3
 _STRAYS = 10  # failures in a row, before anything worked, that are no stray particles
+_MOST_FALLS = 8  # each with 0.3 of the step, before training ends where it was best
+_FALL = 10.0, 3.0  # standard errors and nats by which it is lower than a measured one
+_NOISE = 2.0, 0.01  # standard errors and nats within which two ELBOs are alike
+_MEASURED_BY = 32  # particles, at least
+_MEASURED_SEEDS = 8  # tried one after the other: single particles may stray
 _RUNAWAY = 1e4  # spread, in units of the start's, of a posterior that has no end
 
 
@@ -35,6 +45,7 @@ class ElboTask:
         buffers: what else belongs to them.
         clip: largest gradient norm.
         fabric: where.
+        first: the arguments of the first step, by which parameters are measured.
     """
 
     def __init__(
@@ -47,7 +58,9 @@ class ElboTask:
         buffers: list[Tensor],
         clip: float,
         fabric: Fabric,
+        first: tuple[Any, ...],
     ) -> None:
+        self.first = first
         self.elbo, self.programs, self.kwargs = elbo, (model, guide), kwargs
         self.parameters, self.buffers = parameters, buffers
         self.largest_norm, self.fabric = clip, fabric
@@ -81,6 +94,33 @@ class ElboTask:
         loss.backward()
         return loss.item()
 
+    def measure(self) -> float:
+        """The ELBO of the parameters as they are, by the same particles each time.
+
+        NaN where it is not finite, or the model raises, with all seeds. The global generator stays.
+        """
+        device = self.parameters[0].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for seed in range(_MEASURED_SEEDS):
+                elbo = mean_over(self.fabric, self._measure(seed))[0]
+                if math.isfinite(elbo):
+                    return elbo
+        return math.nan
+
+    @torch.no_grad()
+    def _measure(self, seed: int) -> float:
+        torch.manual_seed(seed)
+        repeats = -(-_MEASURED_BY // self.elbo.num_particles)
+        try:
+            losses = [
+                self.elbo.loss(*self.programs, *self.first, **self.kwargs) for _ in range(repeats)
+            ]
+        except ChangedModelError:
+            raise
+        except ERRORS:
+            return math.nan
+        return -sum(losses) / repeats
+
     def clip(self) -> float:
         """Clip the gradients; their norm before, NaN where there is no finite ELBO."""
         if self.error is not None or not math.isfinite(self._loss):
@@ -91,17 +131,24 @@ class ElboTask:
 class Plateau(Schedule):
     """Windows of 100 steps; where the ELBO is flat the step shrinks, after the third time it ends.
 
+    Where it falls below one that was measured, training returns there with a smaller step.
+
     Args:
         task: what is trained.
         steps: the arguments of each step, without end.
         max_steps: how many at most.
+        batched: each has other data: what the first one measures tells falls, and is no score.
     """
 
     unit = "step"
     skips = True
+    most_rollbacks = _MOST_FALLS + 1
 
-    def __init__(self, task: ElboTask, steps: Iterator[tuple[Any, ...]], max_steps: int) -> None:
-        self.task, self.total = task, max_steps
+    def __init__(
+        self, task: ElboTask, steps: Iterator[tuple[Any, ...]], max_steps: int, batched: bool
+    ) -> None:
+        self.task, self.total, self.batched = task, max_steps, batched
+        self._best = -math.inf  # measured
         self._steps: Iterator[tuple[Any, ...]] | None = steps
         self._window: list[float] = []
         self._taken = 0  # steps of the window, those left out too
@@ -109,11 +156,16 @@ class Plateau(Schedule):
         self._now: tuple[float, float] | None = None
         self._before: tuple[float, float] | None = None
         self._drops = 0
+        self._falls = 0  # windows that sent training back
 
     def batches(self) -> Iterator[Any]:
         """Those up to the next whole hundred of steps."""
         if self._steps is None:
             self._steps = endless(self.run.passes)
+        if not self.run.history.steps:
+            start = self.task.measure()
+            if math.isfinite(start):
+                self._record(0, start, start, 0.0)
         self._window, self._taken, self._last_error = [], 0, None
         end = min(self.done - self.done % WINDOW + WINDOW, self.total)
         while self.done < end:
@@ -131,21 +183,28 @@ class Plateau(Schedule):
         self._taken += 1
         self._last_error = self.task.error
         history = self.run.history
-        failing = history.skipped > _STRAYS and not (self._window or history.steps)
+        failing = history.skipped > _STRAYS and not (self._window or self._has_worked)
         if self.task.error is not None and failing:
             raise self.task.error
 
     def judge(self) -> bool:
-        """Record the window's ELBO; a smaller step where it is flat."""
+        """Record the window's ELBO; a smaller step where it is flat, a way back where it fell."""
         run = self.run
-        few = 2 * len(self._window) < self._taken
-        if few and (run.history.steps or not self._window):
-            if not run.history.steps:
+        if 2 * len(self._window) < self._taken:
+            self._falls += 1
+            if self._falls > _MOST_FALLS or not (self._window or self._has_worked):
                 self.give_up()
             return False
         now = self._now = _middle_and_error(self._window)
-        run.record(self.done, now[0])
-        _check_bounded(self.task.programs[1], now[0], run.fabric)
+        with run.average.in_place():
+            measured = self.task.measure()
+            strays = _runaway_sites(self.task.programs[1], run.fabric)
+            if strays and measured > self._best:
+                self._say_improper(now[0], strays)
+            if strays or not _is_near(measured, self._best, now[1], _FALL):
+                self._falls += 1
+                return False
+            self._record(self.done, now[0], measured, now[1])
         flat = self._before is not None and _is_flat(self._before, now)
         self._before = now
         if flat:
@@ -155,22 +214,41 @@ class Plateau(Schedule):
                 self._before = None
         return True
 
+    @property
+    def _has_worked(self) -> bool:
+        """Whether a window was recorded: the start is a line of its own."""
+        return any(self.run.history.steps)
+
+    @staticmethod
+    def _say_improper(elbo: float, sites: list[str]) -> NoReturn:
+        raise ValueError(
+            f"model: the ELBO ({elbo:.4g} nats) grows without bound along "
+            f"{', '.join(map(repr, sites))}, where the guide has grown or shrunk by a factor of "
+            "10,000 from its start: the posterior is improper there. Give these sites a proper "
+            "prior, or check the likelihood"
+        )
+
+    def _record(self, step: int, elbo: float, measured: float, error: float) -> None:
+        """A line of the history, and its parameters kept unless they are clearly worse."""
+        keep = _is_near(measured, self._best, error, _FALL if self.batched else _NOISE)
+        self._best = max(self._best, measured)
+        self.run.record(step, elbo, None if self.batched else measured, keep=keep)
+
     def progress(self, within: bool = False) -> float | None:
         """Windows done; a checkpoint within one would not know its ELBOs."""
         return None if within else self.done / WINDOW
 
     def end(self) -> str:
         """Why training is over, in words; none while it is not."""
+        if self._falls > _MOST_FALLS:
+            return f"the ELBO fell {self._falls} times, the last with steps of {self.run.lr:.1g}"
         if self._drops == _DROPS:
             return f"the ELBO is flat after {self.done} steps"
         return f"all {self.total} steps done" if self.done >= self.total else ""
 
     def finish(self) -> None:
-        """The averaged parameters stay."""
-        history = self.run.history
-        if history.steps:
-            self.run.average.put()
-        history.best = max(len(history.steps) - 1, 0)
+        """The parameters that were kept, averaged over the steps before them."""
+        self.run.best.restore()
 
     def facts(self) -> dict[str, str]:
         """The last window's ELBO and its error."""
@@ -179,10 +257,11 @@ class Plateau(Schedule):
     def give_up(self) -> NoReturn:
         """Say what was found, and what may help."""
         first = (self.done - 1) // WINDOW * WINDOW
+        said = next(iter(str(self._last_error or "it does not").splitlines()), "without a word")
         raise FloatingPointError(
             f"{len(self._window) or 'no'} finite ELBOs in steps {first} to {self.done - 1}: the "
             "model's log-density is NaN or infinite where the guide draws, or it raises "
-            f"({self._last_error or 'it does not'}). Try another init_loc_fn=, a smaller lr=, or "
+            f"({said}). Try another init_loc_fn=, a smaller lr=, or "
             "float64"
         )
 
@@ -192,11 +271,13 @@ class Plateau(Schedule):
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Where it is, the same in all processes."""
-        return {"done": self.done, "before": self._before, "drops": self._drops}, {}
+        shared = {"done": self.done, "before": self._before, "best": self._best}
+        return {**shared, "drops": self._drops, "falls": self._falls}, {}
 
     def load_state_dict(self, shared: dict[str, Any], _apart: dict[str, Any] | None, /) -> None:
         """Go on from there, with the batches from where these were."""
-        self.done, self._drops = shared["done"], shared["drops"]
+        self.done, self._best = shared["done"], shared["best"]
+        self._drops, self._falls = shared["drops"], shared["falls"]
         self._before = None if shared["before"] is None else tuple(shared["before"])
         self._steps = None
 
@@ -229,24 +310,17 @@ def _average(
 
 
 @torch.no_grad()
-def _check_bounded(guide: Any, elbo: float, fabric: Fabric) -> None:
-    """Raise where a flow guide has run away from its start: the posterior has no end there."""
+def _runaway_sites(guide: Any, fabric: Fabric) -> list[str]:
+    """Along which a flow guide has run away from its start: steps too large, or no end there."""
     flow = getattr(guide, "flow", None)
     whiten = getattr(guide, "whiten", None)
     if flow is None or whiten is None:
-        return
+        return []
     latent = flow.sample((256,))
     spread = whiten.inverse_and_log_det(latent)[0].std(dim=0)
     spread = reduced(fabric, spread, "mean")
     bad = (spread > _RUNAWAY) | (spread < 1 / _RUNAWAY)
-    if not bad.any():
-        return
-    names = guide.sites_of(bad)
-    raise ValueError(
-        f"model: the ELBO ({elbo:.4g} nats) grows without bound along {', '.join(map(repr, names))}"
-        ", where the guide has grown or shrunk by a factor of 10,000 from its start: the posterior "
-        "is improper there. Give these sites a proper prior, or check the likelihood"
-    )
+    return guide.sites_of(bad) if bad.any() else []
 
 
 def _middle_and_error(values: list[float]) -> tuple[float, float]:
@@ -261,3 +335,8 @@ def _middle_and_error(values: list[float]) -> tuple[float, float]:
 def _is_flat(before: tuple[float, float], now: tuple[float, float]) -> bool:
     noise = 2 * math.hypot(before[1], now[1])
     return now[0] - before[0] < max(noise, 0.01)
+
+
+def _is_near(elbo: float, best: float, error: float, within: tuple[float, float]) -> bool:
+    """Whether it is as high as the best, within so many standard errors and nats; never for NaN."""
+    return best - elbo <= within[0] * error + within[1]

@@ -52,14 +52,19 @@ def fit_guide(
 
     Adam with clipped gradients. Every 100 steps the median ELBO is compared with that of the 100
     before; where it gained less than two standard errors, or 0.01 nats, the step shrinks to 0.3 of
-    its size, and after the third time training stops. The parameters end as an exponential average
-    of the last steps. Steps whose loss or gradient is not finite, or for which the model raises (a
-    covariance that is not positive definite at a stray particle), are skipped and counted; where
-    most of 100 are, training goes back to the best parameters with 0.3 of the step size, at most
-    three times. The trained tensors are those in Pyro's parameter store.
+    its size, and after the third time training stops. Where it fell far below what it was, training
+    goes back there, with 0.3 of the step. What is returned was measured: the start, and after each
+    window the exponential average of the parameters, are scored by the same fresh particles (and
+    the first batch, of mini-batches), and the last is kept that is as good as the best, within two
+    standard errors or 0.01 nats (of mini-batches, unless it fell). Steps whose
+    loss or gradient is not finite, or for which the model raises (a covariance that is not positive
+    definite at a stray particle), are skipped and counted; where most of 100 are, training goes
+    back likewise. It does so eight times at most. The trained tensors are those in Pyro's
+    parameter store.
 
     Before the first step the guide is set up, if it was not, and the model runs 6 times, to find
-    out what is trained and how; then once a step, or once a particle where these run one by one.
+    out what is trained and how; then once a step, and once more at the start and for each window to
+    measure it, or as often for each particle where these run one by one.
 
     Args:
         model: a Pyro model.
@@ -91,14 +96,16 @@ def fit_guide(
             (10), and ``average``, the decay of the parameters' average (0.99; 0 for none).
 
     Returns:
-        The ELBO in nats over the steps (a median per 100), with ``.plot()``.
+        The ELBO in nats over the steps (``train``: a median per 100; ``val``: what was measured),
+        with ``.plot()``. Where over one in twenty steps was left out, or windows were taken back, a
+        warning says so.
 
     Raises:
         ValueError: an argument out of range, nothing to train, latent sites that come and go, a
             checkpoint of another training, or a posterior without end: one that is improper, whose
             ELBO grows without bound.
         FloatingPointError: none of the first 100 steps was finite, or most of 100 were not, also
-            after three returns; the guide then has the best parameters found.
+            after eight returns; the guide then has the best parameters found.
         OSError: a checkpoint could not be written; the checkpoints before are whole.
 
     Example:
@@ -134,8 +141,8 @@ def fit_guide(
     make_same(at, tensors)
     shapes = {str(i): f"{tuple(t.shape)} {t.dtype}" for i, t in enumerate(tensors)}
     kept = open_checkpoints(checkpoint, {"fit_guide": "ELBO", **shapes}, at)
-    task = ElboTask(elbo, model, guide, kwargs, parameters, buffers, recipe["clip"], at)
-    schedule = Plateau(task, itertools.chain([first], steps), max_steps)
+    task = ElboTask(elbo, model, guide, kwargs, parameters, buffers, recipe["clip"], at, first)
+    schedule = Plateau(task, itertools.chain([first], steps), max_steps, batches is not None)
     pace = Pace(lr, recipe["average"], progress and at.is_global_zero, "fit_guide")
     history = History(unit="nats of the ELBO", counted="step")
     with _compiled(modules, parameters[0].device, compile):

@@ -25,13 +25,15 @@ class History:
             distillation.
         steps: at which a line was recorded.
         train: mean training score at each.
-        val: mean validation score at each; empty where nothing was held out.
+        val: mean validation score at each, or the ELBO of the parameters that may be kept; empty
+            where nothing was held out or measured.
         curves: further numbers at each, by name: both divergences of a distillation, in nats.
         lr: step size at each.
         best: index of the line whose weights were kept.
         stopped: why training ended, in words.
         rollbacks: how often a non-finite loss sent it back to its best weights.
         skipped: how many non-finite steps were not applied.
+        taken: how many steps there were, these among them.
         seconds: how long it took, by the clock.
 
     Example:
@@ -57,6 +59,7 @@ class History:
     stopped: str = ""
     rollbacks: int = 0
     skipped: int = 0
+    taken: int = 0
     seconds: float = 0.0
 
     def record(
@@ -108,7 +111,7 @@ class History:
         else:
             ax.plot(steps, self.train, label="train", color="tab:blue", lw=1, marker=marker)
             if self.val:
-                ax.plot(steps, self.val, label="validation", color="tab:orange", marker=marker)
+                ax.plot(steps, self.val, label=self._val_label, color="tab:orange", marker=marker)
             self._leave_out_the_first(ax)
             ax.set(ylabel=self.unit)
         if steps:
@@ -117,6 +120,10 @@ class History:
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         ax.legend()
         return ax
+
+    @property
+    def _val_label(self) -> str:
+        return "measured" if self.counted == "step" else "validation"
 
     def _leave_out_the_first(self, ax: Axes) -> None:
         """Limit the axis to most scores: the first, far lower, would flatten all others."""
@@ -130,5 +137,21 @@ class History:
             return "History(empty)"
         return (
             f"History({len(self.steps)} lines, best {self.score:.3f} {self.unit} at "
-            f"{self.steps[self.best]}, {self.stopped}, {self.seconds:.1f} s)"
+            f"{self.steps[self.best]}, {', '.join([self.stopped, *self.lost()])}, "
+            f"{self.seconds:.1f} s)"
         )
+
+    def lost(self) -> list[str]:
+        """What did not count, in words: steps left out, and periods that were taken back."""
+        found = []
+        if self.skipped:
+            found.append(f"{self.skipped} of {self.taken} steps not finite and left out")
+        if self.rollbacks:
+            found.append(f"{self.rollbacks} times back to the best weights with smaller steps")
+        return found
+
+    @property
+    def share_lost(self) -> float:
+        """The larger of the shares of steps left out and of periods taken back."""
+        periods = len(self.steps) + self.rollbacks
+        return max(self.skipped / max(self.taken, 1), self.rollbacks / max(periods, 1))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_ROLLBACKS = 3
 SHRINK = 0.3  # of the step size, at a rollback
+MUCH_LOST = 0.05  # share of steps or periods from which on a warning says so
 
 
 class DivergedError(RuntimeError):
@@ -98,11 +100,13 @@ class Schedule(ABC):
         total: how many of these at most.
         done: how many of these are done.
         skips: leave out steps that are not finite, rather than roll back after the period.
+        most_rollbacks: before it gives up.
         run: the training it belongs to.
     """
 
     unit = "epoch"
     skips = False
+    most_rollbacks = MAX_ROLLBACKS
     total: int
     done: int = 0
     run: Run
@@ -186,10 +190,10 @@ class Run:
         self.task, self.schedule, self.passes, self.pace = task, schedule, passes, pace
         self.fabric, self.checkpoints, self.history = fabric, checkpoints, history
         schedule.run = self
-        self.optimiser = task.optimiser()
+        self.lr = pace.lr
+        self.optimiser = self._new_optimiser()
         self.average = Average(task.parameters, pace.average)
         self.best = Snapshot([*task.parameters, *task.buffers])
-        self.lr = pace.lr
         if checkpoints is not None and checkpoints.found is not None:
             self._load(checkpoints, checkpoints.found["shared"])
 
@@ -222,6 +226,9 @@ class Run:
             bar.close()
             history.seconds = time.perf_counter() - start
         schedule.finish()
+        if history.share_lost > MUCH_LOST:
+            lost = ", and ".join(history.lost())
+            warnings.warn(f"{pace.label}: {lost}; try a smaller lr= ({history})", stacklevel=3)
         return history
 
     def _do_period(self, bar: Progress) -> None:
@@ -238,8 +245,15 @@ class Run:
             bar.tell(**self.schedule.facts())
         bar.update(self.schedule.done - begin)
 
+    def _new_optimiser(self) -> torch.optim.Optimizer:
+        made = self.task.optimiser()
+        for group in made.param_groups:
+            group["lr"] = self.lr
+        return made
+
     def _step(self, batch: Any) -> None:
         """One step; no host synchronisation, unless it may be skipped."""
+        self.history.taken += 1
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * self.schedule.share()
         self.optimiser.zero_grad()
@@ -262,23 +276,25 @@ class Run:
         train: float,
         val: float | None = None,
         curves: dict[str, float] | None = None,
+        keep: bool | None = None,
     ) -> bool:
-        """Add a line to the history; whether it is the best, whose weights are kept."""
+        """Add a line to the history; whether its weights are kept: the best, where none says so."""
         history = self.history
         history.record(step, train, val, self.optimiser.param_groups[0]["lr"], curves)
-        better = history.improved()
-        if better:
+        if keep is None:
+            keep = history.improved()
+        if keep:
             history.best = len(history.steps) - 1
             self.best.take()
-        return better
+        return keep
 
     def _roll_back(self) -> None:
         """Return to the best weights with a smaller step, or give up."""
-        if self.history.rollbacks == MAX_ROLLBACKS:
+        if self.history.rollbacks == self.schedule.most_rollbacks:
             self.schedule.give_up()
         self.history.rollbacks += 1
         self.lr *= SHRINK
-        self.optimiser = self.task.optimiser()
+        self.optimiser = self._new_optimiser()
         self.best.restore()
         self.average.restart()
         self.schedule.rolled_back()

@@ -81,7 +81,7 @@ def test_runs_of_the_model_are_bounded(init, model, args, bound):
     assert len(runs) <= bound
     runs.clear()
     pf.fit_guide(counted, guide, *args, max_steps=2, progress=False)
-    assert len(runs) == 6 + 2
+    assert len(runs) == 6 + 2 + 2  # steps, and the start and the end measured
     runs.clear()
     pf.importance_weights(counted, guide, *args, num_samples=100)
     assert len(runs) == 5 + 1
@@ -299,13 +299,14 @@ class Breaks(Trace_ELBO):
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_steps_that_stay_not_finite_lead_back_to_the_best_parameters():
     guide, seen = AutoMultivariateNormal(gaussian), []
-    history = pf.fit_guide(
-        gaussian, guide, objective=Breaks(range(103, 201), seen), max_steps=400, progress=False
-    )
+    objective = Breaks(range(103, 201), seen)
+    settings = {"objective": objective, "average": 0.0, "max_steps": 400, "progress": False}
+    with pytest.warns(UserWarning, match="98 of 400 steps not finite .* 1 times back"):
+        history = pf.fit_guide(gaussian, guide, **settings)
     assert history.rollbacks == 1
     assert history.skipped == 98
-    assert history.steps == [100, 300, 400]
-    assert history.lr[1] == pytest.approx(0.3 * history.lr[0])
+    assert history.steps == [0, 100, 300, 400]
+    assert history.lr[2] == pytest.approx(0.3 * history.lr[1])
     torch.testing.assert_close(seen[200], seen[100], rtol=0, atol=0)  # as after step 100
     assert not torch.equal(seen[110], seen[100])
 
@@ -322,15 +323,15 @@ def test_a_short_last_window_counts_like_any_other():
         gaussian, AutoMultivariateNormal(gaussian), particles=2, max_steps=130, progress=False
     )
     assert history.rollbacks == 0
-    assert history.steps == [100, 130]
+    assert history.steps == [0, 100, 130]
 
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_steps_that_are_never_finite_again_end_with_the_best_parameters():
     guide, seen = AutoMultivariateNormal(gaussian), []
     objective = Breaks(range(150, 10_000), seen)
-    with pytest.raises(FloatingPointError, match="no finite ELBOs in steps 400 to 499"):
-        pf.fit_guide(gaussian, guide, objective=objective, max_steps=900, progress=False)
+    with pytest.raises(FloatingPointError, match="no finite ELBOs in steps 900 to 999"):
+        pf.fit_guide(gaussian, guide, objective=objective, max_steps=2000, progress=False)
     torch.testing.assert_close(guide.loc.detach(), seen[-1], rtol=0, atol=0)
 
 
@@ -445,8 +446,42 @@ def test_steps_at_which_the_model_raises_are_counted():
 
     guide = pf.AutoFlow(model, pf.iaf, layers=1, hidden=(4,)).setup()
     calls[:] = [1] * 150
-    history = pf.fit_guide(model, guide, max_steps=300, progress=False)
+    with pytest.warns(UserWarning, match=r"fit_guide: \d+ of 300 steps not finite and left out"):
+        history = pf.fit_guide(model, guide, max_steps=300, progress=False)
     assert 10 < history.skipped < 100
+    assert f"{history.skipped} of 300 steps not finite and left out" in repr(history)
+
+
+@pytest.mark.filterwarnings("ignore:fit_guide")
+@pytest.mark.parametrize("lr", [1e-2, 1.0, 100.0])
+@pytest.mark.parametrize("steps", [100, 150])
+def test_a_guide_is_never_worse_than_it_began(lr, steps):
+    def model():
+        with pyro.plate("rows", 2):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    guide = pf.AutoFlow(model, layers=1, hidden=(8,), init="init")
+    history = pf.fit_guide(model, guide, lr=lr, max_steps=steps, progress=False)
+    assert history.score >= history.val[0]
+    found = pf.report(model, guide, num_samples=2000)
+    assert found.elbo > history.val[0] - 0.1
+
+
+@pytest.mark.filterwarnings("ignore:fit_guide")
+@pytest.mark.parametrize("lr", [1e-2, 1.0, 100.0])
+def test_a_guide_of_batches_is_never_far_worse_than_it_began(lr):
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)) + 1
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", 1000, subsample=x):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup(x)
+    before = pf.report(model, guide, x, num_samples=1000).elbo
+    history = pf.fit_guide(model, guide, batches=x.split(100), lr=lr, max_steps=150, progress=False)
+    assert not history.val
+    assert pf.report(model, guide, x, num_samples=1000).elbo > before - 0.1
 
 
 def test_a_model_that_always_raises_says_why():
@@ -623,6 +658,14 @@ def test_weights_that_tie_at_the_top_are_not_exact():
     assert math.isfinite(found.khat)
     assert found.khat < 0
     assert found.verdict.startswith("Use the weighted draws only")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [1e-7, 1e-5, 1e-3])
+def test_weights_that_are_even_but_for_rounding_are_good(dtype, scale):
+    noise = torch.randn(4000, dtype=torch.float64)
+    rounded = (noise * scale / 1e-7).round() * 1e-7  # as sums of large numbers leave them
+    assert pf.khat(rounded.to(dtype) + 0.5) < 0
 
 
 def test_weights_without_a_tail_that_fits_have_no_good_khat():

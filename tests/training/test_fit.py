@@ -226,8 +226,10 @@ def explosive(calls):
 
 def test_a_bad_step_rolls_back_to_the_best_weights():
     flow, net = explosive(calls=12)
-    history = pf.fit(flow, rows(), max_epochs=8, batch_size=64, progress=False)
+    with pytest.warns(UserWarning, match="fit: 1 times back to the best weights"):
+        history = pf.fit(flow, rows(), max_epochs=8, batch_size=64, progress=False)
     assert history.rollbacks == 1
+    assert "1 times back to the best weights" in repr(history)
     assert all(torch.isfinite(p).all() for p in flow.parameters())
     assert net.left < 0
     assert history.lr[-1] < history.lr[0] * 0.35
