@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pyroflows._files.atomic import locked, sync_folder, write_atomically
+from pyroflows._files.reading import content_of, status_of
 from pyroflows._files.tensors import decode_tensors, digest, encode_tensors
 
 FORMAT = 1
@@ -84,7 +84,7 @@ def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
     """A config and the bytes that it was saved with, whatever is saved meanwhile."""
     stamp = None
     for _ in range(_READS):
-        before, stamp = stamp, _status(folder / CONFIG)
+        before, stamp = stamp, status_of(folder / CONFIG, "folder")
         if before and stamp and _moment(before) == _moment(stamp):
             break  # no save came in between: they do not belong together
         config = _read_config(folder)
@@ -92,7 +92,7 @@ def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
         if data is not None:
             return config, data
     path = folder / TENSORS
-    if _status(path) is None:
+    if status_of(path, "folder") is None:
         raise ValueError(f"folder: found no file {path}; {_AGAIN}")
     raise ValueError(
         f"folder: {path} is not the file that config.json was saved with: cut short, changed, or "
@@ -102,13 +102,13 @@ def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    status = _status(path)
+    status = status_of(path, "folder")
     if status is None:
         raise ValueError(f"folder: expected one that pf.save wrote, found no file {path}")
     if status.st_size > _LARGEST_CONFIG:
         raise ValueError(f"folder: {path} is too large to be what pf.save wrote; {_AGAIN}")
     try:
-        config = json.loads(_read(path))
+        config = json.loads(content_of(path, "folder"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"folder: {path} is not JSON, or cut short ({error}); {_AGAIN}") from None
     if not isinstance(config, dict) or "format" not in config:
@@ -127,44 +127,18 @@ def _read_tensors(folder: Path, config: dict[str, Any]) -> bytes | None:
     """The tensors that a config was saved with; None where they are not there (any more)."""
     for name in (TENSORS, _NEXT, TENSORS):  # the last for a save that ends in between
         path = folder / name
-        status = _status(path)
+        status = status_of(path, "folder")
         if status is None or status.st_size != config.get("bytes", status.st_size):
             continue
-        data = _read(path)
+        data = content_of(path, "folder")
         if digest(data) == config.get("sha256"):
             return data
     return None
 
 
-def _status(path: Path) -> os.stat_result | None:
-    """Size and time of a file that ends; None for no file, a pipe or a device."""
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    return status if stat.S_ISREG(status.st_mode) else None
-
-
 def _moment(status: os.stat_result) -> tuple[int, int]:
     """When which file got its name: no two saves have the same."""
     return status.st_ino, status.st_mtime_ns
-
-
-def _read(path: Path) -> bytes:
-    """All of a file; nothing where a save has just renamed it."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> ValueError:
-    why = (error.strerror or str(error)).lower()
-    return ValueError(f"folder: {path} cannot be read: {why}; see to its permissions")
 
 
 def checksum(config: dict[str, Any]) -> str:

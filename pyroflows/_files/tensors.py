@@ -10,6 +10,10 @@ from typing import Any
 from torch import Tensor
 
 
+class VersionError(ValueError):
+    """A file of another version than this one reads."""
+
+
 def encode_tensors(tensors: Mapping[str, Tensor], **metadata: str) -> bytes:
     """A safetensors file of tensors on any device, with words in its header.
 
@@ -40,9 +44,14 @@ def decode_tensors(content: bytes) -> dict[str, Tensor]:
 
 
 def metadata_of(content: bytes) -> dict[str, str]:
-    """The words in the header of such a file."""
+    """The words in the header of such a file; none where it has none."""
     size = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    try:
+        header = json.loads(content[8 : 8 + size])
+    except (ValueError, RecursionError):
+        return {}
+    words = header.get("__metadata__") if isinstance(header, dict) else None
+    return words if isinstance(words, dict) else {}
 
 
 def digest(content: bytes) -> str:
@@ -93,14 +102,16 @@ def unpack(content: bytes, name: str, version: int = 1) -> dict[str, Any]:
         version: as in ``pack``.
 
     Raises:
-        ValueError: it was written with another version.
+        VersionError: it was written with another version.
+        ValueError: it is damaged: ``pack`` did not write it.
     """
     header = metadata_of(content)
-    if header.get("format") != str(version):
-        raise ValueError(
-            f"{name} has format {header.get('format')!r}, this version reads {version}"
-        )
     tensors = decode_tensors(content)
+    if header.get("format") != str(version):
+        raise VersionError(
+            f"{name} has format {header.get('format')!r}, this version reads {version}; "
+            "update pyroflows, or begin anew"
+        )
 
     def nested(value: Any) -> Any:
         if isinstance(value, dict):
@@ -109,4 +120,10 @@ def unpack(content: bytes, name: str, version: int = 1) -> dict[str, Any]:
             return {key: nested(item) for key, item in value["items"]}
         return [nested(item) for item in value] if isinstance(value, list) else value
 
-    return nested(json.loads(header["state"]))
+    try:
+        state = nested(json.loads(header["state"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"its words are not what was written ({type(error).__name__})") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"its words are not what was written (a {type(state).__name__})")
+    return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Batches:
 
     def __init__(self, rows: Rows, size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
         self.rows = rows
+        self.asked = size
         self.size = max(1, size // processes)
         self.rank = rank
         self.processes = processes
@@ -55,6 +57,10 @@ class Batches:
     def count(self) -> int:
         """How many rows there are."""
         return len(self.rows)
+
+    def facts(self) -> dict[str, Any]:
+        """By which the rows are known again."""
+        return self.rows.facts()
 
     def first(self, most: int) -> Rows:
         """Some of the rows, for the start that depends on data."""
@@ -85,6 +91,10 @@ class Streamed(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
         """One epoch."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """By which the source is known again."""
 
     def chunks(self, _size: int) -> Iterator[Rows]:
         """One epoch, in batches of the source's own size."""

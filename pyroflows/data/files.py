@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyroflows.data.batches import Streamed
 from pyroflows.data.checks import checked_rows
+from pyroflows.data.fingerprint import facts_of_file
 from pyroflows.data.rows import Batch, Rows, shuffled, validation_count
 from pyroflows.distributions.flow import Flow
 
@@ -34,6 +35,7 @@ class Table(Protocol):
     shape: tuple[int, ...]
     columns: Sequence[str]
     blocks: list[tuple[int, int]]
+    span: tuple[int, int | None]  # first byte and number of those that count; None for all
 
     def read(self, begin: int, stop: int) -> np.ndarray:
         """The rows of one of the blocks."""
@@ -94,6 +96,7 @@ class NpyTable:
         address, start = (a.__array_interface__["data"][0] for a in (array, whole))
         self.offset = whole.offset + address - start
         self.row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=int))
+        self.span: tuple[int, int | None] = self.offset, self.row_bytes * len(array)
         step = max(1, BUFFER // _BLOCKS // max(self.row_bytes, 1))
         self.blocks = [(b, min(b + step, len(array))) for b in range(0, len(array), step)]
 
@@ -127,6 +130,7 @@ class ParquetTable:
                 "reading Parquet needs pyarrow: pip install 'pyroflows[parquet]'"
             ) from error
         self.name = str(path)
+        self.span: tuple[int, int | None] = 0, None
         self._open = lambda: ParquetFile(path)
         with self._open() as file:
             metadata, schema = file.metadata, file.schema_arrow
@@ -189,6 +193,7 @@ class TableBatches(Streamed):
         self.flow = flow
         self.table = table
         self.columns = table.columns
+        self.asked = size
         self.size = max(1, size // processes) * processes
         self.rank = rank
         self.processes = processes
@@ -219,6 +224,12 @@ class TableBatches(Streamed):
     def starting_at(self, position: int) -> Iterator[Batch]:
         """One epoch from a batch on; those before it are read all the same."""
         return islice(self, position, None)
+
+    def facts(self) -> dict[str, Any]:
+        """By which the rows are known again."""
+        table = self.table
+        pieces = facts_of_file(table.name, *table.span)
+        return {"rows": self.count, "shape": str(table.shape), **pieces}
 
     def _part(self, rows: Rows) -> Batch:
         """This process's part; the first rows fill up the last ones."""

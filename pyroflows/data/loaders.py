@@ -23,6 +23,8 @@ from torch.utils.data.distributed import DistributedSampler
 from pyroflows.data.batches import Batches, Streamed
 from pyroflows.data.checks import as_pair, checked_rows
 from pyroflows.data.files import TableBatches, hold_out, is_table, open_table
+from pyroflows.data.fingerprint import facts_of_loader
+from pyroflows.data.position import generators_of, generators_put_back, seed_generators
 from pyroflows.data.rows import Batch, Rows, validation_count
 from pyroflows.data.wild import Screen, column_names
 from pyroflows.distributions.flow import Flow
@@ -31,20 +33,27 @@ _STREAMED = 256  # rows in a batch, where nobody knows how many there are
 
 
 class Loader(Streamed):
-    """A data loader, its batches checked as they come."""
+    """A data loader, its batches checked as they come.
 
-    def __init__(self, flow: Flow, loader: DataLoader) -> None:
+    Args:
+        flow: decides what rows may be.
+        loader: gives them.
+        asked: rows in a batch over all processes, where that is not the loader's own number.
+    """
+
+    def __init__(self, flow: Flow, loader: DataLoader, asked: int | None = None) -> None:
         self.flow = flow
         self.loader = loader
-        self.epoch = -1
+        self.asked = asked or loader.batch_size
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.loader)  # a TypeError for streams, which have none
 
     def __iter__(self) -> Iterator[Batch]:
         if hasattr(self.loader.sampler, "set_epoch"):
-            self.epoch += 1
             self.loader.sampler.set_epoch(self.epoch)
+            self.epoch += 1
         for index, batch in enumerate(self.loader):
             x, context = as_pair(batch)
             name = f"x (batch {index} of the loader)"
@@ -54,21 +63,32 @@ class Loader(Streamed):
         if self.screen is not None:
             self.screen.count()
 
+    def first(self, most: int) -> Rows:
+        """The first rows of an order of their own: the same each time, and nothing is drawn."""
+        state = self.state_dict()
+        with generators_put_back(torch.device("cpu")):
+            seed_generators(0)
+            for generator in generators_of(self.loader):
+                generator.manual_seed(0)
+            try:
+                return super().first(most)
+            finally:
+                self.load_state_dict(state)
+
+    def facts(self) -> dict[str, Any]:
+        """By which the loader is known again."""
+        return facts_of_loader(self.loader)
+
     def state_dict(self) -> dict[str, Any]:
         """The epochs begun, and where the loader's own generators stand."""
-        generators = [generator.get_state() for generator in self._generators()]
+        generators = [generator.get_state() for generator in generators_of(self.loader)]
         return {"epoch": self.epoch, "generators": generators}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the epoch that follows."""
         self.epoch = state["epoch"]
-        for generator, value in zip(self._generators(), state["generators"], strict=True):
+        for generator, value in zip(generators_of(self.loader), state["generators"], strict=True):
             generator.set_state(value)
-
-    def _generators(self) -> list[torch.Generator]:
-        owners = (self.loader, self.loader.sampler)
-        found = [getattr(owner, "generator", None) for owner in owners]
-        return list(dict.fromkeys(g for g in found if g is not None))
 
     @property
     def count(self) -> float:
@@ -231,7 +251,8 @@ def _streams(
         return Loader(flow, x), validation
     rank, processes = shard
     usual = _STREAMED if isinstance(x, IterableDataset) else default_size(len(x))
-    size = max(1, (batch_size or usual) // processes)
+    asked = batch_size or usual
+    size = max(1, asked // processes)
     if isinstance(x, IterableDataset):
         x = DataLoader(x if processes == 1 else EachNth(x, rank, processes), batch_size=size)
     else:
@@ -239,7 +260,7 @@ def _streams(
             x, processes, rank, shuffle=True, seed=seed
         )
         x = DataLoader(x, batch_size=size, sampler=sampler)
-    return Loader(flow, x), validation
+    return Loader(flow, x, asked), validation
 
 
 class EachNth(IterableDataset):

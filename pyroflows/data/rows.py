@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyroflows.data.fingerprint import facts_of
+
 Batch = tuple[Tensor, Tensor | None]  # what a training step takes: data and context
 
 
@@ -61,6 +63,10 @@ class Rows:
 
     def _each(self, of: Callable[[Tensor], Tensor]) -> Rows:
         return Rows(of(self.x), None if self.context is None else of(self.context))
+
+    def facts(self) -> dict[str, Any]:
+        """By which they are known again: how many, and hashes of their values."""
+        return {"rows": len(self), "x": facts_of(self.x), "context": facts_of(self.context)}
 
     def chunks(self, size: int) -> Iterator[Rows]:
         """All rows in order, ``size`` at a time."""

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ import torch
 
 from pyroflows._checks import check_positive, check_share, check_whole, to_builtin
 from pyroflows._distributed import mean_over, open_fabric, reduced
+from pyroflows.data.fingerprint import facts_of
+from pyroflows.data.rows import Rows
 from pyroflows.distillation.checks import (
     check_objective,
     check_pair,
@@ -31,9 +34,10 @@ from pyroflows.distillation.objectives import Objectives, Task
 from pyroflows.distillation.pairs import matched
 from pyroflows.distillation.schedule import EPOCH, Batches, phases_of
 from pyroflows.distributions.flow import Flow
-from pyroflows.training.checkpoints import Checkpoint, digest_of, open_checkpoints, shapes_of
+from pyroflows.training.checkpoints import Checkpoint, open_checkpoints
 from pyroflows.training.epochs import Settings, optimise
 from pyroflows.training.history import History
+from pyroflows.training.identity import digest_of, facts_of_module
 from pyroflows.training.recipe import COMPARED, MOVED, Recipe, complete
 from pyroflows.transforms import Autoregressive
 
@@ -154,9 +158,11 @@ def distill(
     loss = Objectives(Task(frozen, student, pairs, evaluation.spread, path))
     size = max(1, batch_size // at.world_size)
     batches = Batches(frozen, contexts, rows, phases, epochs, size)
-    identity = {"distill": objective, "teacher": digest_of(frozen), **shapes_of(student)}
-    checkpoints = open_checkpoints(checkpoint, identity, at)
-    with _training_alone(student, [pair.student for pair in pairs]):
+    identity = {"objective": objective, "path": path, "batch_size": batch_size, **numbers}
+    facts = partial(_facts, frozen, student, rows, contexts, identity)
+    state = [*student.state_dict().values(), *evaluation.draws]
+    kept = open_checkpoints(checkpoint, facts, at, state)
+    with kept as checkpoints, _training_alone(student, [pair.student for pair in pairs]):
         course = History(counted="evaluation", stride=EPOCH)
         history = optimise(student, loss, batches, evaluation, settings, at, checkpoints, course)
     student.eval()
@@ -175,6 +181,20 @@ def _checked(recipe: Mapping[str, Any], **sizes: int) -> dict[str, Any]:
     check_positive(lr=numbers["lr"], clip=numbers["clip"])
     check_share(average=numbers["average"])
     return numbers
+
+
+def _facts(
+    teacher: Flow, student: Flow, rows: Rows | None, contexts: Contexts, numbers: dict[str, Any]
+) -> dict[str, Any]:
+    """What a distillation is of."""
+    return {
+        "trainer": "distill",
+        "student": facts_of_module(student),
+        "teacher": {**facts_of_module(teacher), "values": digest_of(teacher)},
+        "data": None if rows is None else rows.facts(),
+        "contexts": facts_of(contexts.rows),
+        **numbers,
+    }
 
 
 class _Evaluation:

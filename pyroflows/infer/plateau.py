@@ -18,6 +18,7 @@ from pyroflows._distributed import mean_over, reduced
 from pyroflows.data.position import Passes
 from pyroflows.infer.vectorize import ERRORS, ChangedModelError
 from pyroflows.training.loop import SHRINK, Schedule
+from pyroflows.training.state import Maybe
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -271,15 +272,29 @@ class Plateau(Schedule):
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Where it is, the same in all processes."""
-        shared = {"done": self.done, "before": self._before, "best": self._best}
+        best = self._best if math.isfinite(self._best) else None
+        shared = {"done": self.done, "before": self._before, "best": best}
         return {**shared, "drops": self._drops, "falls": self._falls}, {}
+
+    def pattern(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What both of these look like."""
+        shared = {"done": 0, "before": Maybe([0.0, 0.0]), "best": Maybe(0.0)}
+        return {**shared, "drops": 0, "falls": 0}, {}
 
     def load_state_dict(self, shared: dict[str, Any], _apart: dict[str, Any] | None, /) -> None:
         """Go on from there, with the batches from where these were."""
         self.done, self._best = shared["done"], shared["best"]
+        if self._best is None:
+            self._best = -math.inf
         self._drops, self._falls = shared["drops"], shared["falls"]
         self._before = None if shared["before"] is None else tuple(shared["before"])
+        self.task.first = as_arguments(self.run.passes.first())
         self._steps = None
+
+
+def as_arguments(batch: Any) -> tuple[Any, ...]:
+    """A batch as the arguments of one step."""
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
 
 def endless(batches: Passes) -> Iterator[tuple[Any, ...]]:
@@ -288,7 +303,7 @@ def endless(batches: Passes) -> Iterator[tuple[Any, ...]]:
         empty = not batches.position  # of a pass gone on with nothing may be left
         for batch in batches:
             empty = False
-            yield tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+            yield as_arguments(batch)
         if empty:
             raise ValueError("batches: expected at least one each time they are gone through")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,12 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pyroflows._checks import check_positive, check_share, check_whole
 from pyroflows._distributed import draw_apart, make_same, open_fabric
-from pyroflows.data.position import Passes
+from pyroflows.data.fingerprint import facts_of, facts_of_loader
+from pyroflows.data.position import Passes, Repeated
 from pyroflows.distributions.flow import Flow
 from pyroflows.infer.objectives import PathELBO, has_paths
 from pyroflows.infer.plateau import ElboTask, Plateau, endless
@@ -23,6 +26,7 @@ from pyroflows.infer.vectorize import can_run_together, plate_nesting
 from pyroflows.training.checkpoints import Checkpoint, open_checkpoints
 from pyroflows.training.compiled import compiled_transforms, prepare_compiler
 from pyroflows.training.history import History
+from pyroflows.training.identity import facts_of_module
 from pyroflows.training.loop import Pace, Run
 from pyroflows.training.recipe import check_moved
 
@@ -127,7 +131,7 @@ def fit_guide(
         for module in modules:
             module.to(at.device)
     draw_apart(at)
-    passes = Passes(itertools.repeat(args) if batches is None else batches, at.device)
+    passes = Passes(Repeated(args) if batches is None else batches, at.device)
     steps = endless(passes)
     first = next(steps)
     if hasattr(guide, "setup"):
@@ -139,14 +143,41 @@ def fit_guide(
     buffers = list(dict.fromkeys(b for module in modules for b in module.buffers()))
     tensors = [*parameters, *buffers]
     make_same(at, tensors)
-    shapes = {str(i): f"{tuple(t.shape)} {t.dtype}" for i, t in enumerate(tensors)}
-    kept = open_checkpoints(checkpoint, {"fit_guide": "ELBO", **shapes}, at)
+    facts = {"lr": lr, "particles": particles, "vectorize": vectorize, **recipe}
+    identity = partial(_facts, guide, objective, tensors, args, kwargs, batches, facts)
     task = ElboTask(elbo, model, guide, kwargs, parameters, buffers, recipe["clip"], at, first)
     schedule = Plateau(task, itertools.chain([first], steps), max_steps, batches is not None)
     pace = Pace(lr, recipe["average"], progress and at.is_global_zero, "fit_guide")
     history = History(unit="nats of the ELBO", counted="step")
-    with _compiled(modules, parameters[0].device, compile):
+    with (
+        open_checkpoints(checkpoint, identity, at, tensors) as kept,
+        _compiled(modules, parameters[0].device, compile),
+    ):
         return Run(task, schedule, passes, pace, at, kept, history).train()
+
+
+def _facts(
+    guide: Any,
+    objective: str | ELBO,
+    tensors: list[Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batches: Any,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """What a guide's training is of; the model is known by its arguments alone."""
+    loader = isinstance(batches, DataLoader)
+    return {
+        "trainer": "fit_guide",
+        "guide": facts_of_module(guide) if isinstance(guide, torch.nn.Module) else None,
+        "tensors": {str(i): f"{tuple(t.shape)} {t.dtype}" for i, t in enumerate(tensors)},
+        "objective": objective if isinstance(objective, str) else type(objective).__name__,
+        "args": facts_of(args),
+        "kwargs": facts_of(kwargs),
+        "batches": facts_of_loader(batches) if loader else facts_of(batches),
+        "batch_size": batches.batch_size if loader else None,
+        **facts,
+    }
 
 
 def _check_arguments(

@@ -9,29 +9,35 @@ by its name.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from torch import Tensor
 
 from pyroflows._checks import check_positive, to_builtin
 from pyroflows._distributed import gathered
-from pyroflows._files.atomic import write_atomically
-from pyroflows._files.tensors import digest, pack, unpack
+from pyroflows._files.atomic import locked, write_atomically
+from pyroflows._files.reading import UnreadableError, content_of, status_of
+from pyroflows._files.tensors import VersionError, digest, pack, unpack
+from pyroflows.training.identity import OtherTrainingError, check_same
+from pyroflows.training.state import ANY, Many, check_like
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-FORMAT = 2
+FORMAT = 3
+_NAME = re.compile(r"checkpoint-[0-9]{8,18}-[0-9a-f]{32}\.safetensors")
+_LOCK = ".training.lock"
+_COPIES, _BESIDE = 16, 2**30  # bytes of a checkpoint are less: so often what is trained, and these
+_PARTS = {"identity": ANY, "shared": ANY, "processes": Many(ANY)}
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,11 @@ class Checkpoint:
             for a guide); 0.1 for ten in each epoch.
         resume: go on from the last checkpoint in the folder, if there is one, to the very losses of
             a training that was never interrupted (on a CPU). The number of epochs or steps is a
-            total. The other arguments are to be the same; data sets draw from the global generators
-            of torch, numpy and Python, or are the same in each pass.
+            total. Data and the other arguments are to be the same, and are known by hashes: all of
+            an array up to 16 MiB; of a larger one, and of a file, 256 pieces of it; of a data set
+            of your own its length and three items. What is not seen (a model's code, a stream) is
+            for you to keep the same. Data sets draw from the global generators of torch, numpy and
+            Python, or are the same in each pass.
 
     Raises:
         ValueError: no folder, or an ``every`` that is not positive.
@@ -78,28 +87,39 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one training in a folder.
+    """The checkpoints of one training in a folder, which nobody else trains into meanwhile.
 
     Args:
         wanted: where and how often, and whether to go on from the last.
         identity: what must be the same for a checkpoint to be gone on from, by name.
         fabric: the processes; the first one writes and reads.
+        size: bytes of what is trained.
+
+    Attributes:
+        found: whether there are any to go on from.
 
     Raises:
-        ValueError: the folder is a file, or holds checkpoints and ``resume`` is False; or the last
-            checkpoint is of another training, or of a format that this version does not know; or
-            all are damaged.
+        ValueError: the folder is a file, another training is at work in it, or it holds checkpoints
+            and ``resume`` is False.
         OSError: the folder cannot be made or read.
     """
 
-    def __init__(self, wanted: Checkpoint, identity: dict[str, Any], fabric: Fabric) -> None:
+    def __init__(
+        self, wanted: Checkpoint, identity: dict[str, Any], fabric: Fabric, size: int
+    ) -> None:
         self.folder = Path(wanted.folder)
         self.every = wanted.every
-        self.identity = json.loads(json.dumps(identity))
+        self.identity = json.loads(json.dumps(identity, default=to_builtin))
         self.fabric = fabric
+        self.largest = _BESIDE + _COPIES * size
+        self._lock = contextlib.ExitStack()
         self._last: Path | None = None
         self._done = 0
-        self.found: dict[str, Any] | None = self._first_alone(self._open, wanted.resume)
+        self.found: bool = self._first_alone(self._open, wanted.resume)
+
+    def close(self) -> None:
+        """Let others train into the folder."""
+        self._lock.close()
 
     def due(self, progress: float) -> bool:
         """Whether to save, as much of the training being done."""
@@ -125,11 +145,20 @@ class Checkpoints:
         """Count from here to the next."""
         self._done = math.floor(progress / self.every + 1e-9)
 
-    @property
-    def of_this_process(self) -> dict[str, Any] | None:
-        """What was found of this process's own; None where there were fewer then."""
-        rank, each = self.fabric.global_rank, self.found["processes"] if self.found else []
-        return each[rank] if rank < len(each) else None
+    def load(self, check: Callable[[dict[str, Any]], None]) -> tuple[dict[str, Any], Any]:
+        """What all processes had alike, and what this one had of its own: None if it was not there.
+
+        Args:
+            check: raises a ``ValueError`` where a state, with what all have (``"shared"``) and each
+                has of its own (``"processes"``), is none to go on from.
+
+        Raises:
+            ValueError: the last one is of another training, of a format that this version does not
+                know, or may not be read; or all are damaged.
+        """
+        state = self._first_alone(self._read, check)
+        rank, each = self.fabric.global_rank, state["processes"]
+        return state["shared"], each[rank] if rank < len(each) else None
 
     def _first_alone(self, do: Any, argument: Any) -> Any:
         """Let the first process do something for all; what it raises, all raise."""
@@ -146,37 +175,69 @@ class Checkpoints:
 
     def _files(self) -> list[Path]:
         """All checkpoints, the newest first."""
-        return sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True)
+        found = (path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+        return sorted(found, key=_serial, reverse=True)
 
-    def _open(self, resume: bool) -> dict[str, Any] | None:
+    def _open(self, resume: bool) -> bool:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"checkpoint: expected a folder, {self.folder} is a file")
         self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.enter_context(locked(self.folder, wait=False, file=_LOCK))
+        except TimeoutError:
+            raise ValueError(
+                f"checkpoint: another training is at work in {self.folder}; wait for its end, or "
+                "give another folder"
+            ) from None
         files = self._files()
-        if not files:
-            return None
-        if not resume:
+        if files and not resume:
+            self.close()
             raise ValueError(
                 f"checkpoint: {self.folder} holds {len(files)} already, which a new training would "
                 "replace; say pf.Checkpoint(folder, resume=True) to go on from the last, or give "
                 "another folder"
             )
+        return bool(files)
+
+    def _read(self, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        files = self._files()
         for path in files:
-            content = path.read_bytes()
-            if _name(_serial(path), content) == path.name:
+            try:
+                state = self._state_in(path)
+                check_same(self.identity, state["identity"], f"checkpoint: {path}")
+                check(state)
+            except (VersionError, OtherTrainingError, UnreadableError):
+                raise
+            except ValueError as error:
+                why = f"checkpoint: {path} is damaged: {error}"
+            else:
                 self._last = path
-                state = unpack(content, f"checkpoint: {path}", FORMAT)
-                _check_same(self.identity, state["identity"], str(path))
                 return state
-            warnings.warn(
-                f"checkpoint: {path} is damaged ({len(content)} bytes, with another hash than its "
-                "name says); the one before is tried",
-                stacklevel=5,
+            if path != files[-1]:
+                warnings.warn(f"{why}; the one before is tried", stacklevel=6)
+        all_of = "" if len(files) == 1 else f"all {len(files)} are; "
+        raise ValueError(f"{why}; {all_of}restore a copy, or begin anew in another folder")
+
+    def _state_in(self, path: Path) -> dict[str, Any]:
+        """What a file holds.
+
+        Raises:
+            ValueError: it is damaged, or no file.
+        """
+        status = status_of(path, "checkpoint")
+        if status is None:
+            raise ValueError("it is no file (a folder, a pipe, a device, a link to nothing)")
+        if status.st_size > self.largest:
+            raise ValueError(
+                f"it has {status.st_size:,} bytes, where a training like this one writes less than "
+                f"{self.largest:,}"
             )
-        raise ValueError(
-            f"checkpoint: all {len(files)} in {self.folder} are damaged (their hashes differ from "
-            "their names); restore them from a copy, or begin anew in another folder"
-        )
+        content = content_of(path, "checkpoint")
+        if _name(_serial(path), content) != path.name:
+            raise ValueError(f"its {len(content):,} bytes have another hash than its name says")
+        state = unpack(content, f"checkpoint: {path}", FORMAT)
+        check_like(state, _PARTS, "it")
+        return state
 
     def _write(self, state: dict[str, Any]) -> None:
         content = pack(state, FORMAT)
@@ -201,51 +262,24 @@ class Checkpoints:
         self._last = path
 
 
+@contextlib.contextmanager
 def open_checkpoints(
-    wanted: str | Path | Checkpoint | None, identity: dict[str, Any], fabric: Fabric
-) -> Checkpoints | None:
-    """``Checkpoints``, or None where none are asked for."""
+    wanted: str | Path | Checkpoint | None,
+    identity: Callable[[], dict[str, Any]],
+    fabric: Fabric,
+    tensors: Iterable[Tensor],
+) -> Iterator[Checkpoints | None]:
+    """``Checkpoints`` of a training of these tensors; None where none are asked for."""
     if wanted is None:
-        return None
+        yield None
+        return
     if not isinstance(wanted, Checkpoint):
         wanted = Checkpoint(wanted)
-    return Checkpoints(wanted, identity, fabric)
-
-
-def shapes_of(module: nn.Module) -> dict[str, str]:
-    """Shape and dtype of each tensor in a module's state, in words."""
-    return {
-        name: f"{tuple(value.shape)} {value.dtype}" for name, value in module.state_dict().items()
-    }
-
-
-def digest_of(module: nn.Module) -> str:
-    """A hash of the values in a module's state."""
-    hashed = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        hashed.update(name.encode())
-        hashed.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()[:32]
-
-
-def _check_same(mine: dict[str, Any], saved: dict[str, Any], name: str) -> None:
-    """Raise a ``ValueError`` at the first thing that differs."""
-    flat_mine, flat_saved = dict(_flat(mine)), dict(_flat(saved))
-    for key in [*flat_saved, *flat_mine]:
-        there, here = flat_saved.get(key, "nothing"), flat_mine.get(key, "nothing")
-        if there != here:
-            raise ValueError(
-                f"checkpoint: {name} is of another training: {key} is {there} there, {here} here; "
-                "give the flow and data it was made with, or another folder"
-            )
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, dict):
-            yield from _flat(item, f"{prefix}{key} ")
-        else:
-            yield f"{prefix}{key}", item
+    precision = fabric.strategy.precision.precision
+    same = {**identity(), "precision": str(precision)}
+    made = Checkpoints(wanted, same, fabric, sum(tensor.nbytes for tensor in tensors))
+    with contextlib.closing(made):
+        yield made
 
 
 def _name(serial: int, content: bytes) -> str:
@@ -253,5 +287,4 @@ def _name(serial: int, content: bytes) -> str:
 
 
 def _serial(path: Path) -> int:
-    words = path.name.split("-")
-    return int(words[1]) if words[1].isdigit() else 0
+    return int(path.name.split("-")[1])

@@ -16,6 +16,7 @@ from pyroflows.training.checkpoints import Checkpoints
 from pyroflows.training.compiled import prepare_compiler
 from pyroflows.training.history import History
 from pyroflows.training.loop import MAX_ROLLBACKS, DivergedError, Pace, Run, Schedule, scales
+from pyroflows.training.state import Maybe, Number
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -245,6 +246,12 @@ class Epochs(Schedule):
         judge: dict[str, Any] = getattr(self.evaluate, "state_dict", dict)()
         shared = {"done": self.done, "since_best": self.since_best}
         return shared, {"sums": vars(self._sums), "judge": judge}
+
+    def pattern(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What both of these look like."""
+        shared, apart = self.state_dict()
+        sums = {"total": Maybe(Number()), "rows": 0, "seen": 0}
+        return shared, {**apart, "sums": sums}
 
     def load_state_dict(self, shared: dict[str, Any], apart: dict[str, Any] | None, /) -> None:
         """Go on from there."""

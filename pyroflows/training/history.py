@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pyroflows.discrete.levels import bits_per_dim
+from pyroflows.distributions.flow import Flow
+from pyroflows.training.state import Many, Named
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# What is in a history's lists, for ``training.state.check_like``.
+LINES = {
+    "steps": Many(0),
+    "train": Many(0.0),
+    "val": Many(0.0),
+    "curves": Named(Many(0.0)),
+    "lr": Many(0.0),
+}
 _FLOOR = 1e-4  # where curves are drawn at least: an estimate of a small divergence may be negative
 
 
@@ -78,6 +90,13 @@ class History:
             self.val.append(val * self.per_nat)
         for name, value in (curves or {}).items():
             self.curves.setdefault(name, []).append(value)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each line has all that the others have, and one of them is the best."""
+        count = len(self.steps)
+        lists = [self.train, self.lr, *([self.val] if self.val else []), *self.curves.values()]
+        return all(len(each) == count for each in lists) and self.best < max(count, 1)
 
     @property
     def score(self) -> float:
@@ -155,3 +174,10 @@ class History:
         """The larger of the shares of steps left out and of periods taken back."""
         periods = len(self.steps) + self.rollbacks
         return max(self.skipped / max(self.taken, 1), self.rollbacks / max(periods, 1))
+
+
+def empty_history(flow: Flow) -> History:
+    """For a fit: probabilities are told in bits per dimension, densities in nats."""
+    if not flow.support.is_discrete:
+        return History()
+    return History(unit="bits/dim", per_nat=bits_per_dim(1.0, flow.event_shape))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,17 +24,18 @@ from pyroflows._distributed import gathered, open_fabric, reduced
 from pyroflows.data.checks import check_is_flow, checked_rows
 from pyroflows.data.loaders import Validation, count_batches, screened, sources
 from pyroflows.data.wild import Screen, column_names
-from pyroflows.discrete.levels import bits_per_dim
 from pyroflows.discrete.noise import fixed_noise
 from pyroflows.discrete.pixel_model import PixelCNN
 from pyroflows.discrete.quantization import Quantized, quantized
 from pyroflows.distributions.flow import Flow
-from pyroflows.training.checkpoints import Checkpoint, open_checkpoints, shapes_of
+from pyroflows.training.checkpoints import Checkpoint, open_checkpoints
 from pyroflows.training.epochs import Settings, optimise
-from pyroflows.training.history import History
+from pyroflows.training.history import History, empty_history
+from pyroflows.training.identity import facts_of_fit
 from pyroflows.training.recipe import MOVED, FitRecipe, complete
 from pyroflows.training.regularize import (
     checked_dropout,
+    default_average,
     default_dropout,
     default_weight_decay,
     features,
@@ -217,23 +219,25 @@ def fit(
         weight_decay=default_weight_decay(plenty) if decay is None else decay,
         clip=numbers["clip"],
         patience=numbers["patience"],
-        average=_default_average(steps) if average is None else average,
+        average=default_average(steps) if average is None else average,
         progress=progress and at.is_global_zero,
         label="fit",
         compile=compile,
     )
-    identity = {"fit": "maximum likelihood", "rows": str(batches.count), "seed": seed}
-    identity.update(shapes_of(model))
-    checkpoints = open_checkpoints(checkpoint, identity, at)
-    resumes = checkpoints is not None and checkpoints.found is not None
-    with _as_before_if_refused(model):
+    identity = partial(
+        facts_of_fit, model, batches, validation, vars(settings), dropout, val=val, seed=seed
+    )
+    with (
+        open_checkpoints(checkpoint, identity, at, model.state_dict().values()) as checkpoints,
+        _as_before_if_refused(model),
+    ):
         first = batches.first(INITIAL_IMAGES if len(model.event_shape) == 3 else INITIAL_ROWS)
         held_out, first = screened(batches, validation, first)
-        if numbers["start"] and not resumes:
+        if numbers["start"] and not (checkpoints is not None and checkpoints.found):
             first = first.to(model.device)
             model.initialize(first.x, first.context)
         set_dropout(model, dropout)
-        history = _empty_history(model)
+        history = empty_history(model)
         loss = _Loss(model)
         evaluate = None if held_out is None else lambda: _score(model, held_out, at, seed)
         return optimise(model, loss, batches, evaluate, settings, at, checkpoints, history)
@@ -271,17 +275,6 @@ def _as_before_if_refused(flow: Flow) -> Iterator[None]:
     finally:
         set_dropout(flow, 0.0)
         flow.eval()
-
-
-def _empty_history(flow: Flow) -> History:
-    """Probabilities are told in bits per dimension, densities in nats."""
-    if not flow.support.is_discrete:
-        return History()
-    return History(unit="bits/dim", per_nat=bits_per_dim(1.0, flow.event_shape))
-
-
-def _default_average(steps: int) -> float:
-    return 1 - 1 / min(max(4 * steps, 100), 2000)
 
 
 @torch.no_grad()

@@ -22,8 +22,9 @@ from torch import Tensor
 from pyroflows._checks import to_builtin
 from pyroflows.data.position import Passes
 from pyroflows.training.checkpoints import Checkpoints
-from pyroflows.training.history import History
+from pyroflows.training.history import LINES, History
 from pyroflows.training.progress import Progress
+from pyroflows.training.state import ANY, Finite, Maybe, Number, check_like
 from pyroflows.training.weights import Average, Snapshot
 
 if TYPE_CHECKING:
@@ -160,6 +161,10 @@ class Schedule(ABC):
         """What changes in it: what all processes have alike, and what each has of its own."""
 
     @abstractmethod
+    def pattern(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What both of these look like, for ``training.state.check_like``."""
+
+    @abstractmethod
     def load_state_dict(self, shared: dict[str, Any], apart: dict[str, Any] | None, /) -> None:
         """Go on from there."""
 
@@ -190,12 +195,12 @@ class Run:
         self.task, self.schedule, self.passes, self.pace = task, schedule, passes, pace
         self.fabric, self.checkpoints, self.history = fabric, checkpoints, history
         schedule.run = self
-        self.lr = pace.lr
+        self.lr = float(pace.lr)
         self.optimiser = self._new_optimiser()
         self.average = Average(task.parameters, pace.average)
         self.best = Snapshot([*task.parameters, *task.buffers])
-        if checkpoints is not None and checkpoints.found is not None:
-            self._load(checkpoints, checkpoints.found["shared"])
+        if checkpoints is not None and checkpoints.found:
+            self._load(checkpoints)
 
     def train(self) -> History:
         """Until the schedule ends it; the task ends with the weights that are kept.
@@ -322,6 +327,7 @@ class Run:
             "precision": self.fabric.strategy.precision.state_dict(),
             "history": dataclasses.asdict(self.history),
             "lr": self.lr,
+            "step_size": self.optimiser.param_groups[0]["lr"],
             "schedule": shared,
             "progress": progress,
         }
@@ -329,8 +335,9 @@ class Run:
         self.checkpoints.save(progress, alike, mine)
 
     @torch.no_grad()
-    def _load(self, checkpoints: Checkpoints, shared: dict[str, Any]) -> None:
+    def _load(self, checkpoints: Checkpoints) -> None:
         """Go on from a checkpoint; a process that had none keeps its own random numbers."""
+        shared, mine = checkpoints.load(self._check)
         tensors = [*self.task.parameters, *self.task.buffers]
         for tensor, value in zip(tensors, shared["tensors"], strict=True):
             tensor.copy_(value)
@@ -340,16 +347,56 @@ class Run:
         self.fabric.strategy.precision.load_state_dict(shared["precision"])
         self.history = History(**shared["history"])
         self.lr = shared["lr"]
+        for group in self.optimiser.param_groups:
+            group["lr"] = shared["step_size"]
         checkpoints.restart(shared["progress"])
-        mine = checkpoints.of_this_process
         if mine is not None:
             self.passes.load_state_dict(mine["passes"])
         self.schedule.load_state_dict(shared["schedule"], mine and mine["schedule"])
-        checkpoints.found = None  # as large as the training itself
+
+    def _check(self, state: dict[str, Any]) -> None:
+        """See that a state may be put in place, before any of it is.
+
+        Raises:
+            ValueError: it may not.
+        """
+        shared, apart = self.schedule.pattern()
+        check_like(state["shared"], {**self._pattern(), "schedule": shared}, "its state")
+        for mine in state["processes"]:
+            check_like(mine, {"passes": ANY, "schedule": apart}, "a process")
+            self.passes.check(mine["passes"])
+        if not History(**state["shared"]["history"]).is_whole:
+            raise ValueError("the lines of its history are not of one length")
+        progress, lr = state["shared"]["progress"], state["shared"]["lr"]
+        if not (0 <= progress < 2**53 and lr > 0):
+            raise ValueError(f"progress {progress}, step size {lr}")
+
+    def _pattern(self) -> dict[str, Any]:
+        """What the state that all processes share looks like."""
+        parameters, buffers = self.task.parameters, self.task.buffers
+        moments = {
+            index: Maybe({"step": Number(), "exp_avg": p, "exp_avg_sq": p})
+            for index, p in enumerate(self._optimised())
+        }
+        return {
+            "tensors": [*parameters, *buffers],
+            "best": [*map(Finite, parameters), *buffers],
+            "average": {"steps": 0, "values": parameters},
+            "optimiser": moments,
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "history": {**dataclasses.asdict(self.history), **LINES},
+            "lr": self.lr,
+            "step_size": self.lr,
+            "progress": 0.0,
+        }
+
+    def _optimised(self) -> list[Tensor]:
+        """The parameters in the optimiser's order."""
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def _load_moments(self, state: dict[int, dict[str, Any]]) -> None:
         """Each moment laid out in memory as its parameter, with which kernels pair it."""
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        parameters = self._optimised()
         state = {
             index: {
                 name: torch.empty_like(parameters[index], dtype=value.dtype).copy_(value)

@@ -18,6 +18,11 @@ def features(flow: Flow) -> int:
     return 1 if is_signal else flow.event_shape.numel()
 
 
+def default_average(steps: int) -> float:
+    """A memory of four epochs of so many steps, within 100 to 2,000 steps."""
+    return 1 - 1 / min(max(4 * steps, 100), 2000)
+
+
 def default_weight_decay(rows_a_feature: float) -> float:
     """1 at 100 rows a feature and below, then falling as one over them."""
     return min(100 / rows_a_feature, 1.0)

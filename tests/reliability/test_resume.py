@@ -114,8 +114,8 @@ def table():
     return torch.randn(60, 2, generator=torch.Generator().manual_seed(1))
 
 
-def loader(size):
-    return DataLoader(TensorDataset(table()), batch_size=size, shuffle=True)
+def loader(size, **settings):
+    return DataLoader(TensorDataset(table()), batch_size=size, shuffle=True, **settings)
 
 
 def amortised():
@@ -134,6 +134,11 @@ GUIDES = {
         model,
         pf.AutoFlow(model, layers=1, hidden=(4,)),
         {"batches": loader(7)},
+    ),
+    "AutoFlow, a generator of its own": lambda: (
+        model,
+        pf.AutoFlow(model, layers=1, hidden=(4,)),
+        {"batches": loader(7, generator=torch.Generator().manual_seed(4))},
     ),
     "AutoNormal, a pass is a window": lambda: (model, AutoNormal(model), {"batches": loader(6)}),
     "AutoMultivariateNormal": lambda: (model, AutoMultivariateNormal(model), {"objective": "elbo"}),
