@@ -126,14 +126,15 @@ class Flow(Synced):
         Raises:
             ValueError: the context is missing, unwanted, or of the wrong width.
         """
-        base, transform = self.base(), self.transform
+        transform, batch = self.transform, None
         if context is not None or self.context_shape:
             context = self._checked(context)
             batch = context.shape[: context.dim() - len(self.context_shape)]
-            base = base.expand(batch) if batch != base.batch_shape else base
             transform = Conditioned(transform, context, len(self.context_shape))
         owner = self if self.reuses_draws else None
-        return FlowDistribution(base, transform, self.event_shape, owner, validate_args)
+        return FlowDistribution(
+            self.base(), transform, self.event_shape, owner, validate_args, batch
+        )
 
     if TYPE_CHECKING:  # torch declares that a module's call returns anything
 

@@ -15,9 +15,10 @@ from torch.distributions import Distribution, constraints
 
 from pyroflows._checks import as_size
 from pyroflows._pyro.memo import Memo
+from pyroflows.distributions.pieces import Piece, in_pieces, part_of, rows_at_once
 from pyroflows.transforms.base import Conditioned, FlowTransform
 
-_ROWS = 2000  # of a draw that go through the transform at once: their hidden units fit a cache
+Run = Callable[[Tensor, FlowTransform, Distribution], tuple[Tensor, ...]]
 
 
 class Detachable(Protocol):
@@ -43,6 +44,7 @@ class FlowDistribution(dist.TransformedDistribution):
         event_shape: shape of one data point.
         owner: the module whose parameters decide; None to score its draws like any other value.
         validate_args: as everywhere in torch.
+        batch_shape: what the base is expanded to, if not as it is.
 
     Example:
         >>> import torch, pyroflows as pf
@@ -61,23 +63,26 @@ class FlowDistribution(dist.TransformedDistribution):
         event_shape: Size,
         owner: nn.Module | None = None,
         validate_args: bool | None = None,
+        batch_shape: Size | None = None,
     ) -> None:
         # torch's constructor composes and probes all shapes; the flow knows them.
-        self.base_dist = base
+        self._row_base = base
+        self.base_dist = base if batch_shape is None else base.expand(batch_shape)
         self.transforms = [transform]
         self._owner = owner
         self._memo = Memo()
-        Distribution.__init__(self, base.batch_shape, event_shape, validate_args=validate_args)
+        batch = self.base_dist.batch_shape
+        Distribution.__init__(self, batch, event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         """The same flow with a larger batch, sharing the memory of draws."""
-        batch_shape = Size(batch_shape)
         new = FlowDistribution(
-            self.base_dist.expand(batch_shape),
+            self._row_base,
             self.transforms[0],
             self.event_shape,
             self._owner,
             validate_args=False,
+            batch_shape=Size(batch_shape),
         )
         new._memo = self._memo
         new._validate_args = self._validate_args
@@ -112,13 +117,10 @@ class FlowDistribution(dist.TransformedDistribution):
         # Only path_log_prob reads where a draw came from, and in grad mode alone.
         if self._owner is not None and torch.is_grad_enabled():
             x, log_det, state = transform.forward_with_state(z)
+            log_prob = _score(self._row_base, z) - log_det
         else:
-            pieces = [transform.forward_and_log_det(part) for part in self._pieces(z)]
-            x, log_det = pieces[0]
-            if len(pieces) > 1:
-                x, log_det = (torch.cat(found) for found in zip(*pieces, strict=True))
+            x, log_prob = self._in_pieces(_pushed, z, len(self.base_dist.event_shape))
             state = None
-        log_prob = self._base_log_prob(z) - log_det
         if self._owner is not None and self._memo_pays():
             # An alias: the log-density's graph may hold x and must not keep its own key alive.
             x = x.view_as(x)
@@ -129,20 +131,18 @@ class FlowDistribution(dist.TransformedDistribution):
         """Whether scoring a draw would cost a solve, or a second graph through the networks."""
         return torch.is_grad_enabled() or self.transforms[0].fast in ("sample", "neither")
 
-    def _pieces(self, z: Tensor) -> Sequence[Tensor]:
-        """Many rows in pieces where one pass is bound by memory: on a CPU, without a graph."""
-        sampled = z.dim() > len(self.batch_shape) + len(self.base_dist.event_shape)
-        if not sampled or len(z) <= _ROWS or z.device.type != "cpu" or torch.is_grad_enabled():
-            return [z]
-        # A sequential solve is bound by the number of its calls, so it takes all rows at once.
-        solves = self.transforms[0].fast == "log_prob"
-        return [z] if solves or torch.compiler.is_compiling() else z.split(_ROWS)
-
-    def _base_log_prob(self, z: Tensor) -> Tensor:
-        if z.numel():
-            return self.base_dist.log_prob(z)
-        # torch's Independent cannot sum over an empty tensor.
-        return z.new_zeros(z.shape[: z.dim() - len(self.base_dist.event_shape)])
+    def _in_pieces(self, run: Run, value: Tensor, event_dim: int) -> tuple[Tensor, ...]:
+        """``run`` on a value ``(*batch, *event)``, in pieces where there is no graph to keep."""
+        transform, base = self.transforms[0], self._row_base
+        batch = value.shape[: value.dim() - event_dim]
+        most = rows_at_once(self.event_shape, value.device)
+        if batch.numel() <= most or not _is_by_row(transform, base):
+            return run(value, transform, base)
+        return in_pieces(
+            lambda piece: run(part_of(value, piece, event_dim), _at(transform, piece), base),
+            batch,
+            most,
+        )
 
     def _given(self) -> tuple[Tensor, ...]:
         """What the density depends on besides the owner's parameters."""
@@ -163,8 +163,7 @@ class FlowDistribution(dist.TransformedDistribution):
             if remembered is not None:
                 return remembered[0].expand(batch)  # an expanded copy may score a smaller draw
         value = value.expand(batch + self.event_shape)
-        z, log_det = self.transforms[0].inverse_and_log_det(value)
-        return self._base_log_prob(z) + log_det
+        return self._in_pieces(_scored, value, event_dim)[0]
 
     def path_log_prob(self, value: Tensor) -> Tensor:
         """Log-density of ``value`` in nats as a function of the value alone, of shape ``batch``.
@@ -193,3 +192,34 @@ class FlowDistribution(dist.TransformedDistribution):
             f"FlowDistribution(batch_shape={tuple(self.batch_shape)}, "
             f"event_shape={tuple(self.event_shape)})"
         )
+
+
+def _pushed(z: Tensor, transform: FlowTransform, base: Distribution) -> tuple[Tensor, Tensor]:
+    x, log_det = transform.forward_and_log_det(z)
+    return x, _score(base, z) - log_det
+
+
+def _scored(x: Tensor, transform: FlowTransform, base: Distribution) -> tuple[Tensor]:
+    z, log_det = transform.inverse_and_log_det(x)
+    return (_score(base, z) + log_det,)
+
+
+def _score(base: Distribution, z: Tensor) -> Tensor:
+    if z.numel():
+        return base.log_prob(z)
+    # torch's Independent cannot sum over an empty tensor.
+    return z.new_zeros(z.shape[: z.dim() - len(base.event_shape)])
+
+
+def _is_by_row(transform: FlowTransform, base: Distribution) -> bool:
+    """Whether nothing that is out of sight of ``_at`` has a batch shape of its own."""
+    inner = (t for t in transform.layers() if isinstance(t, Conditioned) and t is not transform)
+    return not base.batch_shape and all(t.context.dim() == t.context_dim for t in inner)
+
+
+def _at(transform: FlowTransform, piece: Piece) -> FlowTransform:
+    """The transform for a piece of a batch."""
+    if not isinstance(transform, Conditioned):
+        return transform
+    context = part_of(transform.context, piece, transform.context_dim)
+    return Conditioned(transform.transform, context, transform.context_dim)
