@@ -21,6 +21,7 @@ from pyroflows.discrete.pixel_likelihoods import Categorical, LogisticMixture
 from pyroflows.discrete.pixel_scores import PixelScores
 from pyroflows.flows.assembly import builder
 from pyroflows.nets import PixelNet
+from pyroflows.transforms.limits import within_limits
 
 ROWS_AT_ONCE = 512  # of ``classify``
 
@@ -120,7 +121,7 @@ class PixelCNN(PixelScores):
             context = context[..., None] == torch.arange(classes, device=context.device)
         else:
             check_shape("context", context, (classes,))
-        return context.to(self.hidden.weight.dtype)
+        return within_limits(context.to(self.hidden.weight.dtype))
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-probability of ``(*batch, colours, height, width)`` in nats; one pass."""

@@ -18,6 +18,7 @@ from pyroflows._checks import common_batch
 from pyroflows.discrete.dequantization import Dequantizing
 from pyroflows.discrete.noise import fixed_noise
 from pyroflows.distributions.flow_distribution import FlowDistribution
+from pyroflows.transforms.limits import lowest, refused
 
 
 class QuantizedDistribution(TorchDistribution):
@@ -70,7 +71,10 @@ class QuantizedDistribution(TorchDistribution):
         draws = self.owner.samples
         with fixed_noise(self.seed, value.device):
             y, weight = self.owner.noisy(value, draws)
-        return torch.logsumexp(self.inner.log_prob(y) + weight, dim=0) - math.log(draws)
+        scores = self.inner.log_prob(y) + weight
+        # Not of minus infinity alone, where the sum's gradient would be NaN.
+        total = torch.logsumexp(scores.clamp(min=lowest(scores.dtype)), dim=0)
+        return refused(total - math.log(draws))
 
     @torch.no_grad()
     def sample(self, sample_shape: int | Sequence[int] = ()) -> Tensor:

@@ -17,6 +17,7 @@ from pyroflows.distributions.base import Base
 from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.transforms import Conditioned, FlowTransform
 from pyroflows.transforms.chain import parts_of
+from pyroflows.transforms.limits import within_limits
 
 
 class Flow(Synced):
@@ -148,7 +149,7 @@ class Flow(Synced):
         if wanted and isinstance(context, Tensor):
             cut = context.dim() - len(wanted)
             if cut >= 0 and tuple(context.shape[cut:]) == wanted:
-                return context
+                return within_limits(context)
         came = "None" if context is None else type(context).__name__
         if isinstance(context, Tensor):
             came = f"a tensor of shape {tuple(context.shape)}"

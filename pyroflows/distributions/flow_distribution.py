@@ -17,6 +17,7 @@ from pyroflows._checks import as_size
 from pyroflows._pyro.memo import Memo
 from pyroflows.distributions.pieces import Piece, in_pieces, part_of, rows_at_once
 from pyroflows.transforms.base import Conditioned, FlowTransform
+from pyroflows.transforms.limits import refused
 
 Run = Callable[[Tensor, FlowTransform, Distribution], tuple[Tensor, ...]]
 
@@ -200,8 +201,8 @@ def _pushed(z: Tensor, transform: FlowTransform, base: Distribution) -> tuple[Te
 
 
 def _scored(x: Tensor, transform: FlowTransform, base: Distribution) -> tuple[Tensor]:
-    z, log_det = transform.inverse_and_log_det(x)
-    return (_score(base, z) + log_det,)
+    z, log_det = transform.inverse_and_log_det(transform.within_limits(x))
+    return (refused(_score(base, z) + log_det),)
 
 
 def _score(base: Distribution, z: Tensor) -> Tensor:

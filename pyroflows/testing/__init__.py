@@ -25,6 +25,7 @@ from pyroflows.testing.density import (
     check_every_parameter_trains,
 )
 from pyroflows.testing.draws import check_draws_are_scored, check_memory_of_draws
+from pyroflows.testing.edges import check_far_gradients, check_far_rows
 from pyroflows.testing.maps import (
     check_context_rows,
     check_gradients,
@@ -60,6 +61,8 @@ __all__ = [
     "check_pyro",
     "check_nuts",
     "check_large_weights",
+    "check_far_rows",
+    "check_far_gradients",
     "check_no_global_state",
     "check_repr",
     "check_many_rows",
@@ -95,6 +98,8 @@ LAWS: dict[str, Callable[[MakeFlow, torch.dtype], None]] = {
     "pyro": check_pyro,
     "nuts": check_nuts,
     "large_weights": check_large_weights,
+    "far_rows": check_far_rows,
+    "far_gradients": check_far_gradients,
     "no_global_state": check_no_global_state,
     "repr": check_repr,
     "many_rows": check_many_rows,
@@ -115,6 +120,8 @@ FLOAT32_LAWS = frozenset(
         "state",
         "pyro",
         "large_weights",
+        "far_rows",
+        "far_gradients",
         "many_rows",
     }
 )

@@ -17,6 +17,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from pyroflows._pyro.memo import Memo
+from pyroflows.transforms.limits import within_limits
 
 # What a transform is run by, and a compiler may put a version of in its place for a while.
 DIRECTIONS = (
@@ -155,6 +156,14 @@ class FlowTransform(TransformModule):
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
         """Itself: a flow transform never answers from a cache, whatever is asked for."""
         return self
+
+    def within_limits(self, y: Tensor) -> Tensor:
+        """``y`` as ``log_prob`` reads it: numbers that arithmetic cannot carry through, moved in.
+
+        By default numbers beyond 4e9 in single precision, 1e30 in double. A map that brings data of
+        any size to size one counts from its own location and in its own scale.
+        """
+        return within_limits(y)
 
     def layers(self) -> Iterator[FlowTransform]:
         """This map and those that it is made of, each once."""
@@ -384,6 +393,10 @@ class Conditioned(FlowTransform):
         """The transform's inverse at the bound context, where forward came from."""
         y = self._broadcast(y, self.codomain.event_dim)
         return self.transform.inverse_from_state(y, state, self.context)
+
+    def within_limits(self, y: Tensor) -> Tensor:
+        """What the transform makes of it."""
+        return self.transform.within_limits(y)
 
     def initialize(
         self, value: Tensor, context: Tensor | None = None, *, inverse: bool = True

@@ -101,6 +101,10 @@ class Chain(FlowTransform):
             total = _plus(total, log_det, part)
         return y, self._total(total, y)
 
+    def within_limits(self, y: Tensor) -> Tensor:
+        """What the last part, which reads them first, makes of it."""
+        return self.parts[-1].within_limits(y) if len(self.parts) else y
+
     def mirror(self, wider: float = 1.0, *, inverse: bool = False) -> FlowTransform:
         """The chain of the parts' mirrors."""
         parts = reversed(self.parts) if inverse else self.parts

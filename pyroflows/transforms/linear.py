@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from pyroflows._checks import check_whole
 from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.limits import farthest
 
 
 class LULinear(FlowTransform):
@@ -122,6 +123,11 @@ class Whiten(FlowTransform):
         rows = (y - self.loc).reshape(-1, y.shape[-1])
         rows = torch.linalg.solve_triangular(self.tril.mT, rows, upper=True, left=False)
         return rows.reshape(y.shape), -self._log_det(y.shape[:-1])
+
+    def within_limits(self, y: Tensor) -> Tensor:
+        """``y``, no farther from the location than so many standard deviations."""
+        reach = farthest(y.dtype) * self.tril.norm(dim=1)
+        return y.clamp(self.loc - reach, self.loc + reach)
 
     def extra_repr(self) -> str:
         """The number of features."""

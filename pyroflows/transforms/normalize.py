@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from pyroflows._checks import check_whole
 from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.limits import farthest, within_limits
 
 
 def location_and_scale(rows: Tensor, dims: int = 1) -> tuple[Tensor, Tensor]:
@@ -129,8 +130,13 @@ class Standardize(_FeatureAffine):
     def inverse_and_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``(y - loc) / scale``."""
-        return self._centred(y) / self._across(self.scale), -self._log_det(self.scale.log(), y)
+        """``(y - loc) / scale``, within what the rest of a flow can carry through."""
+        x = within_limits(self._centred(y) / self._across(self.scale))
+        return x, -self._log_det(self.scale.log(), y)
+
+    def within_limits(self, y: Tensor) -> Tensor:
+        """``y`` itself: what the inverse hands on is within limits."""
+        return y
 
 
 class ActNorm(_FeatureAffine):
@@ -188,6 +194,15 @@ class ActNorm(_FeatureAffine):
         """``(y - loc) exp(-log_scale)``."""
         x = self._centred(y) * self._across((-self.log_scale).exp())
         return x, -self._log_det(self.log_scale, y)
+
+    @torch.no_grad()
+    def _borders(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        reach = farthest(dtype) * self.log_scale.exp()
+        return self._across(self.loc - reach), self._across(self.loc + reach)
+
+    def within_limits(self, y: Tensor) -> Tensor:
+        """``y``, no farther from the location than so many times the scale."""
+        return y.clamp(*self._borders(y.dtype))
 
 
 class DiagonalScale(FlowTransform):

@@ -20,6 +20,7 @@ from torch.distributions.transforms import (
 )
 
 from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.limits import off_zero
 
 
 class JoinedSupport(constraints.Constraint):
@@ -85,6 +86,16 @@ def _within(transform: Transform, x: Tensor) -> Tensor:
     if len(bent) == 1 and isinstance(bent[0], of_pyro.OrderedTransform):
         return torch.cat([x[..., :1], x[..., 1:].clamp(-limit, limit)], dim=-1)
     return x.clamp(-limit, limit)
+
+
+def _off_edges(transform: Transform, y: Tensor) -> Tensor:
+    """``y``, a little off an edge at zero where the inverse of ``transform`` has a logarithm.
+
+    Away from zero a float cannot come so close to an edge that the slope there overflows. Ordered
+    numbers stay: what counts with them is how far they are apart.
+    """
+    kinds = AffineTransform, FlowTransform, of_pyro.OrderedTransform
+    return y if all(isinstance(t, kinds) for t in _leaves(transform)) else off_zero(y)
 
 
 def _leaves(transform: Transform) -> Iterator[Transform]:
@@ -181,8 +192,7 @@ class ToSupport(FlowTransform):
         sizes = [n if inverse else i for _, i, n in self._parts]
         outputs, log_det = [], value.new_zeros(value.shape[:-1])
         for (transform, _, _), piece in zip(self._parts, value.split(sizes, dim=-1), strict=True):
-            if not inverse:
-                piece = _within(transform, piece)
+            piece = _off_edges(transform, piece) if inverse else _within(transform, piece)
             image = transform.inv(piece) if inverse else transform(piece)
             x, y = (image, piece) if inverse else (piece, image)
             part = transform.log_abs_det_jacobian(x, y)
@@ -202,6 +212,10 @@ class ToSupport(FlowTransform):
     ) -> tuple[Tensor, Tensor]:
         """Back to R^n."""
         return self._map(y, inverse=True)
+
+    def within_limits(self, y: Tensor) -> Tensor:
+        """``y`` itself: a logarithm of any number is small."""
+        return y
 
     def forward_shape(self, shape: Size) -> Size:
         """``(*batch, inputs)`` to ``(*batch, features)``."""

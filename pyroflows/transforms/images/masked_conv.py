@@ -180,7 +180,7 @@ class MaskedConv(FlowTransform):
         shift, assembled = self._shift(context), self._assembled()
         tolerance = self.tolerance or torch.finfo(y.dtype).eps ** 0.7
         x = y.clone()
-        open_rows = torch.arange(len(y), device=y.device)
+        open_rows = (~y.flatten(1).isnan().any(dim=1)).nonzero()[:, 0]
         off = y.new_zeros(())
         for _ in range(self.iterations):
             some = None if shift is None else shift[open_rows]
@@ -189,11 +189,11 @@ class MaskedConv(FlowTransform):
             residual = y[open_rows] - scaled - added
             size = 1 + y[open_rows].abs() + scaled.abs() + added.abs()
             off = (residual.abs() / size).flatten(1).amax(dim=1)
+            x[open_rows] = at + residual / slope  # also of what has converged: its last digits
             unmet = ~(off <= tolerance)  # also true of NaN, which then is reported
             if not unmet.any():
                 return x
             open_rows, off = open_rows[unmet], off[unmet]
-            x[open_rows] = at[unmet] + residual[unmet] / slope[unmet]
         if len(open_rows):
             warnings.warn(
                 f"MaskedConv: the inverse of {len(open_rows)} of {len(y)} rows is off by "
