@@ -10,7 +10,8 @@ app = typer.Typer(
         "Densities of tables with normalizing flows: [bold]fit[/] one to a table, [bold]sample[/] "
         "new rows, [bold]score[/] rows, [bold]report[/] how good it is.\n\n"
         "Every command takes [bold]--json[/] for machines. Exit codes: 0 done, 1 too many outliers "
-        "or a broken law were found, 2 an error: one line, under the usage if an option is wrong."
+        "or a broken law were found, 2 an error: one line, under the usage if an option is wrong; "
+        "130 or 143 stopped by Ctrl-C or SIGTERM, where a training keeps the best it came to."
     ),
     epilog=(
         "In three commands: pyroflows fit data.csv --out run/, pyroflows sample run/ -n 1000 "

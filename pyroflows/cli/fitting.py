@@ -14,7 +14,7 @@ import torch
 import typer
 
 from pyroflows.cli import columns as cols
-from pyroflows.cli.output import Json, command, note, result
+from pyroflows.cli.output import Json, command, end_as, note, result
 from pyroflows.cli.runs import TEST_ROWS, TRAIN_ROWS, Run, check_out, log_prob, read_run
 from pyroflows.cli.tables import BINARY, kind_of, read_table
 from pyroflows.data.rows import shuffled
@@ -156,6 +156,7 @@ def fit(options: FitOptions) -> None:
         "stopped": history.stopped,
     }
     result(summary, [*_fitted(facts, history), f"written to {options.out}"], options.json)
+    end_as(history)
 
 
 def _check_options(options: FitOptions) -> None:
@@ -289,12 +290,13 @@ def distill(
         batch_size=batch_size,
         progress=not json,
     )
-    report = compare(teacher.flow, student, teacher.tensor(teacher.test), history=history)
     facts = {**teacher.facts, "history": dataclasses.asdict(history)}
     facts["teacher"] = teacher.builder
     made = Run(out, student, facts, teacher.train, teacher.test)
     _score_test_rows(made, made.test)
     made.write()
+    report = compare(teacher.flow, student, teacher.tensor(teacher.test), history=history)
     # What repr shows: numbers, no draws.
     summary = {f.name: getattr(report, f.name) for f in dataclasses.fields(report) if f.repr}
     result({**summary, "out": str(out)}, [str(report), f"written to {out}"], json)
+    end_as(history)

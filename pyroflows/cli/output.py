@@ -16,6 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pyroflows.training.history import History
+from pyroflows.training.interruption import WORDS
 from pyroflows.training.loop import DivergedError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")]
@@ -42,6 +44,17 @@ def result(facts: dict[str, Any], lines: list[str], json: bool) -> None:
     """
     text = js.dumps(_plain(facts), ensure_ascii=False) if json else "\n".join(lines)
     typer.echo(_printable(text))
+
+
+def end_as(history: History) -> None:
+    """End the command with the exit code of the signal that a training was stopped by, if any.
+
+    Args:
+        history: of the training.
+    """
+    for number, word in WORDS.items():
+        if history.stopped == word:
+            raise typer.Exit(128 + number)
 
 
 def _plain(value: Any) -> Any:

@@ -150,7 +150,7 @@ def facts_of_loader(loader: DataLoader) -> dict[str, Any]:
     return {
         "rows": _length(loader.dataset),
         "drop_last": loader.drop_last,
-        "order": type(loader.batch_sampler or loader.sampler).__name__,
+        "order": type(loader.batch_sampler).__name__,
         "sampler": type(loader.sampler).__name__,
         "items": _facts_of_dataset(loader.dataset, read=loader.num_workers == 0),
     }

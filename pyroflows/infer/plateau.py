@@ -18,7 +18,7 @@ from pyroflows._distributed import mean_over, reduced
 from pyroflows.data.position import Passes
 from pyroflows.infer.vectorize import ERRORS, ChangedModelError
 from pyroflows.training.loop import SHRINK, Schedule
-from pyroflows.training.state import Maybe
+from pyroflows.training.state import Many, Maybe
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -163,12 +163,12 @@ class Plateau(Schedule):
         """Those up to the next whole hundred of steps."""
         if self._steps is None:
             self._steps = endless(self.run.passes)
-        if not self.run.history.steps:
+        if not (self.run.history.steps or self._taken):
             start = self.task.measure()
             if math.isfinite(start):
                 self._record(0, start, start, 0.0)
-        self._window, self._taken, self._last_error = [], 0, None
-        end = min(self.done - self.done % WINDOW + WINDOW, self.total)
+        begin = self.done - self._taken
+        end = min(begin - begin % WINDOW + WINDOW, self.total)
         while self.done < end:
             yield next(self._steps)
 
@@ -190,6 +190,11 @@ class Plateau(Schedule):
 
     def judge(self) -> bool:
         """Record the window's ELBO; a smaller step where it is flat, a way back where it fell."""
+        good = self._judge()
+        self._window, self._taken, self._last_error = [], 0, None
+        return good
+
+    def _judge(self) -> bool:
         run = self.run
         if 2 * len(self._window) < self._taken:
             self._falls += 1
@@ -236,7 +241,7 @@ class Plateau(Schedule):
         self.run.record(step, elbo, None if self.batched else measured, keep=keep)
 
     def progress(self, within: bool = False) -> float | None:
-        """Windows done; a checkpoint within one would not know its ELBOs."""
+        """Windows done; within one a checkpoint is not due."""
         return None if within else self.done / WINDOW
 
     def end(self) -> str:
@@ -245,7 +250,8 @@ class Plateau(Schedule):
             return f"the ELBO fell {self._falls} times, the last with steps of {self.run.lr:.1g}"
         if self._drops == _DROPS:
             return f"the ELBO is flat after {self.done} steps"
-        return f"all {self.total} steps done" if self.done >= self.total else ""
+        all_done = self.done >= self.total and not self._taken
+        return f"all {self.total} steps done" if all_done else ""
 
     def finish(self) -> None:
         """The parameters that were kept, averaged over the steps before them."""
@@ -273,17 +279,20 @@ class Plateau(Schedule):
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Where it is, the same in all processes."""
         best = self._best if math.isfinite(self._best) else None
-        shared = {"done": self.done, "before": self._before, "best": best}
-        return {**shared, "drops": self._drops, "falls": self._falls}, {}
+        window = {"done": self.done, "window": self._window, "taken": self._taken}
+        judged = {"before": self._before, "best": best}
+        return {**window, **judged, "drops": self._drops, "falls": self._falls}, {}
 
     def pattern(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What both of these look like."""
-        shared = {"done": 0, "before": Maybe([0.0, 0.0]), "best": Maybe(0.0)}
-        return {**shared, "drops": 0, "falls": 0}, {}
+        window = {"done": 0, "window": Many(0.0), "taken": 0}
+        judged = {"before": Maybe([0.0, 0.0]), "best": Maybe(0.0)}
+        return {**window, **judged, "drops": 0, "falls": 0}, {}
 
     def load_state_dict(self, shared: dict[str, Any], _apart: dict[str, Any] | None, /) -> None:
         """Go on from there, with the batches from where these were."""
         self.done, self._best = shared["done"], shared["best"]
+        self._window, self._taken = shared["window"], shared["taken"]
         if self._best is None:
             self._best = -math.inf
         self._drops, self._falls = shared["drops"], shared["falls"]

@@ -46,7 +46,8 @@ class Checkpoint:
 
     ``pf.fit``, ``pf.distill`` and ``pf.fit_guide`` take one, or a folder alone, as ``checkpoint=``.
     A checkpoint holds all that training depends on, written so that a process may end at any
-    moment; the last two are kept.
+    moment; the last two are kept. Ctrl-C and SIGTERM end a training after the step at hand (several
+    processes after the epoch) with one more; a second one ends it at once, without.
 
     Args:
         folder: where; made if it is not there.

@@ -120,7 +120,8 @@ def fit(
 
     AdamW with cosine decay, clipped gradients and an exponential average of the weights; early
     stopping on held-out rows. A loss that is not finite sends it back to the best weights with a
-    smaller step. Training costs one ``log_prob`` and its gradient a batch.
+    smaller step. Training costs one ``log_prob`` and its gradient a batch. Ctrl-C and SIGTERM end
+    it after the step at hand, with the best weights so far.
 
     Rows with a value far outside those of all others (a gap of a factor of 100 at least, and one
     that the tail of the column does not explain), such as 1e30 or a -9999 for what is missing,

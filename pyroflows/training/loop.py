@@ -7,7 +7,6 @@ over, a ``Schedule``. ``pf.fit`` and ``pf.distill`` share one of each (``trainin
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 import warnings
@@ -20,11 +19,13 @@ import torch
 from torch import Tensor
 
 from pyroflows._checks import to_builtin
+from pyroflows._distributed import gathered
 from pyroflows.data.position import Passes
 from pyroflows.training.checkpoints import Checkpoints
-from pyroflows.training.history import LINES, History
+from pyroflows.training.history import History
+from pyroflows.training.interruption import WORDS, Interruption
+from pyroflows.training.kept import Kept
 from pyroflows.training.progress import Progress
-from pyroflows.training.state import ANY, Finite, Maybe, Number, check_like
 from pyroflows.training.weights import Average, Snapshot
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def progress(self, within: bool = False) -> float | None:
-        """Periods done; None where a checkpoint within a period makes no sense."""
+        """Periods done; None where within a period no checkpoint is due."""
 
     @abstractmethod
     def end(self) -> str:
@@ -193,14 +194,15 @@ class Run:
         history: History,
     ) -> None:
         self.task, self.schedule, self.passes, self.pace = task, schedule, passes, pace
-        self.fabric, self.checkpoints, self.history = fabric, checkpoints, history
+        self.fabric, self.history = fabric, history
         schedule.run = self
         self.lr = float(pace.lr)
         self.optimiser = self._new_optimiser()
         self.average = Average(task.parameters, pace.average)
         self.best = Snapshot([*task.parameters, *task.buffers])
-        if checkpoints is not None and checkpoints.found:
-            self._load(checkpoints)
+        self.stop = Interruption()
+        self.kept = Kept(self, checkpoints)
+        self.kept.load()
 
     def train(self) -> History:
         """Until the schedule ends it; the task ends with the weights that are kept.
@@ -209,32 +211,46 @@ class Run:
             DivergedError: losses stayed non-finite after three rollbacks.
             OSError: a checkpoint could not be written.
         """
-        history, schedule, pace = self.history, self.schedule, self.pace
+        history, pace = self.history, self.pace
         start = time.perf_counter() - history.seconds
-        bar = Progress(pace.label, schedule.unit, schedule.total, schedule.done, pace.progress)
+        bar = Progress(
+            pace.label, self.schedule.unit, self.schedule.total, self.schedule.done, pace.progress
+        )
         try:
-            while not schedule.end():
-                self._do_period(bar)
-                history.seconds = time.perf_counter() - start
-                self._save_after_period()
-            if not history.steps:
-                schedule.give_up()
-            history.stopped = schedule.end()
+            with self.stop:
+                self._do_periods(bar, start)
         except KeyboardInterrupt:
-            history.stopped = "interrupted"
-            bar.say(f"{pace.label}: interrupted; what it came to: {history}")
+            history.stopped = self.stop.word or "interrupted"
         except BaseException:
             self.best.restore()
             raise
         finally:
             self.optimiser.zero_grad()
-            bar.close()
             history.seconds = time.perf_counter() - start
-        schedule.finish()
+            if history.stopped in WORDS.values():
+                bar.say(f"{pace.label}: {history.stopped}; what it came to: {history}")
+            bar.close()
+        self.schedule.finish()
         if history.share_lost > MUCH_LOST:
             lost = ", and ".join(history.lost())
             warnings.warn(f"{pace.label}: {lost}; try a smaller lr= ({history})", stacklevel=3)
         return history
+
+    def _do_periods(self, bar: Progress, start: float) -> None:
+        """One after the other, each with its checkpoint where it is time."""
+        history, schedule = self.history, self.schedule
+        stopped = ""
+        while not (stopped or schedule.end()):
+            self._do_period(bar)
+            history.seconds = time.perf_counter() - start
+            stopped = self._stopped()
+            if stopped or schedule.end():
+                self.kept.save(schedule.progress(within=True) or schedule.progress())
+            else:
+                self.kept.save_if_due(schedule.progress())
+        if not (stopped or history.steps):
+            schedule.give_up()
+        history.stopped = stopped or schedule.end()
 
     def _do_period(self, bar: Progress) -> None:
         """Its steps, an evaluation, and a line of the history or a rollback."""
@@ -243,12 +259,20 @@ class Run:
             self._step(batch)
             bar.update(self.schedule.done - begin)
             begin = self.schedule.done
-            self._save_if_due(self.schedule.progress(within=True))
+            if self._stopped(within=True):
+                return
+            self.kept.save_if_due(self.schedule.progress(within=True))
         if not self.schedule.judge():
             self._roll_back()
         elif self.history.steps:
             bar.tell(**self.schedule.facts())
         bar.update(self.schedule.done - begin)
+
+    def _stopped(self, within: bool = False) -> str:
+        """By which signal training is to end here, if by any; several processes end a period."""
+        if self.fabric.world_size == 1:
+            return self.stop.word
+        return "" if within else next(filter(None, gathered(self.fabric, self.stop.word)), "")
 
     def _new_optimiser(self) -> torch.optim.Optimizer:
         made = self.task.optimiser()
@@ -303,110 +327,6 @@ class Run:
         self.best.restore()
         self.average.restart()
         self.schedule.rolled_back()
-
-    def _save_after_period(self) -> None:
-        """Write a checkpoint where it is time, or training is over."""
-        if self.schedule.end():
-            self._save(self.schedule.progress())
-        else:
-            self._save_if_due(self.schedule.progress())
-
-    def _save_if_due(self, progress: float | None) -> None:
-        if self.checkpoints is not None and progress is not None and self.checkpoints.due(progress):
-            self._save(progress)
-
-    def _save(self, progress: float | None) -> None:
-        if self.checkpoints is None or progress is None:
-            return
-        shared, apart = self.schedule.state_dict()
-        alike = {
-            "tensors": [*self.task.parameters, *self.task.buffers],
-            "best": self.best.copies,
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict()["state"],
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "history": dataclasses.asdict(self.history),
-            "lr": self.lr,
-            "step_size": self.optimiser.param_groups[0]["lr"],
-            "schedule": shared,
-            "progress": progress,
-        }
-        mine = {"passes": self.passes.state_dict(), "schedule": apart}
-        self.checkpoints.save(progress, alike, mine)
-
-    @torch.no_grad()
-    def _load(self, checkpoints: Checkpoints) -> None:
-        """Go on from a checkpoint; a process that had none keeps its own random numbers."""
-        shared, mine = checkpoints.load(self._check)
-        tensors = [*self.task.parameters, *self.task.buffers]
-        for tensor, value in zip(tensors, shared["tensors"], strict=True):
-            tensor.copy_(value)
-        self.best.load(shared["best"])
-        self.average.load_state_dict(shared["average"])
-        self._load_moments(shared["optimiser"])
-        self.fabric.strategy.precision.load_state_dict(shared["precision"])
-        self.history = History(**shared["history"])
-        self.lr = shared["lr"]
-        for group in self.optimiser.param_groups:
-            group["lr"] = shared["step_size"]
-        checkpoints.restart(shared["progress"])
-        if mine is not None:
-            self.passes.load_state_dict(mine["passes"])
-        self.schedule.load_state_dict(shared["schedule"], mine and mine["schedule"])
-
-    def _check(self, state: dict[str, Any]) -> None:
-        """See that a state may be put in place, before any of it is.
-
-        Raises:
-            ValueError: it may not.
-        """
-        shared, apart = self.schedule.pattern()
-        check_like(state["shared"], {**self._pattern(), "schedule": shared}, "its state")
-        for mine in state["processes"]:
-            check_like(mine, {"passes": ANY, "schedule": apart}, "a process")
-            self.passes.check(mine["passes"])
-        if not History(**state["shared"]["history"]).is_whole:
-            raise ValueError("the lines of its history are not of one length")
-        progress, lr = state["shared"]["progress"], state["shared"]["lr"]
-        if not (0 <= progress < 2**53 and lr > 0):
-            raise ValueError(f"progress {progress}, step size {lr}")
-
-    def _pattern(self) -> dict[str, Any]:
-        """What the state that all processes share looks like."""
-        parameters, buffers = self.task.parameters, self.task.buffers
-        moments = {
-            index: Maybe({"step": Number(), "exp_avg": p, "exp_avg_sq": p})
-            for index, p in enumerate(self._optimised())
-        }
-        return {
-            "tensors": [*parameters, *buffers],
-            "best": [*map(Finite, parameters), *buffers],
-            "average": {"steps": 0, "values": parameters},
-            "optimiser": moments,
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "history": {**dataclasses.asdict(self.history), **LINES},
-            "lr": self.lr,
-            "step_size": self.lr,
-            "progress": 0.0,
-        }
-
-    def _optimised(self) -> list[Tensor]:
-        """The parameters in the optimiser's order."""
-        return [p for group in self.optimiser.param_groups for p in group["params"]]
-
-    def _load_moments(self, state: dict[int, dict[str, Any]]) -> None:
-        """Each moment laid out in memory as its parameter, with which kernels pair it."""
-        parameters = self._optimised()
-        state = {
-            index: {
-                name: torch.empty_like(parameters[index], dtype=value.dtype).copy_(value)
-                if isinstance(value, Tensor) and value.shape == parameters[index].shape
-                else value
-                for name, value in values.items()
-            }
-            for index, values in state.items()
-        }
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
 
 
 def scales(fabric: Fabric) -> bool:
