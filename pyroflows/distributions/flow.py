@@ -165,6 +165,26 @@ class Flow(Synced):
         """Log-density of ``(*batch, *shape)`` in nats."""
         return self(context).log_prob(x)
 
+    @torch.no_grad()
+    def rounding(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """How far ``log_prob`` of ``(*batch, *shape)`` is off by rounding, in nats, a row.
+
+        It is compared with double precision, at the cost of that. Single precision is good for what
+        ``fit`` makes of usual data (1e-5 nats); where a flow presses space together a millionfold
+        the digits of ``x`` do not say where in the base it lies, and its score is not to be relied
+        on: take ``flow.double()`` and rows in double precision.
+
+        Example:
+            >>> import torch, pyroflows as pf
+            >>> flow = pf.maf(2)
+            >>> bool((flow.rounding(flow.sample((100,))) < 1e-4).all())
+            True
+        """
+        exact = copy.deepcopy(self).double()
+        given = None if context is None else context.double()
+        found, wanted = self.log_prob(x, context).double(), exact.log_prob(x.double(), given)
+        return torch.where(found == wanted, 0.0, (found - wanted).abs())
+
     def sample(self, shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
         """Draws ``(*shape, *context batch, *event)`` without a graph."""
         return self(context).sample(as_size(shape))

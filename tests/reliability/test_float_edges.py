@@ -137,3 +137,39 @@ def test_the_laws_find_a_flow_that_breaks(law, chain, message):
     testing.LAWS[law](broken(Chain), torch.float32)
     with pytest.raises(AssertionError, match=message):
         testing.LAWS[law](broken(chain), torch.float32)
+
+
+class Offset(Chain):
+    """Goes a long way and back."""
+
+    def inverse_and_log_det(self, y, context=None):
+        return super().inverse_and_log_det(y + 1e6 - 1e6, context)
+
+
+def test_rounding_is_told_from_a_formula_that_loses_digits():
+    testing.check_rounding(broken(Chain))
+    with pytest.raises(AssertionError, match="round trips from the base: .* of 100 rows lose more"):
+        testing.check_rounding(broken(Offset))
+
+
+def test_a_density_says_where_rounding_spoils_it():
+    torch.manual_seed(0)
+    flow = pf.maf(3, layers=4, hidden=(16,))
+    x = torch.randn(200, 3)
+    assert (flow.rounding(x) < 1e-4).all()
+    testing.randomize(flow, 5.0)
+    x = flow.sample((200,))
+    exact = flow.double().log_prob(x.double())
+    assert (flow.rounding(x.double()) == 0).all()
+    flow.float()
+    off = (flow.log_prob(x) - exact).abs()
+    torch.testing.assert_close(flow.rounding(x), off.double(), rtol=1e-3, atol=1e-3)
+    assert off.median() > 1
+
+
+def test_rounding_takes_a_context_and_wild_rows():
+    flow = pf.maf(2, 3, layers=1, hidden=(8,))
+    x = torch.tensor([[0.0, 1.0], [torch.inf, -torch.inf]])
+    found = flow.rounding(x, torch.randn(2, 3))
+    assert found[0] < 1e-4
+    assert not found.isnan().any()
