@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -24,11 +25,12 @@ def location_and_scale(rows: Tensor, dims: int = 1) -> tuple[Tensor, Tensor]:
     """
     rows = rows.detach().movedim(-dims, -1)
     rows = rows.reshape(-1, rows.shape[-1])
-    mean = rows.mean(dim=0)
-    scale = rows.std(dim=0, correction=0)
+    largest = rows.abs().amax(dim=0)
+    unit = _power_of_two(largest)  # dividing by it rounds nothing, and no square is beyond numbers
+    mean = (rows / unit).mean(dim=0) * unit
+    scale = (rows / unit).std(dim=0, correction=0) * unit
     # Rounding leaves a constant column with a tiny spread relative to its size.
-    floor = 8 * torch.finfo(rows.dtype).eps * rows.abs().amax(dim=0).clamp(min=1e-30)
-    constant = scale <= floor
+    constant = scale <= 8 * torch.finfo(rows.dtype).eps * largest
     if constant.any():
         columns = constant.nonzero()[:, 0].tolist()
         warnings.warn(
@@ -38,6 +40,12 @@ def location_and_scale(rows: Tensor, dims: int = 1) -> tuple[Tensor, Tensor]:
             stacklevel=2,
         )
     return mean, torch.where(constant, torch.ones_like(scale), scale)
+
+
+def _power_of_two(size: Tensor) -> Tensor:
+    """One near each size, as far as it and its inverse are normal numbers."""
+    limit = math.log2(torch.finfo(size.dtype).max) - 8
+    return size.frexp().exponent.to(size.dtype).clamp(-limit, limit).exp2()
 
 
 class _FeatureAffine(FlowTransform):

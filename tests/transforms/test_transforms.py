@@ -421,6 +421,18 @@ def test_actnorm_is_set_once_and_standardize_again():
 
 
 @pytest.mark.parametrize("kind", [ActNorm, Standardize])
+@pytest.mark.parametrize(
+    ("dtype", "exponent"),
+    [(torch.float32, e) for e in (-38, -20, 20, 37)] + [(FLOAT64, e) for e in (-300, -37, 37, 300)],
+)
+def test_any_unit_is_standardised(kind, dtype, exponent):
+    rows = 10.0**exponent * (1 + torch.randn(100, 3, dtype=FLOAT64))
+    z = kind(3).to(dtype).initialize(rows.to(dtype))
+    assert z.mean(dim=0).abs().max() < 1e-3
+    assert (z.std(dim=0, correction=0) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("kind", [ActNorm, Standardize])
 def test_constant_columns_are_only_centred(kind):
     layer = kind(2)
     data = torch.stack([torch.full((20,), 7.1), torch.randn(20)], dim=1)
