@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 FEWEST = 5  # values on one side of the median, below which there is no tail to speak of
-LEAST_GAP = 100.0  # training copes with what is nearer than so many times the reach of the others
+LEAST_GAP = 10.0  # training copes with what is nearer than so many times the reach of the others
 _SHARE = 0.04  # of the values on one side, which may be wild
 _TAIL = 5  # times as many: the values that show how the tail falls off
 _CHANCE = 9.2  # minus the log of 1e-4, the chance of such a gap under that tail
@@ -24,7 +24,7 @@ class Reach:
     The distances :math:`D_1 \ge D_2 \ge \dots` from the median fall off like some power of the
     rank, :math:`D_i \propto i^{-E}`, where the tail of the column says how fast (Hill 1975, Annals
     of Statistics 3(5)). Under such a tail the largest is ``g`` times the next with probability
-    :math:`g^{-1/E}`. A gap of which the chance is below 1e-4, and of a factor of 100 at least, is
+    :math:`g^{-1/E}`. A gap of which the chance is below 1e-4, and of a factor of 10 at least, is
     no part of the tail: what lies beyond is wild. So heavy tails have long reaches, and a Cauchy's
     largest value is not wild while a Gaussian's at the same place is.
 

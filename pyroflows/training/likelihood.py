@@ -123,7 +123,7 @@ def fit(
     smaller step. Training costs one ``log_prob`` and its gradient a batch. Ctrl-C and SIGTERM end
     it after the step at hand, with the best weights so far.
 
-    Rows with a value far outside those of all others (a gap of a factor of 100 at least, and one
+    Rows with a value far outside those of all others (a gap of a factor of 10 at least, and one
     that the tail of the column does not explain), such as 1e30 or a -9999 for what is missing,
     would set the scale for all. They are left out of training and of the validation score, with a
     warning that names them.
