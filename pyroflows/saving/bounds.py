@@ -67,7 +67,7 @@ def check_numbers(value: Any, tensors: dict[str, Tensor], name: str) -> None:
     most = sum(t.numel() for t in tensors.values()) + ELEMENTS
     if isinstance(value, dict):
         for key, item in value.items():
-            check_numbers(item, tensors, str(key))
+            check_numbers(item, tensors, f"{name}.{key}")
     elif isinstance(value, list):
         for item in value:
             check_numbers(item, tensors, name)

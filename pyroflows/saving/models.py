@@ -23,7 +23,7 @@ from pyroflows.saving import hub
 from pyroflows.saving.bounds import bounded_by, check_numbers
 from pyroflows.saving.builders import Builder, OutsideError, flow_from
 from pyroflows.saving.fitting import check_tensors, check_values
-from pyroflows.saving.values import decode, encode, encode_config
+from pyroflows.saving.values import encode, encode_config, site_from
 
 ENCODER = "encoder.module."  # what the names of an encoder's tensors start with in a guide
 
@@ -241,7 +241,7 @@ def _guide(
     build: Callable[[dict[str, Any], Any, None], Any],
 ) -> AutoFlow | AutoAmortizedFlow:
     """A guide around an untrained flow."""
-    sites = [{**s, "support": decode(s["support"], "support")} for s in config["guide"]["sites"]]
+    sites = [site_from(site) for site in config["guide"]["sites"]]
     facts = {**config["guide"], "sites": sites}
     if "amortized" not in config:
         return guide_from(facts, flow, model, flow.dtype)

@@ -13,13 +13,13 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, Independent, biject_to
 
 from pyroflows.distributions.base import arguments_of
 from pyroflows.transforms import Additive, Affine, RationalQuadraticSpline
 from pyroflows.transforms.families import Family, families, kinds
-from pyroflows.transforms.support import JoinedSupport
+from pyroflows.transforms.support import JoinedSupport, check_room
 
 constraints = dist.constraints  # torch's, and Pyro's own
 
@@ -61,6 +61,16 @@ BASES = (
 )
 CLASS_NAMES = {kind.__name__: kind for kind in (Additive, Affine, RationalQuadraticSpline)}
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")
+
+_UNREADABLE = (
+    AssertionError,  # of torch's constraints
+    AttributeError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 Build = Callable[[Any], nn.Module]
 
@@ -209,8 +219,28 @@ def decode(value: Any, name: str, build: Build | None = None) -> Any:
     """
     try:
         return _decode(value, name, build)
-    except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+    except _UNREADABLE as error:
+        named = str(error).startswith((f"{name}:", "config.json:"))  # of a flow in a flow
+        if isinstance(error, ValueError) and (named or type(error) is not ValueError):
+            raise
         raise ValueError(f"{name}: cannot read {_short(value)} ({error!r})") from None
+
+
+def site_from(words: dict[str, Any]) -> dict[str, Any]:
+    """A latent site of a guide from the words of a file, its support an object that has room.
+
+    Raises:
+        ValueError: the support is none, or nothing is inside.
+    """
+    support = decode(words["support"], "support")
+    try:
+        check_room(support, biject_to(support), Size(words["free_shape"]))
+    except (NotImplementedError, *_UNREADABLE) as error:
+        raise ValueError(
+            f"support: expected a constraint with room for the site {words['name']!r}, got "
+            f"{support!r} ({error})"
+        ) from None
+    return {**words, "support": support}
 
 
 def _decode(value: Any, name: str, build: Build | None) -> Any:

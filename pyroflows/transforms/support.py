@@ -19,8 +19,12 @@ from torch.distributions.transforms import (
     Transform,
 )
 
+from pyroflows._checks import check_whole
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.limits import off_zero
+
+# What torch raises for bounds that are no numbers, or of another shape than the vectors.
+_REFUSED = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 class JoinedSupport(constraints.Constraint):
@@ -28,11 +32,16 @@ class JoinedSupport(constraints.Constraint):
 
     Args:
         parts: pairs of a constraint and the number of features it governs.
+
+    Raises:
+        ValueError: a number of features is no integer, or below zero.
     """
 
     event_dim = 1
 
     def __init__(self, parts: list[tuple[constraints.Constraint, int]]) -> None:
+        for _, length in parts:
+            check_whole(0, **{"support: length of a part": length})
         self.parts = parts
 
     def check(self, value: Tensor) -> Tensor:
@@ -64,6 +73,49 @@ def _moved(
     moved = copy.copy(constraint)
     vars(moved).update(changed)
     return moved
+
+
+def _bounds(constraint: constraints.Constraint) -> Iterator[Tensor]:
+    """Those given as tensors."""
+    for value in vars(constraint).values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, constraints.Constraint):
+            yield from _bounds(value)
+
+
+@torch.no_grad()
+def check_room(constraint: constraints.Constraint, bijection: Transform, shape: Size) -> None:
+    """See that something gets inside: bounds may leave no room, or be no numbers.
+
+    Args:
+        constraint: to be met.
+        bijection: onto it.
+        shape: of what the bijection takes.
+
+    Raises:
+        ValueError: the image of the origin is outside, infinitely far or squeezed to nothing;
+            torch raises other errors where bounds are no numbers.
+
+    Example:
+        >>> support = constraints.interval(2.0, 1.0)
+        >>> check_room(support, biject_to(support), Size([3]))
+        Traceback (most recent call last):
+            ...
+        ValueError: nothing gets inside
+    """
+    z = torch.zeros(shape, device="cpu")
+    for bound in _bounds(constraint):
+        z = z.to(bound.device).expand(torch.broadcast_shapes(z.shape, bound.shape))
+    for parameter in getattr(bijection, "parameters", list)():  # of a flow that is the constraint
+        z = z.to(parameter)
+    x = bijection(z)
+    bijection.inv(x)
+    log_det = bijection.log_abs_det_jacobian(z, x)
+    if z.is_meta:
+        return
+    if not (constraint.check(x).all() and x.isfinite().all() and log_det.isfinite().all()):
+        raise ValueError("nothing gets inside")
 
 
 def _within(transform: Transform, x: Tensor) -> Tensor:
@@ -111,9 +163,14 @@ def _leaves(transform: Transform) -> Iterator[Transform]:
 
 def _vector(constraint: constraints.Constraint) -> constraints.Constraint:
     """The constraint on whole vectors."""
-    if constraint.event_dim == 0:
-        return constraints.independent(constraint, 1)
-    return constraint
+    if constraint.event_dim:
+        return constraint
+    if biject_to(constraint).codomain.event_dim:
+        # Pyro's positive_ordered_vector is one of vectors and does not say so.
+        whole = copy.copy(constraint)
+        whole.event_dim = 1
+        return whole
+    return constraints.independent(constraint, 1)
 
 
 class ToSupport(FlowTransform):
@@ -130,7 +187,7 @@ class ToSupport(FlowTransform):
 
     Raises:
         ValueError: the lengths of a ``cat`` do not add up to ``features``, its dimension is not
-            the last, or there is no bijection onto the support.
+            the last, there is no bijection onto the support, or no vector is inside.
 
     Example:
         >>> import torch
@@ -141,21 +198,33 @@ class ToSupport(FlowTransform):
 
     def __init__(self, support: constraints.Constraint, features: int) -> None:
         super().__init__()
+        parts = [(support, features)]
         if isinstance(support, constraints.cat):
-            if support.dim not in (-1, 0) or sum(support.lengths) != features:
+            if support.dim not in (-1, 0):
                 raise ValueError(
-                    f"support: expected a cat along the last dimension with lengths that add up to "
-                    f"{features} features, got dim {support.dim} and lengths {support.lengths}"
+                    "support: expected a cat along the last dimension, got one along dimension "
+                    f"{support.dim}"
                 )
-            parts = list(zip(support.cseq, support.lengths, strict=True))
-            support = JoinedSupport(parts)
-        elif isinstance(support, JoinedSupport):
+            support = JoinedSupport(list(zip(support.cseq, support.lengths, strict=True)))
+        if isinstance(support, JoinedSupport):
             parts = support.parts
-        else:
-            parts = [(support, features)]
+            lengths = [length for _, length in parts]
+            if sum(lengths) != features:
+                raise ValueError(
+                    f"support: expected parts with lengths that add up to {features} features, got "
+                    f"{lengths}"
+                )
         self.features = features
-        self._set(support, parts)
-        self.inputs = sum(inputs for _, inputs, _ in self._parts)
+        try:
+            self._set(support, parts)
+            self.inputs = sum(inputs for _, inputs, _ in self._parts)
+            for (transform, inputs, _), (constraint, _) in zip(self._parts, parts, strict=True):
+                check_room(constraint, transform, Size([1, inputs]))
+        except _REFUSED as error:
+            raise ValueError(
+                f"support: expected a constraint with room for vectors of {features} features, got "
+                f"{support!r} ({error})"
+            ) from None
 
     def _set(
         self, support: constraints.Constraint, parts: list[tuple[constraints.Constraint, int]]
@@ -181,11 +250,11 @@ class ToSupport(FlowTransform):
             transform = biject_to(constraint)
         except NotImplementedError:
             raise ValueError(
-                f"support: torch knows no bijection onto {constraint}; give one that "
+                f"torch knows no bijection onto {constraint}; give one that "
                 "torch.distributions.biject_to accepts, or register yours"
             ) from None
         if max(transform.domain.event_dim, transform.codomain.event_dim) > 1:
-            raise ValueError(f"support: expected a constraint on vectors, got {constraint}")
+            raise ValueError("expected a constraint on vectors")
         return transform
 
     def _map(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
