@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyroflows._checks import check_whole
 from pyroflows._pyro.guides import diverged
+from pyroflows._pyro.threads import runs_models
 from pyroflows.infer.importance import importance_weights, khat_threshold, psis
 from pyroflows.infer.neutra import NeuTra
 from pyroflows.infer.predictive import ModelRuns
@@ -19,6 +20,7 @@ from pyroflows.infer.predictive import ModelRuns
 _PROPOSALS = 10  # per draw, when draws are resampled by weight
 
 
+@runs_models
 def to_arviz(
     model: Callable[..., Any],
     posterior: Any,

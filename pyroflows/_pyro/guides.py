@@ -24,6 +24,8 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Size, Tensor
 from torch.distributions.constraints import Constraint
 
+from pyroflows._pyro.threads import runs_models
+
 
 @dataclass(frozen=True)
 class FreeSite:
@@ -102,6 +104,11 @@ class Guide(AutoGuide):
         model = poutine.block(InitMessenger(init_loc_fn)(self.model), self._prototype_hide_fn)
         with poutine.block():
             return poutine.trace(model).get_trace(*args, **kwargs)
+
+    @runs_models
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As Pyro's guides, by one thread at a time."""
+        return super().__call__(*args, **kwargs)
 
     def sample_posterior(self, n: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """``n`` draws ``(n, *site shape)`` of every latent site.

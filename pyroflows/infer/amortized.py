@@ -17,6 +17,7 @@ from torch.distributions import biject_to
 
 from pyroflows._pyro.guides import Guide
 from pyroflows._pyro.store import InStep
+from pyroflows._pyro.threads import runs_models
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows import builder, iaf
 from pyroflows.infer.guides import AutoFlow
@@ -118,6 +119,7 @@ class AutoAmortizedFlow(Guide):
         self.global_values: dict[str, Tensor] = {}
         self.add_module("global_guide", None)
 
+    @runs_models
     def setup(self, *args: Any, **kwargs: Any) -> AutoAmortizedFlow:
         """Run model and encoder once to learn sites and shapes, build the flows; returns the guide.
 
@@ -260,6 +262,7 @@ class AutoAmortizedFlow(Guide):
                 result[site.name] = pyro.sample(site.name, delta)
         return result
 
+    @runs_models
     @pyro_method
     @torch.no_grad()
     def sample_posterior(self, n: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyroflows._checks import check_positive
 from pyroflows._pyro.guides import VectorGuide
+from pyroflows._pyro.threads import runs_models
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.flows import iaf
@@ -122,6 +123,7 @@ class AutoFlow(VectorGuide):
         self.init_scale = init_scale
         self.learned: Setup | None = None
 
+    @runs_models
     def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
         """Run the model to learn its sites, build the flow and find its start; returns the guide.
 
@@ -268,6 +270,7 @@ class AutoFlow(VectorGuide):
         """From the base to the stacked unconstrained sites."""
         return self.flow.transform
 
+    @runs_models
     @pyro_method
     @torch.no_grad()
     def sample_posterior(self, n: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

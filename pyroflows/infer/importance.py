@@ -16,6 +16,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyroflows._checks import check_whole
+from pyroflows._pyro.threads import runs_models
 from pyroflows.infer.vectorize import (
     can_run_together,
     per_particle,
@@ -57,6 +58,7 @@ class WeightedDraws(NamedTuple):
         return self.log_p - self.log_q
 
 
+@runs_models
 @torch.no_grad()
 def importance_weights(
     model: Callable[..., Any],

@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyroflows._pyro.threads import runs_models
 from pyroflows.infer.vectorize import (
     ERRORS,
     PLATE,
@@ -56,6 +57,7 @@ class LogJoint:
             return trace.log_prob_sum() + log_det
         return per_particle(trace, len(latent), self.depth) + log_det
 
+    @runs_models
     def trace(self, latent: Tensor) -> tuple[Trace, Tensor]:
         """The model's trace at these latents, and the maps' log-determinants."""
         particles, values, log_det = latent.shape[:-1], {}, latent.new_zeros(latent.shape[:-1])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyroflows._checks import check_whole
 from pyroflows._pyro.guides import diverged
+from pyroflows._pyro.threads import runs_models_long
 from pyroflows.distributions.flow import Flow
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.log_joint import LogJoint
@@ -68,6 +69,7 @@ class NeuTra:
         self.draws: dict[str, Tensor] | None = None
         self.diverging: Tensor | None = None
 
+    @runs_models_long
     def run(
         self,
         *args: Any,

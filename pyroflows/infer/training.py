@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from pyroflows._checks import check_positive, check_share, check_whole
 from pyroflows._distributed import draw_apart, make_same, open_fabric
+from pyroflows._pyro.threads import runs_models_long
 from pyroflows.data.fingerprint import facts_of, facts_of_loader
 from pyroflows.data.position import Passes, Repeated
 from pyroflows.distributions.flow import Flow
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 GUIDE_RECIPE = {"clip": 10.0, "average": 0.99}
 
 
+@runs_models_long
 def fit_guide(
     model: Callable[..., Any],
     guide: Callable[..., Any],

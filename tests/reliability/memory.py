@@ -44,7 +44,7 @@ def again(values: Tensor | None, rows: int) -> Tensor | None:
 
 @torch.no_grad()
 def measured(name: str, what: str, rows: int) -> tuple[int, float, float]:
-    """How many rows, and MiB and seconds that they took."""
+    """How many rows, and MiB and seconds of work that they took."""
     flow = prepared(FLOWS[name], torch.float32, 0.2)
     rows = rows if len(flow.event_shape) == 1 else rows // (4 * flow.event_shape.numel())
     few = contexts(flow.context_shape, (500,), torch.float32)
@@ -52,9 +52,9 @@ def measured(name: str, what: str, rows: int) -> tuple[int, float, float]:
     x = flow.sample((500,) if few is None else (), few)  # nothing is set up later
     flow.log_prob(x, few)
     x = again(x, rows) if what == "log_prob" else None
-    before, began = begin_anew(), time.perf_counter()
+    before, began = begin_anew(), time.process_time()
     found = flow.sample(shape, context) if x is None else flow.log_prob(x, context)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     beyond = highest() - before - found.numel() * found.element_size()
     return rows, beyond / MIB, seconds
 
