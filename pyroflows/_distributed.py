@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -39,8 +40,8 @@ def open_fabric(
         precisions: those that may be asked for by name, beside the dtype that ``like`` has.
 
     Raises:
-        ValueError: another kind of thing, an argument or a precision that is not known, or what
-            Lightning Fabric refuses.
+        ValueError: another kind of thing, an argument or a precision that is not known, several
+            nodes that nobody started, or what Lightning Fabric refuses.
     """
     from lightning_fabric import Fabric
 
@@ -59,8 +60,23 @@ def open_fabric(
             f"{{'devices': 2}}, or None, got {fabric!r}"
         )
     if not getattr(made, "_launched", False):
+        _check_nodes(made)
         made.launch()
     return made
+
+
+def _check_nodes(fabric: Fabric) -> None:
+    """See that several nodes can find each other, where a launch would wait for the others."""
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
+    nodes = getattr(fabric.strategy, "num_nodes", 1)
+    alone = isinstance(getattr(fabric.strategy, "cluster_environment", None), LightningEnvironment)
+    if nodes > 1 and alone and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            f"fabric: expected a process started on each of {nodes} nodes, by torchrun or with "
+            "MASTER_ADDR, MASTER_PORT and NODE_RANK set, got none of these; leave num_nodes out "
+            "for one machine"
+        )
 
 
 def _with_defaults(

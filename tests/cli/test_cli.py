@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -364,15 +365,62 @@ def test_an_unexpected_error_is_one_line_too(fitted, monkeypatch):
     assert isinstance(run("sample", fitted[1]).exception, ZeroDivisionError)
 
 
-def test_a_broken_run_folder_says_so(fitted, tmp_path):
-    import shutil
+@pytest.fixture(scope="module")
+def other(fitted, tmp_path_factory):
+    """A run of the same table, from other seeds: its files would fit into the first."""
+    data, _, _ = fitted
+    out = tmp_path_factory.mktemp("other") / "run"
+    options = ["--positive", NAMES[0], "--bounded", "share=0:1", "--flow", "maf", *SMALL]
+    ok("fit", data, "--out", out, *options, "--seed", 1)
+    return out
 
-    _, out, _ = fitted
-    for name, text in (("table.json", "{}"), ("rows.npz", "zip"), ("model.safetensors", "x")):
-        broken = tmp_path / name
+
+def one_bit(path, _other):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def one_number(path, other):
+    """A number changed by someone who knows the format; the checksum is not put right."""
+    if path.suffix == ".json":
+        text = path.read_text(encoding="utf-8")
+        place = re.search(r"\d", text[len(text) // 2 :]).start() + len(text) // 2
+        changed = f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}"
+        path.write_text(changed, encoding="utf-8")
+    elif path.suffix == ".npz":
+        with np.load(path) as rows:
+            np.savez_compressed(path, train=rows["train"] * np.nan, held=rows["held"])
+    else:
+        content = bytearray(path.read_bytes())
+        content[-4:] = np.float32(3.0).tobytes()
+        path.write_bytes(content)
+
+
+DAMAGE = {
+    "bit": one_bit,
+    "number": one_number,
+    "half": lambda path, _other: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path, _other: path.write_bytes(b""),
+    "gone": lambda path, _other: path.unlink(),
+    "other": lambda path, other: path.write_bytes((other / path.name).read_bytes()),
+}
+FILES = ("config.json", "model.safetensors", "rows.npz", "table.json")
+
+
+@pytest.mark.parametrize("command", ["sample", "score", "report", "distill"])
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_a_damaged_file_of_a_run_is_refused_by_name(fitted, other, tmp_path, command, damage):
+    data, out, _ = fitted
+    assert sorted(path.name for path in out.iterdir() if path.suffix != ".html") == list(FILES)
+    options = {"score": [data], "distill": ["--out", tmp_path / "new"]}.get(command, [])
+    for name in FILES:
+        broken = tmp_path / name / "run"
         shutil.copytree(out, broken)
-        (broken / name).write_text(text)
-        assert "error: " in fails("sample", broken)
+        DAMAGE[damage](broken / name, other)
+        error = fails(command, broken, *options)
+        assert str(broken) in error or name in error, error
+        assert not (tmp_path / "new").exists()
 
 
 def test_tables_of_every_kind_are_the_same(tmp_path):

@@ -84,10 +84,12 @@ def test_another_kind_of_fabric_is_refused(train, wrong):
         ({"precision": 16}, "precision: expected None or one of"),
         ({"accelerator": "abacus"}, "Lightning Fabric refuses .*abacus"),
         ({"divices": 2}, "Lightning Fabric refuses .*divices"),
+        ({"num_nodes": 2}, "fabric: expected a process started on each of 2 nodes, by torchrun"),
     ],
     ids=str,
 )
-def test_arguments_that_fabric_refuses_are_named(train, arguments, message):
+def test_arguments_that_fabric_refuses_are_named(train, arguments, message, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)  # of earlier processes
     with pytest.raises(ValueError, match=message):
         train(fabric=arguments)
 
