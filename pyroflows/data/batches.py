@@ -26,7 +26,12 @@ class Batches:
         seed: of the order.
         rank: number of this process.
         processes: how many there are.
+
+    Attributes:
+        screen: what left out wild rows before.
     """
+
+    screen: Screen | None = None
 
     def __init__(self, rows: Rows, size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
         self.rows = rows

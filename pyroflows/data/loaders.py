@@ -61,7 +61,7 @@ class Loader(Streamed):
             rows = checked_rows(self.flow, x, context, name=name, context_name=context_name)
             yield (rows if self.screen is None else self.screen.usual(rows, name)).batch
         if self.screen is not None:
-            self.screen.count()
+            self.screen.tell_count()
 
     def first(self, most: int) -> Rows:
         """The first rows of an order of their own: the same each time, and nothing is drawn."""
@@ -140,7 +140,9 @@ def sources(
         rows, validation = rows.split(float(val), seed)
     elif val is not None:
         validation = _screened(_validation(flow, val, shard), screen)
-    return Batches(rows, batch_size or default_size(len(rows)), seed, *shard), validation
+    batches = Batches(rows, batch_size or default_size(len(rows)), seed, *shard)
+    batches.screen = screen
+    return batches, validation
 
 
 def _screened(validation: Validation, screen: Screen, numbers: Any = None) -> Validation:

@@ -56,13 +56,23 @@ class Screen:
         self._warnings = 0
         lost = self._wild(rows).any(dim=1)
         self._spare = rows[~lost][:1]
-        if lost.sum() > max(1, _MOST * len(rows)):
+        self._seen, self._lost, self._least = 0, 0, len(rows)
+        self._keep_if_many(int(lost.sum()), len(rows))
+
+    @property
+    def count(self) -> int:
+        """How many different rows were left out so far."""
+        return len(self._told)
+
+    def _keep_if_many(self, lost: int, seen: int) -> None:
+        """Leave none out any more where too many would be: the first rows were no sample."""
+        if lost > max(1, _MOST * seen):
             self.reaches = []
             warnings.warn(
-                f"x: {int(lost.sum()):,} of {len(rows):,} rows are far outside the others, too "
-                f"many for slips, so they stay in {use}, whose scale they set: look at them, or "
-                "fit the logarithm of such columns",
-                stacklevel=2,
+                f"x: {lost:,} of {seen:,} rows are far outside the others, too many for slips, so "
+                f"from now on they stay in {self.use}, whose scale they may set: shuffle the rows "
+                "if they are sorted, look at them, or fit the logarithm of such columns",
+                stacklevel=3,
             )
 
     def _judged(self, rows: Rows) -> list[Tensor]:
@@ -92,9 +102,14 @@ class Screen:
         """
         wild = self._wild(rows)
         kept = self._without(rows, wild)
+        self._seen += len(rows)
         if kept is rows:
             return rows
         places = wild.any(dim=1).nonzero()[:, 0].tolist()
+        self._lost += len(places)
+        self._keep_if_many(self._lost, max(self._seen, self._least))
+        if not self.reaches:
+            return rows
         new = [place for place in places if self._is_new(rows, place)]
         if new and self._warnings < _SHOWN:
             number = range(len(rows)) if numbers is None else numbers
@@ -127,12 +142,12 @@ class Screen:
             stacklevel=3,
         )
 
-    def count(self) -> None:
+    def tell_count(self) -> None:
         """At the end of a pass, say how many rows were left out where some were not told of."""
         if self._warnings == _SHOWN:
             self._warnings += 1
             warnings.warn(
-                f"x: in all {len(self._told):,} rows were far outside all others and left out of "
+                f"x: in all {self.count:,} rows were far outside all others and left out of "
                 f"{self.use}",
                 stacklevel=2,
             )

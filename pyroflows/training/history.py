@@ -46,6 +46,7 @@ class History:
         rollbacks: how often a non-finite loss sent it back to its best weights.
         skipped: how many non-finite steps were not applied.
         taken: how many steps there were, these among them.
+        left_out: how many rows far outside all others ``fit`` left out, as this process saw.
         seconds: how long it took, by the clock.
 
     Example:
@@ -72,6 +73,7 @@ class History:
     rollbacks: int = 0
     skipped: int = 0
     taken: int = 0
+    left_out: int = 0
     seconds: float = 0.0
 
     def record(
@@ -161,8 +163,10 @@ class History:
         )
 
     def lost(self) -> list[str]:
-        """What did not count, in words: steps left out, and periods that were taken back."""
+        """What did not count, in words: rows and steps left out, and periods taken back."""
         found = []
+        if self.left_out:
+            found.append(f"{self.left_out} rows far outside left out")
         if self.skipped:
             found.append(f"{self.skipped} of {self.taken} steps not finite and left out")
         if self.rollbacks:

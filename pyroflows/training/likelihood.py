@@ -233,7 +233,7 @@ def fit(
         _as_before_if_refused(model),
     ):
         first = batches.first(INITIAL_IMAGES if len(model.event_shape) == 3 else INITIAL_ROWS)
-        held_out, first = screened(batches, validation, first)
+        held_out, first = screened(batches, validation, at.broadcast(first))
         if numbers["start"] and not (checkpoints is not None and checkpoints.found):
             first = first.to(model.device)
             model.initialize(first.x, first.context)
@@ -241,7 +241,9 @@ def fit(
         history = empty_history(model)
         loss = _Loss(model)
         evaluate = None if held_out is None else lambda: _score(model, held_out, at, seed)
-        return optimise(model, loss, batches, evaluate, settings, at, checkpoints, history)
+        history = optimise(model, loss, batches, evaluate, settings, at, checkpoints, history)
+        history.left_out = 0 if batches.screen is None else batches.screen.count
+        return history
 
 
 def _checked(recipe: Mapping[str, Any], **sizes: int | None) -> dict[str, Any]:

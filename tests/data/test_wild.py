@@ -256,3 +256,25 @@ def test_the_rest_is_counted_where_warnings_would_be_many():
     assert len(said) == 4
     assert "further ones are counted" in said[2]
     assert "x: in all 16 rows" in said[3]
+
+
+def test_rows_that_are_sorted_are_not_taken_for_wild():
+    x = normal(4000, 2).float()
+    x[:, 1] += torch.arange(4000.0) ** 2
+    loader = torch.utils.data.DataLoader(x, batch_size=50)
+    screen = Screen(pf.maf(2).support, Rows(x[:400]))
+    kept, said = said_of(lambda: [screen.usual(Rows(part)) for part in loader])
+    assert sum(map(len, kept)) > 3500
+    assert "too many for slips, so from now on they stay in the fit" in said[-1]
+
+
+def test_the_history_counts_rows_left_out():
+    x = spoilt(at=([1, 2, 3], 0))
+    history, _ = said_of(lambda: pf.fit(pf.maf(2), x, **QUICK))
+    assert history.left_out == 3
+    assert "3 rows far outside left out" in repr(history)
+    loader = torch.utils.data.DataLoader(x, batch_size=50)
+    history, _ = said_of(
+        lambda: pf.fit(pf.maf(2), loader, val=None, **{**QUICK, "batch_size": None})
+    )
+    assert history.left_out == 3
