@@ -319,7 +319,7 @@ class Run:
 
     def _roll_back(self) -> None:
         """Return to the best weights with a smaller step, or give up."""
-        if self.history.rollbacks == self.schedule.most_rollbacks:
+        if self.history.rollbacks >= self.schedule.most_rollbacks:
             self.schedule.give_up()
         self.history.rollbacks += 1
         self.lr *= SHRINK

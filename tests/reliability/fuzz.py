@@ -23,19 +23,24 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyro
 import torch
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
+from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 import pyroflows as pf
 from pyroflows._files import model_folder
 from pyroflows.cli import app
 from pyroflows.cli.tables import read_table, write_table
+from pyroflows.infer import plateau
+from pyroflows.training.loop import Run
 
 ERROR, SAME, OTHER = "clear error", "the same", "anything else"
 HOSTILE = [
@@ -317,6 +322,141 @@ def fuzz_tables(count: int, rng: random.Random, tally: Tally) -> Tally:
     return tally
 
 
+def fit_a_little(checkpoint: object, seed: int, epochs: int = 3) -> list:
+    """A small flow of images, whose weights lie in memory in more than one way."""
+    torch.manual_seed(seed)
+    flow = pf.flows.examples()["multiscale_realnvp"].make()
+    x = torch.rand(24, *flow.event_shape, generator=torch.Generator().manual_seed(1))
+    data = DataLoader(TensorDataset(x), batch_size=8, shuffle=True)
+    torch.manual_seed(seed)
+    settings = {"max_epochs": epochs, "dropout": 0.1, "val": x[:5], "progress": False}
+    history = pf.fit(flow, data, checkpoint=checkpoint, **settings)
+    return [history.train, [p.detach().clone() for p in flow.parameters()]]
+
+
+def guide_a_little(checkpoint: object, seed: int, steps: int = 60) -> list:
+    """A guide of two normals, in windows of 20 steps."""
+    pyro.clear_param_store()
+    torch.manual_seed(seed)
+
+    def model() -> None:
+        pyro.sample("z", pyro.distributions.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    guide = pf.AutoFlow(model, layers=1, hidden=(4,))
+    settings = {"particles": 2, "max_steps": steps, "progress": False, "checkpoint": checkpoint}
+    history = pf.fit_guide(model, guide, **settings)
+    return [history.train, [p.detach().clone() for p in guide.parameters()]]
+
+
+def distil_a_little(checkpoint: object, seed: int, steps: int = 150) -> list:
+    """A student of a small flow."""
+    torch.manual_seed(0)
+    teacher = pf.maf(2, layers=1, hidden=(4,))
+    torch.manual_seed(seed)
+    student = pf.student_of(teacher)
+    settings = {"max_steps": steps, "batch_size": 8, "progress": False, "checkpoint": checkpoint}
+    history = pf.distill(teacher, student, **settings)
+    return [history.train, [p.detach().clone() for p in student.parameters()]]
+
+
+def stopped_within(train: Callable, folder: Path, steps: int) -> None:
+    """Train until a step, as a process that is killed there would."""
+
+    def counted(self: Run, batch: object) -> None:
+        nonlocal steps
+        steps -= 1
+        if steps < 0:
+            raise InterruptedError
+        step(self, batch)
+
+    step, Run._step = Run._step, counted
+    try:
+        train(pf.Checkpoint(folder, every=0.7), 0)
+    except InterruptedError:
+        pass
+    finally:
+        Run._step = step
+
+
+def forge_checkpoint(folder: Path, rng: random.Random) -> str:
+    """Another word, number or tensor in the newest, with the name that its hash then gives it."""
+    path = max(folder.glob("checkpoint-*"))
+    serial = int(path.name.split("-")[1])
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])["__metadata__"]
+    tensors = tensors_of(content)
+    if rng.random() < 0.6:
+        words = json.loads(header["state"])
+        where, by = rng.choice([p for p in places(words) if p]), rng.choice(HOSTILE)
+        header["state"] = json.dumps(replaced(words, where, by))
+        what = f"{where} = {str(by)[:40]}"
+    else:
+        name = rng.choice(sorted(tensors))
+        kind = rng.choice("nan inf half gone more reshaped integer permuted".split())
+        forge_tensor(tensors, name, kind)
+        what = f"{kind} in tensor {name}"
+    content = bytes_of(tensors, metadata=header)
+    path.unlink()
+    digest = hashlib.sha256(content).hexdigest()[:32]
+    (folder / f"checkpoint-{serial:08d}-{digest}.safetensors").write_bytes(content)
+    return what
+
+
+def is_same(one: list, other: list) -> bool:
+    """Whether two trainings came to the same."""
+    pairs = zip(one[1], other[1], strict=True)
+    return one[0] == other[0] and all(torch.equal(a, b) for a, b in pairs)
+
+
+def fuzz_checkpoints(count: int, rng: random.Random, tally: Tally) -> Tally:
+    """Folders of trainings that were killed: gone on from to the very same end, or refused."""
+    trainers = [(fit_a_little, 7), (guide_a_little, 50), (distil_a_little, 90)]
+    with tempfile.TemporaryDirectory() as name, patched(plateau, "WINDOW", 20):
+        above = Path(name)
+        expected = []
+        for index, (train, steps) in enumerate(trainers if count else []):
+            expected.append(train(None, 0))
+            stopped_within(train, above / str(index), steps)
+        for _ in range(count):
+            index = rng.randrange(len(trainers))
+            train, folder = trainers[index][0], above / "now"
+            shutil.copytree(above / str(index), folder)
+            if rng.random() < 0.5:
+                min(folder.iterdir()).unlink()  # no one before it
+            forged = rng.random() < 0.5
+            what = (forge_checkpoint if forged else damage)(folder, rng)
+            begins = not list(folder.iterdir())
+
+            def read(folder=folder, index=index, forged=forged, begins=begins) -> bool:
+                train = trainers[index][0]
+                try:
+                    found = train(pf.Checkpoint(folder, resume=True), 0 if begins else 9)
+                except (pf.DivergedError, FloatingPointError) as error:
+                    if not forged:
+                        raise
+                    # Moments that no training has: said, with what to try.
+                    raise ValueError(f"checkpoint signed anew: {error}") from None
+                # Signed and whole, it may be another's place: then one that trains to an end.
+                ends = forged and all(p.isfinite().all() for p in found[1])
+                return is_same(found, expected[index]) or ends
+
+            attempt(tally, f"{train.__name__}, {what}", read, ("checkpoint",))
+            shutil.rmtree(folder)
+    return tally
+
+
+@contextmanager
+def patched(module: object, name: str, value: object) -> Iterator[None]:
+    """Another value of a module's, for a while."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
 def main() -> None:
     """Count, and end with 1 where anything else than an error or the same came."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -332,7 +472,12 @@ def main() -> None:
     raise SystemExit(bool(defects))
 
 
-KINDS = {"models": fuzz_models, "runs": fuzz_runs, "tables": fuzz_tables}
+KINDS = {
+    "models": fuzz_models,
+    "checkpoints": fuzz_checkpoints,
+    "runs": fuzz_runs,
+    "tables": fuzz_tables,
+}
 
 if __name__ == "__main__":
     main()
