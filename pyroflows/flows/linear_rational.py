@@ -31,19 +31,19 @@ class LinearRationalSpline(Spline):
     def bin_forward(self, x: Tensor, at: Bin) -> tuple[Tensor, Tensor]:
         """A ratio of linear functions of the fraction of the bin (eq. 5)."""
         fraction = ((x - at.x) / at.width).clamp(0, 1)
-        middle, height, last, inner = _weights(at)
+        middle, height, above, last, inner = _weights(at)
         below = fraction <= middle
         rest, past = 1 - fraction, fraction - middle
         top = torch.where(below, inner * height * fraction, inner * height * rest + last * past)
         bottom = torch.where(below, inner * fraction - past, inner * rest + last * past)
-        slope = torch.where(below, middle * height, (1 - middle) * last * (1 - height)) * inner
+        slope = torch.where(below, middle * height, (1 - middle) * last * above) * inner
         log_derivative = (slope * at.height / at.width).log() - 2 * bottom.log()
         return at.y + at.height * top / bottom, log_derivative
 
     def bin_inverse(self, y: Tensor, at: Bin) -> tuple[Tensor, Tensor]:
         """The same ratio, solved for the fraction of the width (eq. 7)."""
         share = ((y - at.y) / at.height).clamp(0, 1)
-        middle, height, last, inner = _weights(at)
+        middle, height, _, last, inner = _weights(at)
         below = share <= height
         rest, past = last * (1 - share), inner * (share - height)
         top = torch.where(below, middle * share, middle * rest + past)
@@ -52,12 +52,16 @@ class LinearRationalSpline(Spline):
 
 
 def _weights(at: Bin) -> tuple[Tensor, ...]:
-    """Where the pieces meet, as shares of width and height; weights there and at the upper knot."""
+    """Where the pieces meet: shares of width, of height and of what is above; then the weights.
+
+    Those are of the upper knot and of where the pieces meet.
+    """
     middle = 0.025 + 0.95 * at.raw[..., 0].sigmoid()
     last = (at.first / at.last).sqrt()  # the lower knot's weight is one
-    height = middle * last / (1 - middle + middle * last)
+    whole = 1 - middle + middle * last
+    height, above = middle * last / whole, (1 - middle) / whole
     inner = (middle * at.first + (1 - middle) * last * at.last) * at.width / at.height
-    return middle, height, last, inner
+    return middle, height, above, last, inner
 
 
 SMALL: dict[str, Any] = {"family": LinearRationalSpline(bins=4), "layers": 2, "hidden": (16,)}

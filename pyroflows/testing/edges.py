@@ -17,6 +17,7 @@ from pyroflows.testing.cases import (
     require,
     require_close,
     require_finite,
+    seeded,
     tolerance,
     trained,
 )
@@ -121,7 +122,8 @@ def check_far_rows(
             for index, value in enumerate(found.tolist()):
                 at = x[index] if what == "rows" or context is None else context[index]
                 require(value < torch.inf, f"log_prob is {value} for one of the {what}, {at}")
-            require_close(found[:_ROWS], wanted, tolerance(dtype), f"log_prob beside wild {what}")
+            usual = found[:_ROWS].nan_to_num(), wanted.nan_to_num()  # both may be minus infinity
+            require_close(*usual, tolerance(dtype), f"log_prob beside wild {what}")
         _check_nan(flow, dtype)
 
 
@@ -141,7 +143,8 @@ def _check_nan(flow: Flow, dtype: torch.dtype) -> None:
         return
     require(found[1].isnan(), f"log_prob of a row with a NaN is {found[1]}")
     others = [0, *range(2, _ROWS)]
-    require_close(found[others], alone[others], tolerance(dtype), "log_prob beside a NaN")
+    usual = found[others].nan_to_num(), alone[others].nan_to_num()
+    require_close(*usual, tolerance(dtype), "log_prob beside a NaN")
 
 
 def check_far_gradients(
@@ -153,7 +156,8 @@ def check_far_gradients(
 ) -> None:
     """Where a log-density is finite its gradient is, in data, context and every parameter.
 
-    Also beside rows whose log-density is not finite and which a loss leaves out.
+    Also beside rows whose log-density is not finite and which a loss leaves out. Draws under wild
+    contexts are no NaN, and so have their gradients.
 
     Args:
         make: makes the flow.
@@ -173,10 +177,23 @@ def check_far_gradients(
         inputs = {"data": x.requires_grad_()}
         if context is not None:
             inputs["context"] = context.requires_grad_()
-        wanted = inputs | trained(flow)
-        value = flow(context, validate_args=False).log_prob(x)
-        kept = value[value.isfinite()]
-        found = torch.autograd.grad(kept.sum(), [*wanted.values()], allow_unused=True)
-        for name, gradient in zip(wanted, found, strict=True):
-            if gradient is not None:
-                require_finite(gradient, f"gradient in {name!r} with wild {what}")
+        d = flow(context, validate_args=False)
+        _require_gradient(d.log_prob(x), inputs | trained(flow), f"wild {what}")
+        if what == "contexts" and d.has_rsample:
+            del inputs["data"]
+            with seeded():
+                draws, log_prob = d.rsample_and_log_prob()
+            for value, of in ((draws.flatten(1), "draws"), (log_prob, "their log-density")):
+                require(not value.isnan().any(), f"wild contexts: {of} are NaN")
+                _require_gradient(value, inputs | trained(flow), f"{of} under wild contexts")
+
+
+def _require_gradient(value: Tensor, inputs: dict[str, Tensor], what: str) -> None:
+    """What is finite of ``value`` has a finite gradient in each of the inputs."""
+    kept = value[value.isfinite()].sum()
+    if not kept.requires_grad:
+        return
+    found = torch.autograd.grad(kept, [*inputs.values()], retain_graph=True, allow_unused=True)
+    for name, gradient in zip(inputs, found, strict=True):
+        if gradient is not None:
+            require_finite(gradient, f"gradient in {name!r} with {what}")

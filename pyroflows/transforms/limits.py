@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+_HALF = torch.finfo(torch.float16).max
+_FARTHEST = {torch.float64: 2.0**100, torch.float16: _HALF}
+_LOWEST = {torch.float64: -(2.0**512), torch.float16: -_HALF}
 
 
 def farthest(dtype: torch.dtype) -> float:
@@ -21,7 +24,7 @@ def farthest(dtype: torch.dtype) -> float:
         >>> f"{farthest(torch.float32):.1e} {farthest(torch.float64):.1e}"
         '4.3e+09 1.3e+30'
     """
-    return 2.0**100 if dtype == torch.float64 else min(2.0**32, torch.finfo(dtype).max)
+    return _FARTHEST.get(dtype, 2.0**32)
 
 
 def closest(dtype: torch.dtype) -> float:
@@ -59,7 +62,7 @@ def lowest(dtype: torch.dtype) -> float:
         >>> f"{lowest(torch.float32):.1e} {lowest(torch.float64):.1e}"
         '-1.8e+19 -1.3e+154'
     """
-    return -(2.0**512) if dtype == torch.float64 else max(-(2.0**64), torch.finfo(dtype).min)
+    return _LOWEST.get(dtype, -(2.0**64))
 
 
 def refused(log_prob: Tensor) -> Tensor:
@@ -70,7 +73,7 @@ def refused(log_prob: Tensor) -> Tensor:
         >>> refused(torch.tensor([-5.0, -1e20]))
         tensor([-5., -inf])
     """
-    return F.threshold(log_prob, lowest(log_prob.dtype), -torch.inf)
+    return torch.threshold(log_prob, lowest(log_prob.dtype), -torch.inf)
 
 
 def off_zero(x: Tensor) -> Tensor:
