@@ -235,8 +235,7 @@ def fit(
         first = batches.first(INITIAL_IMAGES if len(model.event_shape) == 3 else INITIAL_ROWS)
         held_out, first = screened(batches, validation, at.broadcast(first))
         if numbers["start"] and not (checkpoints is not None and checkpoints.found):
-            first = first.to(model.device)
-            model.initialize(first.x, first.context)
+            model.initialize(*first.to(model.device).batch)
         set_dropout(model, dropout)
         history = empty_history(model)
         loss = _Loss(model)
