@@ -218,3 +218,17 @@ def test_a_guide_is_picked_up(monkeypatch, tmp_path, name, stops):
     monkeypatch.setattr(plateau, "WINDOW", 10)
     stops = [2 * stop + 9 for stop in stops]  # the first checkpoint is after ten
     check(monkeypatch, tmp_path, lambda *a, **k: guided(name, *a, **k), 1, stops)
+
+
+def test_a_guide_is_measured_on_the_same_batch_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(plateau, "WINDOW", 10)
+    found, finish = [], plateau.Plateau.finish
+
+    def noted(self):
+        found.append(self.task.first[0])
+        finish(self)
+
+    monkeypatch.setattr(plateau.Plateau, "finish", noted)
+    for seed in (0, 5):  # the second goes on from the first
+        guided("AutoFlow, batches", seed, checkpoint=pf.Checkpoint(tmp_path, resume=True))
+    assert torch.equal(*found)
