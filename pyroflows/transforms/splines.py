@@ -110,7 +110,9 @@ class Spline(Family):
 
     def knots(self, raw: Tensor) -> Tensor:
         """``bins + 1`` increasing positions from ``-bound`` to ``bound`` exactly."""
-        share = self.min_bin / self.bins + (1 - self.min_bin) * torch.softmax(raw, dim=-1)
+        # torch's softmax over so few numbers takes five times as long. A shift changes nothing.
+        size = (raw - raw.detach().amax(dim=-1, keepdim=True)).exp()
+        share = self.min_bin / self.bins + (1 - self.min_bin) * size / size.sum(-1, keepdim=True)
         inner = 2 * self.bound * share[..., :-1].cumsum(dim=-1) - self.bound
         return F.pad(F.pad(inner, (1, 0), value=-self.bound), (0, 1), value=self.bound)
 

@@ -41,6 +41,14 @@ def test_five_million_rows_are_scored_in_little_memory():
 
 @as_linux
 @pytest.mark.slow
+def test_a_spline_flow_draws_a_million_in_twenty_seconds_of_one_core():
+    line = output_of("memory.py", "sample", "1000000", "nsf(6)")
+    print(line)
+    assert float(line.split()[-2]) < 20
+
+
+@as_linux
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["log_prob", "sample"])
 def test_every_flow_takes_many_rows_in_little_memory(what):
     """A draw takes what it is made of too, as large as itself, and its score."""

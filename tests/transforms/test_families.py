@@ -177,3 +177,18 @@ def test_a_flow_says_its_dtype_and_its_parts():
     assert [type(part).__name__ for part in flow.parts] == ["Inverse", "Inverse", "Standardize"]
     alone = pf.Flow(pf.transforms.Permute([1, 0]), shape=2)
     assert alone.parts == [alone.transform]
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 100.0, 1e4])
+def test_a_splines_bins_are_shares_by_softmax(size):
+    spline = RationalQuadraticSpline(bins=5, bound=2.0, min_bin=0.1)
+    raw = (size * torch.randn(50, 5, dtype=torch.float64)).requires_grad_()
+    shares = torch.softmax(raw, dim=-1)
+    widths = 4.0 * (0.1 / 5 + 0.9 * shares)
+    found = spline.knots(raw).diff()
+    torch.testing.assert_close(found, widths, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(50, 5, dtype=torch.float64)
+    (got,), (expected,) = (
+        torch.autograd.grad((weights * value).sum(), raw) for value in (found, widths)
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
