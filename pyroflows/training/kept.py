@@ -107,14 +107,15 @@ class Kept:
     def _pattern(self) -> dict[str, Any]:
         """What the state that all processes share looks like."""
         run = self.run
-        parameters, buffers = run.task.parameters, run.task.buffers
+        # Steps may leave NaN in what they change until training goes back; the rest stays finite.
+        parameters, rest = run.task.parameters, [*map(_as_finite, run.task.buffers)]
         moments = {
             index: Maybe({"step": Number(), "exp_avg": p, "exp_avg_sq": p})
             for index, p in enumerate(self._optimised())
         }
         return {
-            "tensors": [*parameters, *buffers],
-            "best": [*map(Finite, parameters), *buffers],
+            "tensors": [*parameters, *rest],
+            "best": [*map(Finite, parameters), *rest],
             "average": {"steps": 0, "values": parameters},
             "optimiser": moments,
             "precision": run.fabric.strategy.precision.state_dict(),
@@ -142,3 +143,8 @@ class Kept:
         }
         optimiser = self.run.optimiser
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def _as_finite(tensor: Tensor) -> Tensor | Finite:
+    """The pattern of a tensor that is as finite as this one."""
+    return Finite(tensor) if bool(torch.isfinite(tensor).all()) else tensor

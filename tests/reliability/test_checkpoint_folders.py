@@ -92,6 +92,7 @@ SHARED = {
     "a word for a tensor": (("tensors", 0), "0"),
     "no tensors": (("tensors",), []),
     "best weights that are NaN": (("best", 0), None),
+    "a buffer that is NaN": (("tensors", -1), None),
     "no average": (("average", "values"), None),
     "a count below zero": (("average", "steps"), -9),
     "a moment of another shape": (("optimiser", 0, "exp_avg"), torch.zeros(3)),
@@ -129,8 +130,8 @@ def damage(state, name):
         keys, value = APART[name]
         return place(mine, *keys, by=value)
     keys, value = SHARED[name]
-    if name == "best weights that are NaN":
-        value = torch.full_like(shared["best"][0], float("nan"))
+    if name.endswith("NaN"):
+        value = torch.full_like(shared[keys[0]][keys[1]].float(), float("nan"))
     return place(shared, *keys, by=value)
 
 
