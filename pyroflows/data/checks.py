@@ -32,8 +32,8 @@ def checked_rows(
 
     Raises:
         ValueError: integers (or no integers, where the support is discrete), no rows, another
-            shape, NaN or infinite rows, rows outside the flow's support or on its border, a context
-            that is missing, unwanted, or does not fit.
+            shape, rows that are NaN, infinite or too large for the flow's dtype, rows outside the
+            flow's support or on its border, a context that is missing, unwanted, or does not fit.
     """
     shape = tuple(flow.event_shape)
     discrete = flow.support.is_discrete
@@ -197,7 +197,17 @@ def _floats(flow: Flow, value: Any, name: str) -> Tensor:
             f"{name}: expected floating-point values, got {value.dtype}; use {name}.float(), and "
             "for counts or pixels use pf.quantized(flow, bins=...), which adds noise"
         )
-    return value.detach().to(flow.dtype)
+    made = value.detach().to(flow.dtype)
+    beyond = torch.atleast_1d(made.isinf() & value.isfinite())
+    if beyond.any():
+        _refuse(
+            name,
+            f"beyond what {flow.dtype} holds",
+            beyond.reshape(len(beyond), -1).any(dim=1),
+            "drop or impute them, rescale the data, or make the flow one of wider numbers: "
+            "flow.double()",
+        )
+    return made
 
 
 def _refuse(name: str, what: str, bad: Tensor, remedy: str) -> None:

@@ -219,7 +219,7 @@ class TableBatches(Streamed):
         if rest is not None and len(rest):
             yield self._part(rest)
         if self.screen is not None:
-            self.screen.tell_count()
+            self.screen.end_pass()
 
     def starting_at(self, position: int) -> Iterator[Batch]:
         """One epoch from a batch on; those before it are read all the same."""

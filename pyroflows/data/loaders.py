@@ -39,12 +39,17 @@ class Loader(Streamed):
         flow: decides what rows may be.
         loader: gives them.
         asked: rows in a batch over all processes, where that is not the loader's own number.
+        name: of the argument it was given as.
     """
 
-    def __init__(self, flow: Flow, loader: DataLoader, asked: int | None = None) -> None:
+    def __init__(
+        self, flow: Flow, loader: DataLoader, asked: int | None = None, name: str = "x"
+    ) -> None:
         self.flow = flow
         self.loader = loader
         self.asked = asked or loader.batch_size
+        self.name = name
+        self.context_name = "context" if name == "x" else f"{name}'s context"
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -56,12 +61,12 @@ class Loader(Streamed):
             self.epoch += 1
         for index, batch in enumerate(self.loader):
             x, context = as_pair(batch)
-            name = f"x (batch {index} of the loader)"
-            context_name = f"context (batch {index} of the loader)"
+            where = f"(batch {index} of the loader)"
+            name, context_name = f"{self.name} {where}", f"{self.context_name} {where}"
             rows = checked_rows(self.flow, x, context, name=name, context_name=context_name)
             yield (rows if self.screen is None else self.screen.usual(rows, name)).batch
         if self.screen is not None:
-            self.screen.tell_count()
+            self.screen.end_pass()
 
     def first(self, most: int) -> Rows:
         """The first rows of an order of their own: the same each time, and nothing is drawn."""
@@ -207,9 +212,9 @@ def _validation(flow: Flow, val: Any, shard: tuple[int, int]) -> Validation:
                 f"scores its part of them, got one with a {type(val.sampler).__name__}; build it "
                 "without shuffle= and sampler=, or give the Dataset"
             )
-        return Loader(flow, val)
+        return Loader(flow, val, name="val")
     if isinstance(val, Dataset):
-        return Loader(flow, DataLoader(val, batch_size=1024))
+        return Loader(flow, DataLoader(val, batch_size=1024), name="val")
     x, context = as_pair(val)
     return checked_rows(flow, x, context, name="val", context_name="val's context")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ class Screen:
     ) -> None:
         self.support, self.columns, self.use = support, list(columns), use
         self.reaches = [Reach.of(values) for values in self._judged(rows)]
-        self._told: set[int] = set()
+        self._told: Counter[int] = Counter()  # how often a row is among those of one pass
+        self._pass: Counter[int] = Counter()  # the pass at hand
         self._warnings = 0
         lost = self._wild(rows).any(dim=1)
         self._spare = rows[~lost][:1]
@@ -61,8 +63,8 @@ class Screen:
 
     @property
     def count(self) -> int:
-        """How many different rows were left out so far."""
-        return len(self._told)
+        """How many rows were left out so far; those that come again in a later pass count once."""
+        return (self._told | self._pass).total()
 
     def _keep_if_many(self, lost: int, seen: int) -> None:
         """Leave none out any more where too many would be: the first rows were no sample."""
@@ -142,8 +144,10 @@ class Screen:
             stacklevel=3,
         )
 
-    def tell_count(self) -> None:
-        """At the end of a pass, say how many rows were left out where some were not told of."""
+    def end_pass(self) -> None:
+        """The same rows come again; say how many were left out where some were not told of."""
+        self._told |= self._pass
+        self._pass.clear()
         if self._warnings == _SHOWN:
             self._warnings += 1
             warnings.warn(
@@ -153,11 +157,10 @@ class Screen:
             )
 
     def _is_new(self, rows: Rows, place: int) -> bool:
-        """Whether a row was not seen before; from now on it was."""
+        """Whether a row was not seen in a pass before, as often as in this one."""
         key = hash(tuple(rows[place : place + 1].flat()[0].tolist()))
-        new = key not in self._told
-        self._told.add(key)
-        return new
+        self._pass[key] += 1
+        return self._pass[key] > self._told[key]
 
     def _described(self, rows: Rows, place: int, wild: Tensor, kept: Rows) -> str:
         """The first wild value of a row beside the usual ones, in the units of the data."""

@@ -166,11 +166,12 @@ class History:
         """What did not count, in words: rows and steps left out, and periods taken back."""
         found = []
         if self.left_out:
-            found.append(f"{self.left_out} rows far outside left out")
+            found.append(f"{_counted(self.left_out, 'row')} far outside left out")
         if self.skipped:
             found.append(f"{self.skipped} of {self.taken} steps not finite and left out")
         if self.rollbacks:
-            found.append(f"{self.rollbacks} times back to the best weights with smaller steps")
+            times = _counted(self.rollbacks, "time")
+            found.append(f"{times} back to the best weights with smaller steps")
         return found
 
     @property
@@ -178,6 +179,10 @@ class History:
         """The larger of the shares of steps left out and of periods taken back."""
         periods = len(self.steps) + self.rollbacks
         return max(self.skipped / max(self.taken, 1), self.rollbacks / max(periods, 1))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def empty_history(flow: Flow) -> History:

@@ -42,7 +42,7 @@ def facts_of_fit(
     return {
         "trainer": "fit",
         "seed": seed,
-        "val": val if isinstance(val, Real) else "given",
+        "val": val if val is None or isinstance(val, Real) else "given",
         "flow": facts_of_module(model),
         "data": batches.facts(),
         "validation": None if validation is None else validation.facts(),

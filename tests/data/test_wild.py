@@ -278,3 +278,24 @@ def test_the_history_counts_rows_left_out():
         lambda: pf.fit(pf.maf(2), loader, val=None, **{**QUICK, "batch_size": None})
     )
     assert history.left_out == 3
+
+
+def test_equal_wild_rows_are_each_counted():
+    x = spoilt(at=([1, 2, 3], slice(None)), value=-9999.0)
+    history, said = said_of(lambda: pf.fit(pf.maf(2), x, **QUICK))
+    assert "x: 3 of 400 rows are far outside" in said[0]
+    assert history.left_out == 3
+    loader = torch.utils.data.DataLoader(x, batch_size=2)
+    options = {**QUICK, "batch_size": None, "max_epochs": 2}
+    history, said = said_of(lambda: pf.fit(pf.maf(2), loader, val=None, **options))
+    assert [int(text.split(": ")[1].split()[0]) for text in said] == [1, 2]
+    assert history.left_out == 3
+
+
+def test_wild_rows_of_a_validation_loader_are_not_called_rows_of_x():
+    loader = torch.utils.data.DataLoader(spoilt(100), batch_size=10)
+    training = torch.utils.data.DataLoader(normal(400, 2).float(), batch_size=50)
+    options = {**QUICK, "batch_size": None}
+    history, said = said_of(lambda: pf.fit(pf.maf(2), training, val=loader, **options))
+    assert "val (batch 0 of the loader): 1 of 10 rows" in said[0]
+    assert min(history.val) > -10

@@ -301,7 +301,7 @@ def test_steps_that_stay_not_finite_lead_back_to_the_best_parameters():
     guide, seen = AutoMultivariateNormal(gaussian), []
     objective = Breaks(range(103, 201), seen)
     settings = {"objective": objective, "average": 0.0, "max_steps": 400, "progress": False}
-    with pytest.warns(UserWarning, match="98 of 400 steps not finite .* 1 times back"):
+    with pytest.warns(UserWarning, match="98 of 400 steps not finite .* 1 time back"):
         history = pf.fit_guide(gaussian, guide, **settings)
     assert history.rollbacks == 1
     assert history.skipped == 98

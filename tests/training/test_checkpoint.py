@@ -175,7 +175,7 @@ def test_a_rollback_is_kept(monkeypatch, tmp_path):
         return judge(self)
 
     monkeypatch.setattr(Epochs, "judge", spoiled)
-    warnings.filterwarnings("ignore", message="fit: 1 times back")
+    warnings.filterwarnings("ignore", message="fit: 1 time back")
     history = picked_up(monkeypatch, tmp_path, 14)
     assert history.rollbacks == 1
     assert history.lr[-1] < 0.3 * 1e-2

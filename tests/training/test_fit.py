@@ -226,10 +226,10 @@ def explosive(calls):
 
 def test_a_bad_step_rolls_back_to_the_best_weights():
     flow, net = explosive(calls=12)
-    with pytest.warns(UserWarning, match="fit: 1 times back to the best weights"):
+    with pytest.warns(UserWarning, match="fit: 1 time back to the best weights"):
         history = pf.fit(flow, rows(), max_epochs=8, batch_size=64, progress=False)
     assert history.rollbacks == 1
-    assert "1 times back to the best weights" in repr(history)
+    assert "1 time back to the best weights" in repr(history)
     assert all(torch.isfinite(p).all() for p in flow.parameters())
     assert net.left < 0
     assert history.lr[-1] < history.lr[0] * 0.35
@@ -478,6 +478,25 @@ def test_bad_validation_rows_are_named():
     val[4] = float("nan")
     with pytest.raises(ValueError, match=r"val: 1 of 10 rows are NaN or infinite \(rows 4\)"):
         pf.fit(small(), rows(), val=val, **QUICK)
+
+
+def test_numbers_too_large_for_the_dtype_are_not_called_infinite():
+    x = rows(10).double()
+    x[4, 1] = 1e300
+    with pytest.raises(ValueError, match=r"x: 1 of 10 rows are beyond what torch.float32 holds"):
+        pf.fit(small(), x, **QUICK)
+    context = x[:, :1] * 0 + 1e300
+    flow = pf.maf(2, layers=1, hidden=(8,), context=1)
+    with pytest.raises(ValueError, match=r"context: 10 of 10 rows are beyond what torch.float32"):
+        pf.fit(flow, rows(10), context, **QUICK)
+
+
+def test_a_bad_batch_of_a_validation_loader_is_not_taken_for_one_of_the_training():
+    x = rows(100)
+    x[60] = float("nan")
+    loader = DataLoader(TensorDataset(x), batch_size=50)
+    with pytest.raises(ValueError, match=r"^val \(batch 1 of the loader\).*rows 10"):
+        pf.fit(small(), rows(), val=loader, **QUICK)
 
 
 def test_bad_batch_of_a_loader_is_named():

@@ -45,7 +45,7 @@ FITS = {
         "validation x values differ",
     ),
     "its context": (lambda: {"val": (rows(9, 2), rows(9, 4, 1))}, "validation context values"),
-    "no validation": (lambda: {"val": None}, "validation rows is 9 there, nothing here"),
+    "no validation": (lambda: {"val": None}, "val is given there, None here"),
     "a share": (lambda: {"val": 0.2}, "val is given there, 0.2 here"),
     "count": (
         lambda: {"x": rows(61), "context": rows(61, width=1)},
