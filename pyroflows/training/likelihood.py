@@ -137,7 +137,8 @@ def fit(
             features. Files are read block by block: at most 128 MiB of rows are in
             memory (``pyroflows.tables`` says which). With several processes a ``Dataset`` is
             sharded; your own ``DataLoader`` you shard yourself.
-        context: ``(rows, *flow.context_shape)`` for a conditional flow.
+        context: ``(rows, *flow.context_shape)`` for a conditional flow, whose networks read it as
+            it is: bring its columns to mean 0 and spread 1 first, or most of it is lost on them.
         bins: for integers 0 to ``bins - 1`` under a flow: short for ``pf.quantized(flow, bins)``,
             which trains the flow with new uniform noise each step.
         val: what to stop on: a share of the rows (of those in a file 65,536 at most), rows, a pair
