@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
+_LOGARITHMS = ("log_scale", "log_diagonal")  # of what is multiplied by, in all our transforms
 
 
 def check_tensors(built: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> None:
@@ -41,8 +44,9 @@ def check_values(built: dict[str, Tensor], saved: dict[str, Tensor], what: str) 
         what: the error's first words.
 
     Raises:
-        ValueError: a tensor that is finite when it is built is not; one is in half precision where
-            the module is not; or of whole numbers, as permutations are, others are there.
+        ValueError: a tensor that is finite when it is built is not, or the scales whose logarithms
+            it holds are not; one is in half precision where the module is not; or of whole numbers,
+            as permutations are, others are there.
     """
     for name, tensor in built.items():
         there = saved[name]
@@ -50,6 +54,12 @@ def check_values(built: dict[str, Tensor], saved: dict[str, Tensor], what: str) 
             if tensor.isfinite().all() and not there.isfinite().all():
                 bad = int((~there.isfinite()).sum())
                 raise ValueError(f"{what}{bad} of {there.numel()} numbers in {name} are not finite")
+            limit = math.log(torch.finfo(tensor.dtype).max)
+            if name.endswith(_LOGARITHMS) and (there.abs() > limit).any():
+                raise ValueError(
+                    f"{what}{name} holds the logarithm {there.flatten()[there.abs().argmax()]:g} "
+                    f"of a scale, expected from {-limit:.0f} to {limit:.0f}"
+                )
             if there.dtype in _HALF and tensor.dtype not in _HALF:
                 raise ValueError(f"{what}{name} is of {there.dtype}, expected {tensor.dtype}")
         elif tensor.numel() > 1 and not torch.equal(_sorted(tensor), _sorted(there)):

@@ -6,6 +6,7 @@ import resource
 import time
 
 import pytest
+import torch
 
 import pyroflows as pf
 from pyroflows._files import model_folder as stored
@@ -91,3 +92,19 @@ def test_a_student_mirrored_beyond_its_tensors_is_refused(wider, tmp_path):
     signed(tmp_path, {**config, "mirrored": wider})
     with pytest.raises(ValueError, match=r"config\.json: the flow cannot be mirrored"):
         pf.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("by", [1e3, -1e6])
+def test_scales_that_no_float_holds_are_refused_by_save(name, by, tmp_path):
+    flow = EXAMPLES[name].make()
+    scales = {n: p for n, p in flow.named_parameters() if n.endswith(("log_scale", "log_diagonal"))}
+    for key, parameter in scales.items():
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.add_(by)
+        with pytest.raises(ValueError, match=f"{key} holds the logarithm .* of a scale"):
+            pf.save(flow, tmp_path)
+        with torch.no_grad():
+            parameter.copy_(before)
+    pf.save(flow, tmp_path)

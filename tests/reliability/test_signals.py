@@ -23,6 +23,14 @@ SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 X = torch.randn(60, 2, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """A shell's background processes are born deaf to Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Stream(IterableDataset):
     """Rows of which nobody knows how many there are."""
 
