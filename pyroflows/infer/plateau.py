@@ -138,7 +138,8 @@ class Plateau(Schedule):
         task: what is trained.
         steps: the arguments of each step, without end.
         max_steps: how many at most.
-        batched: each has other data: what the first one measures tells falls, and is no score.
+        slack: nats by which the first batch may tell otherwise of parameters than all data; None
+            where each step has all, so that what it measures is a score.
     """
 
     unit = "step"
@@ -146,10 +147,11 @@ class Plateau(Schedule):
     most_rollbacks = _MOST_FALLS + 1
 
     def __init__(
-        self, task: ElboTask, steps: Iterator[tuple[Any, ...]], max_steps: int, batched: bool
+        self, task: ElboTask, steps: Iterator[tuple[Any, ...]], max_steps: int, slack: float | None
     ) -> None:
-        self.task, self.total, self.batched = task, max_steps, batched
+        self.task, self.total, self.slack = task, max_steps, slack
         self._best = -math.inf  # measured
+        self._error = 0.0  # of the window that measured best; none is known of the start
         self._steps: Iterator[tuple[Any, ...]] | None = steps
         self._window: list[float] = []
         self._taken = 0  # steps of the window, those left out too
@@ -207,7 +209,7 @@ class Plateau(Schedule):
             strays = _runaway_sites(self.task.programs[1], run.fabric)
             if strays and measured > self._best:
                 self._say_improper(now[0], strays)
-            if strays or not _is_near(measured, self._best, now[1], _FALL):
+            if strays or not _is_near(measured, self._best, self._noise(now[1]), _FALL):
                 self._falls += 1
                 return False
             self._record(self.done, now[0], measured, now[1])
@@ -236,9 +238,16 @@ class Plateau(Schedule):
 
     def _record(self, step: int, elbo: float, measured: float, error: float) -> None:
         """A line of the history, and its parameters kept unless they are clearly worse."""
-        keep = _is_near(measured, self._best, error, _FALL if self.batched else _NOISE)
-        self._best = max(self._best, measured)
-        self.run.record(step, elbo, None if self.batched else measured, keep=keep)
+        within = _NOISE if self.slack is None else _FALL
+        keep = _is_near(measured, self._best, self._noise(error), within)
+        if measured > self._best:
+            self._best, self._error = measured, error
+        self.run.record(step, elbo, measured if self.slack is None else None, keep=keep)
+
+    def _noise(self, error: float) -> float:
+        """What a window's error says of a fall: where steps are too large, all would be noise."""
+        most = self._error if self.slack is None else self.slack / _FALL[0]
+        return min(error, most)
 
     def progress(self, within: bool = False) -> float | None:
         """Windows done; within one a checkpoint is not due."""
@@ -280,18 +289,18 @@ class Plateau(Schedule):
         """Where it is, the same in all processes."""
         best = self._best if math.isfinite(self._best) else None
         window = {"done": self.done, "window": self._window, "taken": self._taken}
-        judged = {"before": self._before, "best": best}
+        judged = {"before": self._before, "best": best, "error": self._error}
         return {**window, **judged, "drops": self._drops, "falls": self._falls}, {}
 
     def pattern(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What both of these look like."""
         window = {"done": 0, "window": Many(0.0), "taken": 0}
-        judged = {"before": Maybe([0.0, 0.0]), "best": Maybe(0.0)}
+        judged = {"before": Maybe([0.0, 0.0]), "best": Maybe(0.0), "error": 0.0}
         return {**window, **judged, "drops": 0, "falls": 0}, {}
 
     def load_state_dict(self, shared: dict[str, Any], _apart: dict[str, Any] | None, /) -> None:
         """Go on from there, with the batches from where these were."""
-        self.done, self._best = shared["done"], shared["best"]
+        self.done, self._best, self._error = shared["done"], shared["best"], shared["error"]
         self._window, self._taken = shared["window"], shared["taken"]
         if self._best is None:
             self._best = -math.inf

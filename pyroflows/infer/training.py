@@ -23,7 +23,7 @@ from pyroflows.data.position import Passes, Repeated
 from pyroflows.distributions.flow import Flow
 from pyroflows.infer.objectives import PathELBO, has_paths
 from pyroflows.infer.plateau import ElboTask, Plateau, endless
-from pyroflows.infer.vectorize import can_run_together, plate_nesting
+from pyroflows.infer.vectorize import can_run_together, plate_nesting, run_alone, sample_sites
 from pyroflows.training.checkpoints import Checkpoint, open_checkpoints
 from pyroflows.training.compiled import compiled_transforms, prepare_compiler
 from pyroflows.training.history import History
@@ -62,7 +62,8 @@ def fit_guide(
     goes back there, with 0.3 of the step. What is returned was measured: the start, and after each
     window the exponential average of the parameters, are scored by the same fresh particles (and
     the first batch, of mini-batches), and the last is kept that is as good as the best, within two
-    standard errors or 0.01 nats (of mini-batches, unless it fell). Steps whose
+    standard errors or 0.01 nats (of mini-batches, unless it fell by more than one of them can for
+    the good of all). Steps whose
     loss or gradient is not finite, or for which the model raises (a covariance that is not positive
     definite at a stray particle), are skipped and counted; where most of 100 are, training goes
     back likewise. It does so eight times at most. The trained tensors are those in Pyro's
@@ -148,7 +149,8 @@ def fit_guide(
     facts = {"lr": lr, "particles": particles, "vectorize": vectorize, **recipe}
     identity = partial(_facts, guide, objective, tensors, args, kwargs, batches, facts)
     task = ElboTask(elbo, model, guide, kwargs, parameters, buffers, recipe["clip"], at, first)
-    schedule = Plateau(task, itertools.chain([first], steps), max_steps, batches is not None)
+    slack = None if batches is None else _slack(model, guide, first, kwargs)
+    schedule = Plateau(task, itertools.chain([first], steps), max_steps, slack)
     pace = Pace(lr, recipe["average"], progress and at.is_global_zero, "fit_guide")
     history = History(unit="nats of the ELBO", counted="step")
     with (
@@ -206,6 +208,24 @@ def _compiled(modules: list[torch.nn.Module], device: torch.device, wanted: bool
     prepare_compiler(device)
     with compiled_transforms(modules):
         yield
+
+
+@torch.no_grad()
+def _slack(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
+) -> float:
+    """By how many nats the ELBO of a batch may fall where that of all rows rises.
+
+    A batch of n rows, scaled to N, has its own optimum; to be at that of all rows costs it N / n
+    times half a chi square with as many degrees of freedom as there are latent numbers.
+    """
+    with poutine.block():
+        ran, drawn = run_alone(model, guide, args, kwargs)
+    sites = [s for s in sample_sites(drawn).values() if not s["infer"].get("is_auxiliary")]
+    count = sum(site["value"].numel() for site in sites)
+    scales = (torch.as_tensor(site["scale"]).max() for site in sample_sites(ran).values())
+    ratio = max(map(float, scales), default=1.0)
+    return ratio * (count / 2 + 3 * (count / 2) ** 0.5)
 
 
 def _some_tensor(args: tuple, kwargs: dict, *programs: Any) -> Tensor:

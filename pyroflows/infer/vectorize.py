@@ -90,13 +90,17 @@ def mixed_up(together: dict[str, Any], alone: Sequence[dict[str, Any]], depth: i
     """Whether draws in one run change each other's log-density: what is wrong, or None.
 
     Site by site, each to the rounding of its own terms: next to the many rows of another site a
-    wrong term would pass for rounding. A model that subsamples its rows is not compared.
+    wrong term would pass for rounding. Where rows are subsampled only shapes are compared.
 
     Args:
         together: the sample sites of a run with all draws, with their ``log_prob``.
         alone: the sites of a run for each draw alone.
         depth: how many dimensions to the left the plates reach.
     """
+    for name, site in together.items():
+        if site["log_prob"].dim() > depth + 1:
+            shape = tuple(site["log_prob"].shape)
+            return f"the log-density of site {name!r} has shape {shape}, more than its plates have"
     if any(is_subsampled(frame) for s in together.values() for frame in s["cond_indep_stack"]):
         return None
     for name, site in together.items():
