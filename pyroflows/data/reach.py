@@ -14,6 +14,7 @@ _SHARE = 0.04  # of the values on one side, which may be wild
 _TAIL = 5  # times as many: the values that show how the tail falls off
 _CHANCE = 9.2  # minus the log of 1e-4, the chance of such a gap under that tail
 _SAMPLE = 5_000  # rows that show the tail
+_DISTINCT = 20  # other values, below which a column is one of codes altogether
 _PLACES = 1_000_000  # of a column, that show its median
 
 
@@ -69,6 +70,37 @@ def outermost(values: Tensor) -> tuple[Tensor, Tensor]:
         return values, values
     flat = values.flatten(2)
     return flat.amin(dim=-1), flat.amax(dim=-1)
+
+
+def repeated_far_out(values: Tensor) -> list[tuple[int, float, int]]:
+    """Outermost values that are repeated, ten times as far from the median as all others are.
+
+    Too many to be left out as wild, and most likely a code for a missing value.
+
+    Args:
+        values: ``(rows, columns)``.
+
+    Returns:
+        Of each the column, the value, and how many there are.
+
+    Example:
+        >>> import torch
+        >>> values = torch.linspace(-1.0, 1.0, 101)[:, None]
+        >>> values[:7] = -9999.0
+        >>> repeated_far_out(values)
+        [(0, -9999.0, 7)]
+    """
+    found = []
+    for index, column in enumerate(values.unbind(dim=1)):
+        center = column.median()
+        for end in (column.min(), column.max()):
+            others = column[column != end]
+            count = len(column) - len(others)
+            if end == center or count < 2 or len(others.unique()) < _DISTINCT:
+                continue
+            if (end - center).abs() > LEAST_GAP * (others - center).abs().max():
+                found.append((index, end.item(), count))
+    return found
 
 
 @dataclass(frozen=True)

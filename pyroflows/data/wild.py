@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyroflows.data.reach import Reach, outermost
+from pyroflows.data.reach import Reach, outermost, repeated_far_out
 from pyroflows.data.rows import Rows
 
 _MOST = 0.1  # of all rows; more are no slips
 _SHOWN = 3
+_SAMPLE = 5_000  # rows that are looked through for codes
 
 
 class Screen:
@@ -60,6 +61,25 @@ class Screen:
         self._spare = rows[~lost][:1]
         self._seen, self._lost, self._least = 0, 0, len(rows)
         self._keep_if_many(int(lost.sum()), len(rows))
+        self._tell_codes(rows[~lost] if lost.any() else rows)
+
+    def _tell_codes(self, rows: Rows) -> None:
+        """Warn of values that are too many to be wild and stand for something else, it seems."""
+        first, words = 0, ("", "context ")
+        for values, word in zip((rows.x, rows.context), words, strict=True):
+            if values is None or values.dim() != 2 or not values.is_floating_point():
+                continue
+            for column, value, count in repeated_far_out(values[:_SAMPLE]):
+                index = first + column
+                named = repr(self.columns[index]) if index < len(self.columns) else str(column)
+                name = f"{word}{named}" if index < len(self.columns) else f"{word}column {named}"
+                warnings.warn(
+                    f"x: {name} is {value:g} in {count:,} of {len(values[:_SAMPLE]):,} rows, over "
+                    f"ten times as far out as all others: a code for a missing value? They stay in "
+                    f"{self.use}, whose scale they set; impute or drop them",
+                    stacklevel=4,
+                )
+            first += values.shape[1]
 
     @property
     def count(self) -> int:

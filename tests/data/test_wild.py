@@ -12,7 +12,7 @@ from torch.distributions import Cauchy, Geometric, LogNormal, Normal, Pareto, Po
 
 import pyroflows as pf
 from pyroflows import testing
-from pyroflows.data.reach import Reach
+from pyroflows.data.reach import Reach, repeated_far_out
 from pyroflows.data.rows import Rows
 from pyroflows.data.wild import Screen
 from pyroflows.flows import examples
@@ -299,3 +299,30 @@ def test_wild_rows_of_a_validation_loader_are_not_called_rows_of_x():
     history, said = said_of(lambda: pf.fit(pf.maf(2), training, val=loader, **options))
     assert "val (batch 0 of the loader): 1 of 10 rows" in said[0]
     assert min(history.val) > -10
+
+
+@pytest.mark.parametrize("share", [0.03, 0.12])
+@pytest.mark.parametrize("where", ["x", "context"])
+def test_a_code_in_too_many_rows_to_be_wild_is_told(share, where):
+    x, context = normal(1000, 2).float(), normal(1000, 1, seed=1).float()
+    changed = x if where == "x" else context
+    changed[: int(1000 * share), 0] = -9999.0
+    flow = pf.maf(2, context=1, layers=1, hidden=(4,))
+    with pytest.warns(UserWarning, match="column 0 is -9999 in .* a code for a missing value"):
+        pf.fit(flow, x, context, max_epochs=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        StudentT(1.5).sample((1000, 3)),
+        LogNormal(0.0, 3.0).sample((1000, 3)),
+        Poisson(3.0).sample((1000, 3)),
+        torch.cat([torch.zeros(900, 1), Normal(0.0, 1.0).sample((100, 1))]),
+        torch.tensor([0.0, 1.0, 100.0]).repeat(300)[:, None],
+        Normal(0.0, 1.0).sample((1000, 1)).clamp(max=1.0),
+    ],
+    ids=["student", "log-normal", "poisson", "zeros", "few values", "top-coded"],
+)
+def test_honest_columns_hold_no_codes(values):
+    assert repeated_far_out(values) == []
