@@ -69,13 +69,13 @@ class Screen:
         for values, word in zip((rows.x, rows.context), words, strict=True):
             if values is None or values.dim() != 2 or not values.is_floating_point():
                 continue
-            for column, value, count in repeated_far_out(values[:_SAMPLE]):
-                index = first + column
-                named = repr(self.columns[index]) if index < len(self.columns) else str(column)
-                name = f"{word}{named}" if index < len(self.columns) else f"{word}column {named}"
+            sample = values[:: -(-len(values) // _SAMPLE)]  # all over, as a table may be sorted
+            for column, value, count in repeated_far_out(sample):
+                named = [repr(name) for name in self.columns[first + column :][:1]]
+                name = word + (named or [f"column {column}"])[0]
                 warnings.warn(
-                    f"x: {name} is {value:g} in {count:,} of {len(values[:_SAMPLE]):,} rows, over "
-                    f"ten times as far out as all others: a code for a missing value? They stay in "
+                    f"x: {name} is {value:g} in {count:,} of {len(sample):,} rows, over ten times "
+                    "as far out as all others: a code for a missing value? They stay in "
                     f"{self.use}, whose scale they set; impute or drop them",
                     stacklevel=4,
                 )

@@ -8,7 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributions import Cauchy, Geometric, LogNormal, Normal, Pareto, Poisson, StudentT
+from torch.distributions import (
+    Cauchy,
+    Geometric,
+    LogNormal,
+    Normal,
+    Pareto,
+    Poisson,
+    StudentT,
+    constraints,
+)
 
 import pyroflows as pf
 from pyroflows import testing
@@ -39,10 +48,7 @@ def table(name, dtype, where="x"):
     """A flow, rows and contexts for it, of which three are wild, and which are not."""
     torch.manual_seed(0)
     flow = EXAMPLES[name].make().to(getattr(torch, dtype))
-    unbounded = testing.cases.is_unbounded(flow.support)
     rows = Rows(*testing.cases.points(flow, (ROWS,), flow.dtype))
-    if where == "x" and not unbounded:
-        pytest.skip("bounded data are not wild")
     values = rows.x if where == "x" else rows.context
     first = (0,) * (values.dim() - 1)
     values[(17, *first)], values[(203, *first)] = SIZES[dtype][1:]
@@ -310,6 +316,13 @@ def test_a_code_in_too_many_rows_to_be_wild_is_told(share, where):
     flow = pf.maf(2, context=1, layers=1, hidden=(4,))
     with pytest.warns(UserWarning, match="column 0 is -9999 in .* a code for a missing value"):
         pf.fit(flow, x, context, max_epochs=1, progress=False)
+
+
+def test_a_code_at_the_end_of_a_long_table_is_told():
+    x = normal(20_000, 2)
+    x[-2000:, 1] = -9999.0
+    with pytest.warns(UserWarning, match="'income' is -9999 in 500 of 5,000 rows"):
+        Screen(constraints.real_vector, Rows(x), ["age", "income"])
 
 
 @pytest.mark.parametrize(
