@@ -15,12 +15,14 @@ from pyroflows.infer import (
     AutoAmortizedFlow,
     AutoFlow,
     NeuTra,
+    Posterior,
     Report,
     fit_guide,
     importance_weights,
     khat,
     psis,
     report,
+    sample_posterior,
 )
 from pyroflows.saving.models import from_hub, load, push_to_hub, save
 from pyroflows.training.checkpoints import Checkpoint
@@ -61,6 +63,8 @@ __all__ = [
     "AutoAmortizedFlow",
     "fit_guide",
     "report",
+    "sample_posterior",
+    "Posterior",
     "Report",
     "importance_weights",
     "psis",

@@ -15,7 +15,7 @@ from pyroflows._pyro.guides import diverged
 from pyroflows._pyro.threads import runs_models
 from pyroflows.infer.importance import importance_weights, khat_threshold, psis
 from pyroflows.infer.neutra import NeuTra
-from pyroflows.infer.predictive import ModelRuns
+from pyroflows.programs.predictive import ModelRuns
 
 _PROPOSALS = 10  # per draw, when draws are resampled by weight
 
@@ -40,7 +40,8 @@ def to_arviz(
     - ``sample_stats``: ``lp``, the model's log joint density in nats; of a guide also ``log_q``,
       the guide's, and ``log_weight = lp - log_q``, with the attribute ``pareto_k`` (Pareto-smoothed
       importance sampling, Vehtari et al. 2024, arXiv:1507.02646: up to 0.7 the guide can be
-      corrected by its weights); of NUTS ``diverging``.
+      corrected by its weights); of chains ``diverging``; of ``pf.NeuTra`` with ``chains`` also
+      ``energy``, ``acceptance_rate``, ``step_size`` and ``n_steps``.
     - ``log_likelihood`` of each observed site, one a row: not summed, and free of ``scale``.
     - ``posterior_predictive``, ``prior``, ``prior_predictive``, ``observed_data``.
 
@@ -118,9 +119,9 @@ def _draws_of(
     if isinstance(posterior, Mapping):
         return {k: torch.as_tensor(v) for k, v in posterior.items()}, {}, {}
     if isinstance(posterior, NeuTra):
-        if posterior.draws is None or posterior.diverging is None:
+        if posterior.draws is None:
             raise ValueError("posterior: this NeuTra has no draws yet; call its run first")
-        return posterior.draws, {"diverging": posterior.diverging.flatten()}, {}
+        return posterior.draws, {k: v.flatten() for k, v in posterior.stats.items()}, {}
     if hasattr(posterior, "get_samples"):
         draws = posterior.get_samples(group_by_chain=True)
         chains, size = next(iter(draws.values())).shape[:2]

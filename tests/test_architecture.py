@@ -31,6 +31,7 @@ LAYERS = {
     "testing": 4,
     "data": 4,
     "discrete": 5,
+    "programs": 5,
     "training": 6,
     "latents": 6,
     "infer": 7,

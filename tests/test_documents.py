@@ -24,6 +24,13 @@ def test_readme_examples_run():
     assert failed == 0
 
 
+def test_what_can_go_wrong_runs():
+    page = ROOT / "docs" / "what_can_go_wrong.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert tried > 5
+    assert failed == 0
+
+
 @pytest.fixture
 def flow_of_contributing(tmp_path, monkeypatch):
     """The name of the flow that CONTRIBUTING.md shows, in a file of its own among the flows."""

@@ -229,7 +229,7 @@ def test_chunks_make_no_difference(monkeypatch):
     draws = {"loc": torch.randn(1, 11)}
     y = torch.tensor([1.0, 2.0])
     whole = pf.to_arviz(gauss, draws, y)
-    monkeypatch.setattr("pyroflows.infer.predictive._ELEMENTS", 24)
+    monkeypatch.setattr("pyroflows.programs.predictive._ELEMENTS", 24)
     parts = pf.to_arviz(gauss, draws, y)
     assert np.allclose(whole.log_likelihood["y"], parts.log_likelihood["y"])
     assert parts.posterior_predictive["y"].shape == (1, 11, 2)

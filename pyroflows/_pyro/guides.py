@@ -7,23 +7,26 @@ names it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, Trace_ELBO
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import AutoGuide
-from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Size, Tensor
 from torch.distributions.constraints import Constraint
 
+from pyroflows._pyro.names import Named
+from pyroflows._pyro.starts import Started
 from pyroflows._pyro.threads import runs_models
 
 
@@ -57,14 +60,16 @@ class LatentSite(FreeSite):
     plates: tuple[CondIndepStackFrame, ...]
 
 
-class Guide(AutoGuide):
+class Guide(Named, AutoGuide):
     """Pyro's autoguide by public names. Subclasses write ``learn`` and ``sample_posterior``.
 
     Attributes:
         quantile_draws: how many draws ``median`` and ``quantiles`` take.
+        model_parameters: names of the ``pyro.param`` statements that runs of the model have met.
     """
 
     quantile_draws = 10_000
+    model_parameters: tuple[str, ...] = ()
 
     def learn(self, *args: Any, **kwargs: Any) -> None:
         """Learn what is needed of the model, and make the guide's parameters.
@@ -80,30 +85,40 @@ class Guide(AutoGuide):
         self.learn(*args, **kwargs)
 
     @property
-    def pyro_name(self) -> str:
-        """The guide's name in Pyro's parameter store."""
-        return self._pyro_name
-
-    @pyro_name.setter
-    def pyro_name(self, name: str) -> None:
-        self._pyro_name = name
-
-    @property
     def has_model(self) -> bool:
         """Whether it has a model: a guide that was pickled comes back without."""
         return self._model is not None
 
-    def latent_trace(self, init_loc_fn: Callable[..., Any], args: tuple, kwargs: dict) -> Trace:
+    def latent_trace(
+        self,
+        init_loc_fn: Callable[..., Any],
+        args: tuple,
+        kwargs: dict,
+        hide: Sequence[str] = (),
+    ) -> Trace:
         """A run of the model with each latent site at its start; observed sites are not in it.
 
         Args:
-            init_loc_fn: where each site starts, as in Pyro's autoguides.
+            init_loc_fn: where each continuous site starts, as in Pyro's autoguides.
             args: the model's arguments.
             kwargs: its keyword arguments.
+            hide: names of latent sites that are left alone.
         """
-        model = poutine.block(InitMessenger(init_loc_fn)(self.model), self._prototype_hide_fn)
+        read = poutine.trace(poutine.block(self.model, hide=list(hide)), param_only=True)
+        model = poutine.block(Started(init_loc_fn)(read), self._prototype_hide_fn)
         with poutine.block():
-            return poutine.trace(model).get_trace(*args, **kwargs)
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+        self.note_parameters(read.trace)
+        return trace
+
+    def note_parameters(self, trace: Trace) -> None:
+        """Note which parameters a run of the model has met, so that they are saved with the guide.
+
+        Args:
+            trace: of the model.
+        """
+        met = [name for name, site in trace.nodes.items() if site["type"] == "param"]
+        self.model_parameters = tuple(dict.fromkeys((*self.model_parameters, *met)))
 
     @runs_models
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -150,6 +165,7 @@ class Guide(AutoGuide):
         twin.__dict__.update(self.__dict__, master=None)
         for name in ("_parameters", "_buffers", "_modules", "_pyro_context"):
             twin.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        twin.name_copy()
         return twin
 
     def __getstate__(self) -> dict:
@@ -159,41 +175,52 @@ class Guide(AutoGuide):
         state["master"] = None
         return state
 
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.name_copy()
+
 
 class VectorGuide(Guide, AutoContinuous):
-    """Pyro's guide over one vector of all latent sites, by public names."""
+    """Pyro's guide over one vector of all latent sites, by public names. Subclasses write ``emit``.
+
+    Unlike Pyro's, its model stays as it is: where sites start is asked for once.
+    """
 
     prototype_trace: Trace | None
 
-    def read_sites(self, *args: Any, **kwargs: Any) -> tuple[LatentSite, ...]:
-        """Run the model and learn its latent sites.
+    def __init__(self, model: Callable[..., Any], *, name: str | None = None) -> None:
+        super().__init__(model, name=name)
+        self._model = (model,)  # Pyro's would draw its starts anew in every run
+
+    def assign_trace(self, trace: Trace, free_shapes: dict[str, Size]) -> tuple[LatentSite, ...]:
+        """Put the sites of a run in place.
 
         Args:
-            *args: the model's arguments.
-            **kwargs: its keyword arguments.
-
-        Raises:
-            ValueError: it has none.
+            trace: with the latent sites alone.
+            free_shapes: of their unconstrained values, by name.
         """
-        try:
-            AutoContinuous._setup_prototype(self, *args, **kwargs)
-        except RuntimeError as error:
-            if vars(self).get("latent_dim") != 0:
-                raise
-            raise ValueError(
-                "model: expected continuous latent sites, found none; a guide has nothing to do"
-            ) from error
-        return tuple(
+        nodes: Iterator[tuple[str, Any]] = trace.iter_stochastic_nodes()
+        sites = tuple(
             LatentSite(
                 name,
-                self._unconstrained_shapes[name],
+                free_shapes[name],
                 site["fn"].support,
                 site["fn"].batch_shape,
                 site["fn"].event_shape,
-                tuple(site["cond_indep_stack"]),
+                # What a plate does row by row is in the names of its sites.
+                tuple(frame for frame in site["cond_indep_stack"] if frame.vectorized),
             )
-            for name, site in self.latent_nodes()
+            for name, site in nodes
         )
+        self._assign(trace, sites)
+        return sites
+
+    def _assign(self, trace: Trace, sites: Sequence[LatentSite]) -> None:
+        self.prototype_trace = trace
+        self._prototype_frames = {frame.name: frame for site in sites for frame in site.plates}
+        self._unconstrained_shapes = {site.name: site.free_shape for site in sites}
+        self._cond_indep_stacks = {site.name: site.plates for site in sites}
+        self.latent_dim = sum(site.free_shape.numel() for site in sites)
 
     def assign_sites(self, sites: Sequence[LatentSite], dtype: torch.dtype) -> None:
         """Put the sites in place without a run of the model.
@@ -216,17 +243,8 @@ class VectorGuide(Guide, AutoContinuous):
                 cond_indep_stack=site.plates,
                 infer={},
             )
-        self.prototype_trace = trace
-        self._prototype_frames = {frame.name: frame for site in sites for frame in site.plates}
-        self._unconstrained_shapes = {site.name: site.free_shape for site in sites}
-        self._cond_indep_stacks = {site.name: site.plates for site in sites}
-        self.latent_dim = sum(site.free_shape.numel() for site in sites)
+        self._assign(trace, sites)
         self.make_plates()
-
-    def latent_nodes(self) -> Iterator[tuple[str, Any]]:
-        """Names and nodes, as in a trace, of the sites that were read or assigned."""
-        assert self.prototype_trace is not None
-        return self.prototype_trace.iter_stochastic_nodes()
 
     def make_plates(self, *args: Any, **kwargs: Any) -> None:
         """Make the plates of the guide's sites.
@@ -237,10 +255,6 @@ class VectorGuide(Guide, AutoContinuous):
         """
         self._create_plates(*args, **kwargs)
 
-    def start_point(self) -> Tensor:
-        """The stacked unconstrained values ``(latent_dim,)`` of the run that read the sites."""
-        return self._init_loc()
-
     def unpack(self, latent: Tensor) -> Iterator[tuple[Any, Tensor]]:
         """Each site's node and its unconstrained value, with room for plates to the left.
 
@@ -248,6 +262,41 @@ class VectorGuide(Guide, AutoContinuous):
             latent: ``(*batch, latent_dim)``.
         """
         return self._unpack_latent(latent)
+
+    def emit(self, latent: Tensor, args: tuple, kwargs: dict) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each site's value, and the log-determinant of the map onto its support there.
+
+        Args:
+            latent: a draw, ``(*batch, latent_dim)``.
+            args: the model's arguments.
+            kwargs: its keyword arguments.
+        """
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The guide, called with the model's arguments; returns each latent site's draw.
+
+        Raises:
+            NotImplementedError: under ``torch.jit.trace``, as of Pyro's ``JitTrace_ELBO``.
+        """
+        if torch.jit.is_tracing():
+            raise NotImplementedError(
+                "guide: a flow cannot be traced by torch.jit; use Trace_ELBO in place of "
+                "JitTrace_ELBO, or pf.fit_guide with compile=True"
+            )
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        latent = self.sample_latent(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        result = {}
+        for name, (value, log_det) in self.emit(latent, args, kwargs).items():
+            event_dim = value.dim() - log_det.dim()
+            delta = dist.Delta(value, log_density=-log_det, event_dim=event_dim)
+            with contextlib.ExitStack() as stack:
+                for frame in self._cond_indep_stacks[name]:
+                    stack.enter_context(plates[frame.name])
+                result[name] = pyro.sample(name, delta)
+        return result
 
 
 class ParticleELBO(Trace_ELBO):

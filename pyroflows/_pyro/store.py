@@ -25,6 +25,8 @@ from pyro.nn import PyroModule
 from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
 
+from pyroflows._pyro.names import put_in_store
+
 _MODULE = pyro.primitives.module.__code__
 _GETATTR = PyroModule.__getattr__.__code__
 
@@ -164,7 +166,7 @@ class _Registration:
             self.store._param_to_name.pop(stored, None)
             self.store._params[full] = tensor
             self.store._param_to_name[tensor] = full
-        self.known[full] = weakref.ref(tensor)
+        self._note(full, tensor)
 
     @torch.no_grad()
     def _buffer(self, full: str, tensor: Tensor) -> None:
@@ -176,7 +178,11 @@ class _Registration:
             stored.copy_(tensor)
         else:
             self._take(full, stored, tensor)
+        self._note(full, stored)
+
+    def _note(self, full: str, stored: Tensor) -> None:
         self.known[full] = weakref.ref(stored)
+        put_in_store(full, stored)
 
     def _is_own_or_older(self, full: str, stored: Tensor) -> bool:
         """Whether the flow put it there, or a ``state_dict`` was loaded over it since."""

@@ -11,16 +11,20 @@ from pyroflows.infer.importance import (
     psis,
 )
 from pyroflows.infer.neutra import NeuTra
-from pyroflows.infer.objectives import ForwardKL, ImportanceELBO, PathELBO
+from pyroflows.infer.objectives import DensityELBO, ForwardKL, ImportanceELBO, PathELBO
+from pyroflows.infer.posterior import Posterior, sample_posterior
 from pyroflows.infer.training import fit_guide
 from pyroflows.infer.verdict import Report, report
+from pyroflows.programs.log_density import LogDensity
 
 __all__ = [
     "AutoFlow",
     "AutoAmortizedFlow",
+    "LogDensity",
     "fit_guide",
     "NeuTra",
     "PathELBO",
+    "DensityELBO",
     "ImportanceELBO",
     "ForwardKL",
     "importance_weights",
@@ -31,4 +35,6 @@ __all__ = [
     "effective_size",
     "report",
     "Report",
+    "sample_posterior",
+    "Posterior",
 ]

@@ -21,7 +21,7 @@ from pyroflows._pyro.threads import runs_models
 from pyroflows.distributions.flow import Flow
 from pyroflows.flows import builder, iaf
 from pyroflows.infer.guides import AutoFlow
-from pyroflows.infer.plates import (
+from pyroflows.programs.plates import (
     Plate,
     check_rows,
     local_sites,
@@ -29,7 +29,7 @@ from pyroflows.infer.plates import (
     plate_of_rows,
     plate_with_latents,
 )
-from pyroflows.infer.sites import (
+from pyroflows.programs.sites import (
     AmortizedSetup,
     bracketed,
     check_builder,
@@ -73,6 +73,7 @@ class AutoAmortizedFlow(Guide):
             diagonal Gaussian. It also makes the flow over the global sites.
         init_loc_fn: where each site starts, as in Pyro's autoguides.
         init_scale: the standard deviation of the global sites' start, in unconstrained space.
+        name: in Pyro's parameter store, as of ``AutoFlow``.
         **builder_args: passed on to the builder.
 
     Raises:
@@ -104,12 +105,13 @@ class AutoAmortizedFlow(Guide):
         *,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 1.0,
+        name: str | None = None,
         **builder_args: Any,
     ) -> None:
         if not isinstance(encoder, nn.Module):
             raise ValueError(f"encoder: expected a torch.nn.Module, got {type(encoder).__name__}")
         check_builder(builder)
-        super().__init__(model)
+        super().__init__(model, name=name)
         self.encoder = InStep(encoder)
         self.builder = builder or no_flow
         self.builder_args = builder_args
@@ -155,14 +157,9 @@ class AutoAmortizedFlow(Guide):
         learned = AmortizedSetup(sites, plate_name, plate_dim, int(plate.size) if is_part else None)
         inner = self.builder(len(start), context=rows.shape[1], **self.builder_args)
         self.flow = self.around(inner, start, rows)
-        name = self.pyro_name
-        self.pyro_name += bracketed([*values, *local])
         if values:
-            try:
-                self._set_up_globals(args, kwargs)
-            except Exception:
-                self.pyro_name = name  # not set up: the next call names it again
-                raise
+            self._set_up_globals(args, kwargs)
+        self.name_by(bracketed([*values, *local]))
         self.prototype_trace = trace
         self.learned = learned
 

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from pyroflows._checks import check_whole
 from pyroflows._pyro.threads import runs_models
-from pyroflows.infer.vectorize import (
+from pyroflows.infer.guides import AutoFlow
+from pyroflows.programs.log_density import warn_alone
+from pyroflows.programs.subsamples import runs_of_all_rows
+from pyroflows.programs.vectorize import (
     can_run_together,
     per_particle,
     plate_nesting,
@@ -70,8 +73,9 @@ def importance_weights(
 ) -> WeightedDraws:
     """Draws of a guide, and the weights that correct them for the posterior.
 
-    One run of the model for 10,000 draws at once, in a plate outside all others; draw by draw for
-    models that cannot (with a warning). Five runs before them find out which it is.
+    One run of the model for 10,000 draws at once: of an ``AutoFlow`` under ``torch.func.vmap``, of
+    another guide in a plate outside all others; draw by draw for models that cannot (with a
+    warning). Up to five runs before them find out which it is.
 
     Log-densities and log-weights are in nats.
 
@@ -99,6 +103,8 @@ def importance_weights(
     check_whole(1, num_samples=num_samples)
     if hasattr(guide, "setup"):
         guide.setup(*args, **kwargs)
+    if isinstance(guide, AutoFlow):
+        return _weights_of_vectors(model, guide, args, kwargs, num_samples, vectorize)
     with poutine.block():
         depth = plate_nesting(model, guide, args, kwargs)
         alone = _prototype(guide, args, kwargs)
@@ -114,6 +120,33 @@ def importance_weights(
                 ran, drawn = run_alone(model, guide, args, kwargs)
                 log_p, log_q = (torch.as_tensor(t.log_prob_sum()).reshape(1) for t in (ran, drawn))
             parts.append(WeightedDraws(_values(ran, drawn, alone, count), log_p, log_q))
+    return _joined(parts)
+
+
+def _weights_of_vectors(
+    model: Callable[..., Any],
+    guide: AutoFlow,
+    args: tuple,
+    kwargs: dict,
+    num_samples: int,
+    vectorize: bool,
+) -> WeightedDraws:
+    """The same of a guide over one vector, by the model's log-density."""
+    log_density = guide.log_density(args, kwargs, model, None if vectorize else "alone")
+    parts: list[WeightedDraws] = []
+    for start in range(0, num_samples, _CHUNK):
+        latent, log_q = guide.scored_draws(min(_CHUNK, num_samples - start))
+        if log_density.batching is None:
+            problem = log_density.settle(latent[0])
+            if problem is not None:
+                warn_alone(problem, stacklevel=6)
+        ran = runs_of_all_rows(log_density, latent)
+        log_det = sum(x.reshape(len(latent), -1).sum(1) for x in ran.log_dets.values())
+        parts.append(WeightedDraws(ran.values, ran.log_p - log_det, log_q - log_det))
+    return _joined(parts)
+
+
+def _joined(parts: list[WeightedDraws]) -> WeightedDraws:
     return WeightedDraws(
         {name: torch.cat([part.draws[name] for part in parts]) for name in parts[0].draws},
         torch.cat([part.log_p for part in parts]),

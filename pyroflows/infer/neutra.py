@@ -2,50 +2,65 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import MCMC, NUTS
-from pyro.ops.stats import split_gelman_rubin
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
-from pyroflows._checks import check_whole
+from pyroflows._checks import check_whole, checked_int
 from pyroflows._pyro.guides import diverged
 from pyroflows._pyro.threads import runs_models_long
 from pyroflows.distributions.flow import Flow
+from pyroflows.infer.chees import chees, evaluate
 from pyroflows.infer.guides import AutoFlow
-from pyroflows.infer.log_joint import LogJoint
-from pyroflows.infer.vectorize import is_subsampled, sample_sites
+from pyroflows.programs.log_density import ERRORS, LogDensity
+from pyroflows.programs.vectorize import is_subsampled, sample_sites
+from pyroflows.training.progress import Progress
 
 _STARTS = 100
+_NUTS = (1000, 500)  # draws a chain and warm-up, by default
+_TOGETHER = (400, 200)
 
 
 class NeuTra:
-    """NUTS where the posterior looks like the flow's base: exact in the limit, cheap to explore.
+    """Chains where the posterior looks like the flow's base: exact in the limit, cheap to explore.
 
     A trained flow T maps its base to (roughly) the posterior over the stacked unconstrained latent
-    sites. NUTS runs on the density pulled back through T,
+    sites. Hamiltonian Monte Carlo runs on the density pulled back through T,
 
         log p(z) = log p(data, c(T(z))) + log|det c'(T(z))| + log|det T'(z)|,
 
     with c the map onto each site's support. Where T is exact this is the base density, an isotropic
-    Gaussian; where T is not, NUTS corrects it, as importance weights would, at any dimension. The
-    flow is frozen while sampling. One gradient costs a run of the model and a pass of the flow in
-    the sampling direction, so a flow with ``fast="sample"`` or ``"both"`` is the one to take.
+    Gaussian; where T is not, the chains correct it, as importance weights would, at any dimension.
+    The flow is frozen while sampling. One gradient costs a run of the model and a pass of the flow
+    in the sampling direction: take a flow with ``fast="sample"`` or ``"both"``.
 
-    Source: Hoffman et al. 2019, arXiv:1903.03704; NUTS: Hoffman & Gelman 2014, arXiv:1111.4246.
+    By default chains are Pyro's NUTS, one after another. With ``chains=64`` that many run side by
+    side, one gradient of all of them a leapfrog (ChEES-HMC, ``pyroflows.infer.chees``), and tune
+    step, trajectory length and metric together. Chains that start in different modes stay there
+    and show in ``r_hat``.
+
+    Source: Hoffman et al. 2019, arXiv:1903.03704; NUTS: Hoffman & Gelman 2014, arXiv:1111.4246;
+    ChEES-HMC: Hoffman, Radul & Sountsov 2021, AISTATS.
 
     Args:
-        model: a Pyro model without discrete latent variables.
+        model: a Pyro model; discrete sites of finite support are summed out.
         guide: an ``AutoFlow`` of this model, trained (``pf.fit_guide``).
+        chains: how many run at once, two or more; None for NUTS.
 
     Attributes:
         draws: of the last run, for each site ``(chains, draws, *site shape)``; None before a run.
         diverging: of the last run, ``(chains, draws)``: whether the trajectory diverged.
+        stats: of the last run, each ``(chains, draws)``: ``diverging``, and of chains at once
+            ``energy`` (nats), ``acceptance_rate``, ``step_size`` and ``n_steps``, the leapfrogs.
 
     Raises:
-        ValueError: the guide is not an ``AutoFlow``.
+        ValueError: the guide is not an ``AutoFlow``, or ``chains`` is out of range.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch, pyroflows as pf
@@ -56,77 +71,88 @@ class NeuTra:
         >>> draws = neutra.run(num_samples=20, warmup_steps=10, num_chains=2, progress=False)
         >>> draws["scale"].shape
         torch.Size([2, 20])
+        >>> many = pf.NeuTra(model, guide, chains=16)
+        >>> many.run(num_samples=20, warmup_steps=10, progress=False)["scale"].shape
+        torch.Size([16, 20])
     """
 
-    def __init__(self, model: Callable[..., Any], guide: AutoFlow) -> None:
+    def __init__(
+        self, model: Callable[..., Any], guide: AutoFlow, chains: int | None = None
+    ) -> None:
         if not isinstance(guide, AutoFlow):
             raise ValueError(
                 f"guide: expected a pf.AutoFlow, got {type(guide).__name__}; make one with "
                 "pf.AutoFlow(model) and train it with pf.fit_guide"
             )
+        if chains is not None:
+            chains = checked_int("chains", chains, 2, ", or None for NUTS")
         self.model = model
         self.guide = guide
+        self.chains = chains
         self.draws: dict[str, Tensor] | None = None
-        self.diverging: Tensor | None = None
+        self.stats: dict[str, Tensor] = {}
+
+    @property
+    def diverging(self) -> Tensor | None:
+        """Of the last run, ``(chains, draws)``: whether the trajectory diverged."""
+        return self.stats.get("diverging")
 
     @runs_models_long
     def run(
         self,
         *args: Any,
-        num_samples: int = 1000,
-        warmup_steps: int = 500,
+        num_samples: int | None = None,
+        warmup_steps: int | None = None,
         num_chains: int = 1,
         progress: bool = True,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """Sample the posterior; every chain starts from a draw of the base, that is of the guide.
 
-        Chains run one after the other.
+        Of a guide with several modes each chain runs in the base of one mode's flow and hardly
+        leaves that mode; modes have chains by their shares, with a warning.
 
         Args:
             *args: the model's arguments.
-            num_samples: draws a chain, after warm-up.
-            warmup_steps: steps a chain that adapt step size and mass matrix, and are dropped.
-            num_chains: independent chains.
-            progress: show Pyro's progress bar, one a chain.
+            num_samples: draws a chain, after warm-up; by default 1,000 of NUTS, and 400 where
+                chains run at once.
+            warmup_steps: steps a chain that adapt step size, metric and, of chains at once, the
+                trajectory length, and are dropped; by default 500, and 200 of chains at once.
+            num_chains: of NUTS, chains one after the other.
+            progress: show a progress bar.
             **kwargs: the model's keyword arguments.
 
         Returns:
             For each latent site ``(chains, draws, *site shape)``, also in ``draws``.
 
         Raises:
-            ValueError: an argument out of range; the model has a latent site that the guide does
-                not draw (a discrete one, say), or subsamples its data; or its density is not
-                finite where the guide draws.
+            ValueError: an argument out of range; the model has a latent site that the guide
+                hides, or subsamples its data; or its density is not finite where the guide draws.
         """
-        check_whole(1, num_samples=num_samples, num_chains=num_chains)
-        check_whole(0, warmup_steps=warmup_steps)
-        log_joint = self._set_up(args, kwargs)
-        flow = self.guide.flow.detached()
-
-        def potential(z: dict[str, Tensor]) -> Tensor:
-            return _potential(flow, log_joint, z["z"])
-
-        chains, diverging = [], []
-        for _ in range(num_chains):
-            mcmc = MCMC(
-                NUTS(potential_fn=potential),
-                num_samples=num_samples,
-                warmup_steps=warmup_steps,
-                initial_params={"z": _start(flow.base, potential)},
-                disable_progbar=not progress,
+        draws, warmup = _TOGETHER if self.chains else _NUTS
+        draws = draws if num_samples is None else num_samples
+        warmup = warmup if warmup_steps is None else warmup_steps
+        check_whole(1, num_samples=draws, num_chains=num_chains)
+        check_whole(0, warmup_steps=warmup)
+        if self.chains and num_chains != 1:
+            raise ValueError(
+                f"num_chains: {self.chains} chains run at once already, as NeuTra(..., chains=) "
+                f"says; expected it left out, got {num_chains}"
             )
-            mcmc.run()
-            chains.append(mcmc.get_samples()["z"])
-            diverging.append(diverged(mcmc, 0, num_samples))
+        joint = self._set_up(args, kwargs)
+        run = _together if self.chains else _one_by_one
+        parts = [
+            run(flow, joint, chains, draws, warmup, progress)
+            for flow, chains in self._flows(self.chains or num_chains)
+        ]
+        latent = torch.cat([part[0] for part in parts])
         with torch.no_grad():
-            latent = flow.transform.forward_and_log_det(torch.cat(chains))[0]
-            draws = self.guide.constrained(latent)
+            sites = self.guide.constrained(latent.flatten(0, 1), args, kwargs)
         self.draws = {
-            name: value.reshape(num_chains, num_samples, *value.shape[1:])
-            for name, value in draws.items()
+            name: value.reshape(*latent.shape[:2], *value.shape[1:])
+            for name, value in sites.items()
         }
-        self.diverging = torch.stack(diverging)
+        self.stats = {key: torch.cat([part[1][key] for part in parts]) for key in parts[0][1]}
         return self.draws
 
     def r_hat(self) -> dict[str, Tensor]:
@@ -137,36 +163,142 @@ class NeuTra:
         Raises:
             ValueError: nothing was run yet, or fewer than 4 draws a chain.
         """
-        if self.draws is None or self.diverging is None or self.diverging.shape[1] < 4:
-            raise ValueError("draws: R-hat needs at least 4 draws a chain; call run first")
-        return {name: split_gelman_rubin(value, 0, 1) for name, value in self.draws.items()}
+        draws = self._enough("R-hat")
+        return {name: split_gelman_rubin(value, 0, 1) for name, value in draws.items()}
 
-    def _set_up(self, args: tuple, kwargs: dict) -> LogJoint:
+    def ess(self) -> dict[str, Tensor]:
+        """Effective number of draws of every site's every coordinate, all chains together.
+
+        Source: Gelman et al. 2013, Bayesian Data Analysis, section 11.5.
+
+        Raises:
+            ValueError: nothing was run yet, or fewer than 4 draws a chain.
+        """
+        draws = self._enough("ESS")
+        return {name: effective_sample_size(value, 0, 1) for name, value in draws.items()}
+
+    def _enough(self, what: str) -> dict[str, Tensor]:
+        """The draws, if a figure over chains can be made of them."""
+        if self.draws is None or self.stats["diverging"].shape[1] < 4:
+            raise ValueError(f"draws: {what} needs at least 4 draws a chain; call run first")
+        return self.draws
+
+    def _flows(self, chains: int) -> list[tuple[Flow, int]]:
+        """Frozen flows and how many chains each has: of several modes, by their shares."""
+        flows, mixture = [flow.detached() for flow in self.guide.flows], self.guide.flow
+        if isinstance(mixture, Flow):
+            return [(flows[0], chains)]
+        warnings.warn(
+            f"the posterior has {len(flows)} modes, between which chains hardly move; {chains} "
+            "chains start in them by their shares, which so many draws have no finer than that. "
+            "Take pf.report(...).resample for draws with the right shares",
+            stacklevel=4,
+        )
+        shares = mixture.log_shares.exp().cumsum(0)
+        levels = (torch.arange(chains).to(shares) + 0.5) / chains
+        counts = torch.searchsorted(shares, levels).clamp(max=len(flows) - 1).bincount()
+        pairs = zip(flows, counts.tolist(), strict=False)  # the last flows may have none
+        least = 2 if self.chains else 1  # chains at once learn from each other
+        return [(flow, max(count, least)) for flow, count in pairs if count]
+
+    def _set_up(self, args: tuple, kwargs: dict) -> LogDensity:
         """Build the guide if need be, see that it covers the model, and give the log-density."""
         self.guide.setup(*args, **kwargs)
-        self.guide.get_transform()  # brings the flow in step with Pyro's parameter store
-        log_joint = self.guide.log_joint(args, kwargs, self.model)
+        log_density = self.guide.log_density(args, kwargs, self.model)
         with torch.no_grad():
-            trace, _ = log_joint.trace(self.guide.flow.sample(()))
+            # Also brings the flow in step with Pyro's parameter store.
+            latent = self.guide.scored_by_mode(1)[0][0, 0]
+            log_density(latent)  # says which sites have changed
+            trace = log_density.trace(latent)
         for name, site in sample_sites(trace).items():
             if any(is_subsampled(frame) for frame in site["cond_indep_stack"]):
                 raise ValueError(
                     f"model: site {name!r} stands in a plate that draws a subsample, so its "
                     "density changes from call to call; pass all rows and no subsample_size"
                 )
-            if not site["is_observed"]:
-                kind = "a discrete" if site["fn"].support.is_discrete else "a"
+            if not site["is_observed"] and name in log_density.hidden - log_density.discrete:
                 raise ValueError(
-                    f"model: {name!r} is {kind} latent site that the guide does not draw; "
-                    "expected continuous sites only, all in the guide. Sum discrete ones out"
+                    f"model: {name!r} is a latent site that the guide hides, so it would be drawn "
+                    "anew in every call; expected continuous sites, all in the guide, or discrete "
+                    "ones of finite support, which are summed out"
                 )
-        return log_joint
+        return log_density
 
 
-def _potential(flow: Flow, log_joint: LogJoint, z: Tensor) -> Tensor:
-    """Minus the log-density that the base vector ``(latent_dim,)`` has, in nats."""
+def _potential(flow: Flow, joint: LogDensity, z: Tensor) -> Tensor:
+    """Minus the log-density that base vectors ``(*chains, latent_dim)`` have, in nats."""
     latent, log_det = flow.transform.forward_and_log_det(z)
-    return -log_joint(latent) - log_det
+    return -joint(latent) - log_det
+
+
+def _one_by_one(
+    flow: Flow, joint: LogDensity, chains: int, draws: int, warmup: int, progress: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pyro's NUTS: latent vectors ``(chains, draws, D)`` and which diverged."""
+
+    def potential(z: dict[str, Tensor]) -> Tensor:
+        return _potential(flow, joint, z["z"])
+
+    found, diverging = [], []
+    for _ in range(chains):
+        mcmc = MCMC(
+            NUTS(potential_fn=potential),
+            num_samples=draws,
+            warmup_steps=warmup,
+            initial_params={"z": _start(flow.base, potential)},
+            disable_progbar=not progress,
+        )
+        mcmc.run()
+        found.append(mcmc.get_samples()["z"])
+        diverging.append(diverged(mcmc, 0, draws))
+    return _moved(flow, torch.stack(found)), {"diverging": torch.stack(diverging)}
+
+
+def _together(
+    flow: Flow, joint: LogDensity, chains: int, draws: int, warmup: int, progress: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """ChEES-HMC: latent vectors ``(chains, draws, D)`` and statistics ``(chains, draws)``."""
+
+    def log_density(z: Tensor) -> Tensor:
+        try:
+            return -_potential(flow, joint, z)
+        except ERRORS:  # by some chain far out: it is found, and only its step is refused
+            return torch.stack([_or_impossible(flow, joint, row) for row in z])
+
+    bar = Progress(f"{chains} chains", "step", warmup + draws, show=progress)
+
+    def tell(acceptance: float, step_size: float) -> None:
+        bar.tell(acceptance=f"{acceptance:.2f}", step=f"{step_size:.2g}")
+        bar.update()
+
+    # As Pyro's MCMC does: a far step of one chain is a density that is not finite, and no error.
+    with pyro.validation_enabled(False):
+        try:
+            start = _starts(flow.base, log_density, chains)
+            run = chees(log_density, start, draws=draws, warmup=warmup, tell=tell)
+        finally:
+            bar.close()
+    return _moved(flow, run.draws), {
+        "diverging": run.diverging,
+        "energy": run.energy,
+        "acceptance_rate": run.acceptance,
+        "step_size": torch.full_like(run.energy, run.step_size),
+        "n_steps": run.leapfrogs.expand(run.energy.shape),
+    }
+
+
+@torch.no_grad()
+def _moved(flow: Flow, z: Tensor) -> Tensor:
+    """Base vectors ``(chains, draws, D)`` through the flow."""
+    return flow.transform.forward_and_log_det(z.flatten(0, 1))[0].reshape(z.shape)
+
+
+def _or_impossible(flow: Flow, joint: LogDensity, z: Tensor) -> Tensor:
+    """The log-density of one base vector, minus infinity where the model raises."""
+    try:
+        return -_potential(flow, joint, z)
+    except ERRORS:
+        return z.sum() * 0 - torch.inf
 
 
 @torch.no_grad()
@@ -178,4 +310,21 @@ def _start(base: Callable[[], Any], potential: Callable[[dict[str, Tensor]], Ten
             return z
     raise ValueError(
         f"model: its density is not finite at any of {_STARTS} draws of the guide; train the guide"
+    )
+
+
+def _starts(
+    base: Callable[[], Any], log_density: Callable[[Tensor], Tensor], chains: int
+) -> Tensor:
+    """Base draws ``(chains, D)`` where the density and its gradient are finite."""
+    found: list[Tensor] = []
+    for _ in range(_STARTS):
+        z = base().sample((chains,)).detach()
+        point = evaluate(log_density, z)
+        found += z[point.log_p.isfinite() & point.gradient.isfinite().all(-1)]
+        if len(found) >= chains:
+            return torch.stack(found[:chains])
+    raise ValueError(
+        f"model: its density is finite at {len(found)} of {_STARTS * chains} draws of the guide, "
+        f"too few to start {chains} chains from; train the guide"
     )

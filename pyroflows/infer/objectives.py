@@ -5,6 +5,7 @@ Pyro's own (``Trace_ELBO``, ``RenyiELBO``, ``TraceTailAdaptive_ELBO``) work too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,12 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pyroflows._pyro.guides import ParticleELBO
-from pyroflows.infer.importance import log_mean_exp
-from pyroflows.infer.vectorize import (
+from pyroflows.distributions.flow import Flow
+from pyroflows.infer.guides import AutoFlow
+from pyroflows.infer.importance import khat, log_mean_exp
+from pyroflows.programs.log_density import LogDensity
+from pyroflows.programs.subsamples import runs_of_all_rows, sees_all_rows
+from pyroflows.programs.vectorize import (
     ERRORS,
     PLATE,
     Program,
@@ -30,6 +35,10 @@ from pyroflows.infer.vectorize import (
     sample_sites,
     summed,
 )
+
+_GAP_DRAWS = 4000
+_GOOD_TAIL = 0.5  # k-hat up to which a report calls draws good
+_LEAST = 16  # particles of each flow of a mixture, where there are as many in all
 
 
 def _path_log_prob(name: str, fn: Distribution, value: Tensor) -> Tensor:
@@ -124,6 +133,114 @@ class PathELBO(ParticleELBO):
         for name, site in sample_sites(guide_trace).items():
             elbo = elbo - path_site(name, site).sum()
         return elbo
+
+
+class DensityELBO(Trace_ELBO):
+    r"""The ELBO of a flow guide by the model's log-density, for any model written for one draw.
+
+    :math:`E_q [\log p(x, z) - \log q(z)]` over ``num_particles`` draws of the flow's vector, the
+    model run under ``torch.func.vmap``. Its gradient is that of ``PathELBO``, or of ``Trace_ELBO``
+    with ``path=False``. What ``pf.fit_guide`` trains an ``AutoFlow`` on.
+
+    Of a mixture of K flows it is :math:`\log \sum_k \exp ELBO_k`, the ELBO at the best shares if no
+    flow has density where another draws, and its gradient that of the sum of the :math:`ELBO_k`.
+    Each flow has its part of the particles, 16 at least; running means of the :math:`ELBO_k` are
+    the mixture's shares.
+
+    Args:
+        num_particles: draws a step.
+        batching: how the model runs at several draws, as in ``pf.infer.LogDensity``.
+        path: whether the guide's parameters act through its draws alone.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyroflows as pf
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(3.0, 0.5))
+        >>> guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup()
+        >>> elbo = pf.infer.DensityELBO(num_particles=16)
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
+        >>> isinstance(svi.step(), float)
+        True
+    """
+
+    def __init__(
+        self, num_particles: int = 128, batching: str | None = None, path: bool = True
+    ) -> None:
+        super().__init__(num_particles=num_particles, vectorize_particles=True)
+        self.batching, self.path = batching, path
+        self.rows: str | None = None
+
+    @torch.no_grad()
+    def look_at_rows(self, log_density: LogDensity, latent: Tensor) -> str:
+        """Which rows a run sees: ``"all"``, ``"some"`` of its choice, or ``"some, as given"``.
+
+        Args:
+            log_density: of the model.
+            latent: a vector where it can be run, ``(latent_dim,)``.
+        """
+        if self.rows is None:
+            if not log_density.subsampled(latent):
+                self.rows = "all"
+            else:
+                self.rows = "some" if sees_all_rows(log_density, latent) else "some, as given"
+        return self.rows
+
+    def differentiable_loss(
+        self, model: Callable, guide: AutoFlow, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Minus the ELBO in nats, whose gradient is the estimator's."""
+        guide.setup(*args, **kwargs)
+        count = -(-self.num_particles // guide.modes)
+        count = max(count, min(_LEAST, self.num_particles))
+        latent, log_q = guide.scored_by_mode(count, self.path)
+        log_density = guide.log_density(args, kwargs, model, self.batching)
+        log_p = log_density(latent.flatten(0, 1)).reshape(log_q.shape)
+        self.batching = log_density.batching
+        elbos = (log_p - log_q).mean(1)
+        if isinstance(guide.flow, Flow):
+            return -elbos[0]
+        if torch.is_grad_enabled():
+            guide.flow.follow(elbos)
+        # The flows hardly overlap: each goes its own way, whatever its share.
+        each = -elbos.sum()
+        return each - (each + elbos.logsumexp(0)).detach()
+
+    def loss_and_grads(self, model: Callable, guide: AutoFlow, *args: Any, **kwargs: Any) -> float:
+        """Minus the ELBO; its gradient is added to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
+
+    @torch.no_grad()
+    def loss(self, model: Callable, guide: AutoFlow, *args: Any, **kwargs: Any) -> float:
+        """Minus the ELBO; of all rows, where the model draws subsamples of them itself."""
+        guide.setup(*args, **kwargs)
+        log_density = guide.log_density(args, kwargs, model, self.batching)
+        if self.rows is None:
+            self.look_at_rows(log_density, guide.scored_draws(1)[0][0])
+        if self.rows != "some":
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+        latent, log_q = guide.scored_draws(self.num_particles)
+        log_p = runs_of_all_rows(log_density, latent).log_p
+        self.batching = log_density.batching
+        return (log_q - log_p).mean().item()
+
+    @torch.no_grad()
+    def gap(self, model: Callable, guide: AutoFlow, *args: Any, **kwargs: Any) -> float:
+        """The Kullback-Leibler divergence from guide to posterior in nats, by importance weights.
+
+        The log evidence, as the weights of 4,000 draws see it, less the ELBO; infinite where their
+        k-hat is one half or more, by which they may not see it all, and where it would cost too
+        much: the model runs draw by draw, or sees a part of its rows.
+        """
+        latent, log_q = guide.scored_draws(_GAP_DRAWS)
+        log_density = guide.log_density(args, kwargs, model, self.batching)
+        if self.batching == "alone" or self.look_at_rows(log_density, latent[0]) != "all":
+            return math.inf
+        log_w = log_density(latent) - log_q
+        if not khat(log_w) < _GOOD_TAIL:
+            return math.inf
+        return (log_mean_exp(log_w) - log_w.mean()).item()
 
 
 class _Weighted(Trace_ELBO):

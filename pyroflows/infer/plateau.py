@@ -7,6 +7,7 @@ best within its noise: the very best would be the one that suits these particles
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from pyroflows._distributed import mean_over, reduced
 from pyroflows.data.position import Passes
-from pyroflows.infer.vectorize import ERRORS, ChangedModelError
+from pyroflows.infer.objectives import DensityELBO
+from pyroflows.programs.vectorize import ERRORS, ChangedModelError
 from pyroflows.training.loop import SHRINK, Schedule
 from pyroflows.training.state import Many, Maybe
 
@@ -24,13 +26,15 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 WINDOW = 100
-_DROPS = 3
+_DROPS = 3  # of the step, the last of which ends training
+_NOISY_DROPS, _NOISY_FLAT = 5, 3  # where steps see a part of the rows: so many flat windows a drop
 _STRAYS = 10  # failures in a row, before anything worked, that are no stray particles
 _MOST_FALLS = 8  # each with 0.3 of the step, before training ends where it was best
 _FALL = 10.0, 3.0  # standard errors and nats by which it is lower than a measured one
 _NOISE = 2.0, 0.01  # standard errors and nats within which two ELBOs are alike
 _MEASURED_BY = 32  # particles, at least
 _MEASURED_SEEDS = 8  # tried one after the other: single particles may stray
+_NOTHING_LEFT = 0.01  # nats that are not worth a further step
 _RUNAWAY = 1e4  # spread, in units of the start's, of a posterior that has no end
 
 
@@ -100,17 +104,22 @@ class ElboTask:
 
         NaN where it is not finite, or the model raises, with all seeds. The global generator stays.
         """
-        device = self.parameters[0].device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            for seed in range(_MEASURED_SEEDS):
-                elbo = mean_over(self.fabric, self._measure(seed))[0]
-                if math.isfinite(elbo):
-                    return elbo
+        for seed in range(_MEASURED_SEEDS):
+            with self._seeded(seed):
+                elbo = mean_over(self.fabric, self._measure())[0]
+            if math.isfinite(elbo):
+                return elbo
         return math.nan
 
+    @contextlib.contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        device = self.parameters[0].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
     @torch.no_grad()
-    def _measure(self, seed: int) -> float:
-        torch.manual_seed(seed)
+    def _measure(self) -> float:
         repeats = -(-_MEASURED_BY // self.elbo.num_particles)
         try:
             losses = [
@@ -122,6 +131,26 @@ class ElboTask:
             return math.nan
         return -sum(losses) / repeats
 
+    def gap(self, seed: int) -> float:
+        """By how many nats the guide's ELBO is below the evidence: the most that it can gain.
+
+        Infinite where that is not known: with another objective, with parameters of the model,
+        which move the evidence too, or where the particles' weights cannot be trusted.
+
+        Args:
+            seed: of the particles; the global generator stays.
+        """
+        guide = self.programs[1]
+        own = {id(p) for p in guide.parameters()} if isinstance(guide, torch.nn.Module) else set()
+        known = isinstance(self.elbo, DensityELBO) and all(id(p) in own for p in self.parameters)
+        if not known or self.fabric.world_size > 1:
+            return math.inf
+        with self._seeded(seed):
+            try:
+                return self.elbo.gap(*self.programs, *self.first, **self.kwargs)
+            except ERRORS:
+                return math.inf
+
     def clip(self) -> float:
         """Clip the gradients; their norm before, NaN where there is no finite ELBO."""
         if self.error is not None or not math.isfinite(self._loss):
@@ -132,6 +161,8 @@ class ElboTask:
 class Plateau(Schedule):
     """Windows of 100 steps; where the ELBO is flat the step shrinks, after the third time it ends.
 
+    It ends at once where importance weights say that nothing is left to gain.
+
     Where it falls below one that was measured, training returns there with a smaller step.
 
     Args:
@@ -139,7 +170,8 @@ class Plateau(Schedule):
         steps: the arguments of each step, without end.
         max_steps: how many at most.
         slack: nats by which the first batch may tell otherwise of parameters than all data; None
-            where each step has all, so that what it measures is a score.
+            where parameters are measured by all, so that it is a score.
+        noisy: whether steps see a part of the rows, whose choice hides what the ELBO gains.
     """
 
     unit = "step"
@@ -147,9 +179,14 @@ class Plateau(Schedule):
     most_rollbacks = _MOST_FALLS + 1
 
     def __init__(
-        self, task: ElboTask, steps: Iterator[tuple[Any, ...]], max_steps: int, slack: float | None
+        self,
+        task: ElboTask,
+        steps: Iterator[tuple[Any, ...]],
+        max_steps: int,
+        slack: float | None,
+        noisy: bool,
     ) -> None:
-        self.task, self.total, self.slack = task, max_steps, slack
+        self.task, self.total, self.slack, self.noisy = task, max_steps, slack, noisy
         self._best = -math.inf  # measured
         self._error = 0.0  # of the window that measured best; none is known of the start
         self._steps: Iterator[tuple[Any, ...]] | None = steps
@@ -159,6 +196,8 @@ class Plateau(Schedule):
         self._now: tuple[float, float] | None = None
         self._before: tuple[float, float] | None = None
         self._drops = 0
+        self._flat = 0  # windows in a row
+        self._found = False  # whether nothing is left to gain
         self._falls = 0  # windows that sent training back
 
     def batches(self) -> Iterator[Any]:
@@ -213,14 +252,21 @@ class Plateau(Schedule):
                 self._falls += 1
                 return False
             self._record(self.done, now[0], measured, now[1])
+            self._found = self.slack is None and self.task.gap(self.done) < _NOTHING_LEFT
         flat = self._before is not None and _is_flat(self._before, now)
         self._before = now
-        if flat:
+        self._flat = self._flat + 1 if flat else 0
+        if self._flat == (_NOISY_FLAT if self.noisy else 1):
+            self._flat = 0
             self._drops += 1
-            if self._drops < _DROPS:
+            if self._drops < self._most_drops:
                 run.lr *= SHRINK
                 self._before = None
         return True
+
+    @property
+    def _most_drops(self) -> int:
+        return _NOISY_DROPS if self.noisy else _DROPS
 
     @property
     def _has_worked(self) -> bool:
@@ -257,7 +303,11 @@ class Plateau(Schedule):
         """Why training is over, in words; none while it is not."""
         if self._falls > _MOST_FALLS:
             return f"the ELBO fell {self._falls} times, the last with steps of {self.run.lr:.1g}"
-        if self._drops == _DROPS:
+        if self._found:
+            return (
+                f"the ELBO is within {_NOTHING_LEFT} nats of the evidence after {self.done} steps"
+            )
+        if self._drops == self._most_drops:
             return f"the ELBO is flat after {self.done} steps"
         all_done = self.done >= self.total and not self._taken
         return f"all {self.total} steps done" if all_done else ""
@@ -290,13 +340,20 @@ class Plateau(Schedule):
         best = self._best if math.isfinite(self._best) else None
         window = {"done": self.done, "window": self._window, "taken": self._taken}
         judged = {"before": self._before, "best": best, "error": self._error}
-        return {**window, **judged, "drops": self._drops, "falls": self._falls}, {}
+        return {
+            **window,
+            **judged,
+            "drops": self._drops,
+            "flat": self._flat,
+            "found": self._found,
+            "falls": self._falls,
+        }, {}
 
     def pattern(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What both of these look like."""
         window = {"done": 0, "window": Many(0.0), "taken": 0}
         judged = {"before": Maybe([0.0, 0.0]), "best": Maybe(0.0), "error": 0.0}
-        return {**window, **judged, "drops": 0, "falls": 0}, {}
+        return {**window, **judged, "drops": 0, "flat": 0, "found": False, "falls": 0}, {}
 
     def load_state_dict(self, shared: dict[str, Any], _apart: dict[str, Any] | None, /) -> None:
         """Go on from there, with the batches from where these were."""
@@ -305,6 +362,7 @@ class Plateau(Schedule):
         if self._best is None:
             self._best = -math.inf
         self._drops, self._falls = shared["drops"], shared["falls"]
+        self._flat, self._found = shared["flat"], shared["found"]
         self._before = None if shared["before"] is None else tuple(shared["before"])
         self.task.first = as_arguments(self.run.passes.first())
         self._steps = None
@@ -345,14 +403,10 @@ def _average(
 @torch.no_grad()
 def _runaway_sites(guide: Any, fabric: Fabric) -> list[str]:
     """Along which a flow guide has run away from its start: steps too large, or no end there."""
-    flow = getattr(guide, "flow", None)
-    whiten = getattr(guide, "whiten", None)
-    if flow is None or whiten is None:
+    if not hasattr(guide, "spread"):
         return []
-    latent = flow.sample((256,))
-    spread = whiten.inverse_and_log_det(latent)[0].std(dim=0)
-    spread = reduced(fabric, spread, "mean")
-    bad = (spread > _RUNAWAY) | (spread < 1 / _RUNAWAY)
+    spread = reduced(fabric, guide.spread(256), "mean")
+    bad = ((spread > _RUNAWAY) | (spread < 1 / _RUNAWAY)).any(0)
     return guide.sites_of(bad) if bad.any() else []
 
 

@@ -8,26 +8,63 @@ Exact second derivatives take the place of L-BFGS, so badly scaled posteriors co
 
 from __future__ import annotations
 
+import contextlib
 import math
-import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer.autoguide import init_to_median
 from torch import Tensor
-from torch.distributions import biject_to
 
-from pyroflows.infer.log_joint import LogJoint
-from pyroflows.infer.vectorize import ERRORS
+from pyroflows.infer.proper import values_of
+from pyroflows.programs.log_density import ERRORS, LogDensity
+from pyroflows.programs.supports import bijection
 
-LogDensity = Callable[[Tensor], Tensor]  # (points, dimension) -> (points,)
 _ITERATIONS = 60
 _DRAWS = 64
-_CANDIDATES = 256
-_MORE = 4
-_WHITENED = 400  # up to so many dimensions a full covariance is worth its second derivatives
-_ASCENTS = 50  # up to so many dimensions there are several ascents
+_FEW = 16  # draws where the model takes one at a time
+
+
+class Gaussians(NamedTuple):
+    """The best Gaussians of several ascents.
+
+    Attributes:
+        elbo: of each in nats, ``(n,)``; minus infinity where an ascent met none.
+        loc: their locations, ``(n, D)``.
+        tril: their lower Cholesky factors, ``(n, D, D)``.
+        end: where the ascents ended, ``(n, D)``.
+    """
+
+    elbo: Tensor
+    loc: Tensor
+    tril: Tensor
+    end: Tensor
+
+    def at(self, index: Tensor | list[int]) -> Gaussians:
+        """Those with these numbers.
+
+        Args:
+            index: the numbers.
+        """
+        return Gaussians(*(part[index] for part in self))
+
+
+def joined(several: Sequence[Gaussians]) -> Gaussians:
+    """All of them in one.
+
+    Args:
+        several: of the same dimension.
+    """
+    return Gaussians(*map(torch.cat, zip(*several, strict=True)))
+
+
+@contextlib.contextmanager
+def same_draws() -> Iterator[None]:
+    """Random numbers that are the same each time, so that processes and resumed runs agree."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        yield
 
 
 def middle(site: dict[str, Any]) -> Tensor:
@@ -38,153 +75,89 @@ def middle(site: dict[str, Any]) -> Tensor:
     """
     fn = site["fn"]
     try:
-        return init_to_median(site)
-    except NotImplementedError:
-        to_support = biject_to(fn.support)
+        with same_draws():  # Pyro takes the median of a few
+            return init_to_median(site)
+    except NotImplementedError:  # as a flat prior
+        to_support = bijection(fn.support)
         return to_support(torch.zeros(to_support.inverse_shape(fn.shape())))
 
 
-def gaussian_start(
-    log_p: LogJoint, start: Tensor, narrow: Tensor, climb: bool
-) -> tuple[Tensor, Tensor]:
-    """Location ``(D,)`` and lower Cholesky factor ``(D, D)`` of a guide's first Gaussian.
+def best_gaussians(log_p: LogDensity, points: Tensor) -> Gaussians:
+    """The best Gaussian, by its ELBO, on the ascent from each point ``(n, D)``.
 
-    Args:
-        log_p: of the model, not settled yet.
-        start: the first point tried, ``(D,)``.
-        narrow: the factor where no better one is found or wanted.
-        climb: whether to search for a better one.
-
-    Raises:
-        ValueError: the model's log-density is finite at no point.
-    """
-    try:
-        log_p.settle(start)
-        points = first_points(log_p, start)
-    except ERRORS:  # the first step of training raises the model's error
-        return start, narrow
-    if not points:
-        raise ValueError(_where_not_finite(log_p, start))
-    if not climb or len(start) > _WHITENED:
-        return points[0], narrow
-    # Several ascents, since there may be several modes; in many dimensions each is expensive.
-    best, best_elbo = (points[0], narrow), -math.inf
-    for point in points if len(start) <= _ASCENTS else points[:1]:
-        try:
-            found = best_gaussian(log_p, point)
-        except ERRORS:  # no second derivatives
-            continue
-        if found is None or found[0] <= best_elbo:
-            continue
-        elbo, loc, tril = found
-        if loc.isfinite().all() and tril.isfinite().all() and (tril.diagonal() > 0).all():
-            best, best_elbo = (loc, tril), elbo
-    return best
-
-
-def _where_not_finite(log_p: LogJoint, start: Tensor) -> str:
-    """The message for a model whose log-density is nowhere finite."""
-    try:
-        with torch.no_grad():
-            trace, _ = log_p.trace(start)
-            trace.compute_log_prob()
-    except ERRORS as error:
-        return f"model: it raises {type(error).__name__} near its start: {error}"
-    bad = [
-        name
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not torch.isfinite(site["log_prob_sum"])
-    ]
-    return (
-        f"model: the log-density of site {', '.join(map(repr, bad)) or 'its sum'} is NaN or "
-        "infinite at the start and at 512 points around it; check its support and its data, "
-        "or pass another init_loc_fn="
-    )
-
-
-def first_points(log_p: LogDensity, start: Tensor) -> list[Tensor]:
-    """``start`` and the best four of many random points, as far as the density is finite there."""
-    spread = torch.cat(
-        [
-            start + torch.randn(_CANDIDATES, len(start)).to(start),
-            4 * torch.rand(_CANDIDATES, len(start)).to(start) - 2,
-        ]
-    )
-    best = spread[_values(log_p, spread).topk(_MORE).indices]
-    points = torch.cat([start[None], best])
-    return [p for p, value in zip(points, _values(log_p, points), strict=True) if value.isfinite()]
-
-
-def best_gaussian(log_p: LogDensity, start: Tensor) -> tuple[float, Tensor, Tensor] | None:
-    """The ELBO, location ``(D,)`` and lower Cholesky factor ``(D, D)`` of the best Gaussian met.
-
-    Costs a run of the model, and three an iteration: of ``D`` points for the second derivatives, of
-    64 draws for the ELBO, and of 17 lengths of the step.
+    Costs two runs of the model an iteration: of ``n D`` points for the second derivatives, and of
+    64 draws and 17 lengths of the step for each ascent.
 
     Args:
         log_p: the log-density in nats, several points at once, twice differentiable.
-        start: where it is finite.
-
-    Returns:
-        None where no point had a finite curvature.
+        points: where it is finite.
     """
-    x, best, best_elbo, since = start, None, -math.inf, 0
-    noise = torch.randn(_DRAWS, len(x)).to(x)
-    value = _values(log_p, x[None])[0]
+    try:
+        return _ascended(log_p, points)
+    except ERRORS:  # no second derivatives, or one ascent ran to where the model raises
+        count, size = points.shape
+        if count > 1:
+            return joined([best_gaussians(log_p, point[None]) for point in points])
+        lost = points.new_full((1,), -math.inf)
+        return Gaussians(lost, points, points.new_zeros(1, size, size), points)
+
+
+def _ascended(log_p: LogDensity, points: Tensor) -> Gaussians:
+    x, value = points.clone(), values_of(log_p, points)
+    count, size = x.shape
+    best_elbo = x.new_full((count,), -math.inf)
+    best_loc, best_scales = x.clone(), x.new_zeros(count, size, size)
+    since, going = torch.zeros(count), torch.arange(count)
+    half = torch.randn((_FEW if log_p.batching == "alone" else _DRAWS) // 2, size).to(x)
+    noise = torch.cat([half, -half])  # antithetic: what is odd about the density adds no noise
+    # All lengths of the step at once.
+    lengths = 2.0 ** torch.arange(3, -14, -1, device=x.device, dtype=x.dtype)
     for _ in range(_ITERATIONS):
-        gradient, curvature = _derivatives(log_p, x)
-        if not (torch.isfinite(gradient).all() and torch.isfinite(curvature).all()):
+        if not len(going):
             break
+        gradient, curvature = _derivatives(log_p, x[going])
+        finite = gradient.isfinite().all(-1) & curvature.isfinite().flatten(1).all(-1)
+        going, gradient, curvature = going[finite], gradient[finite], curvature[finite]
         # Directions without curvature of the right sign get its size: ascent, and a scale.
         strength, axes = torch.linalg.eigh(-curvature)
-        strength = strength.abs().clamp(min=1e-12 * strength.abs().max().clamp(min=1e-12))
-        scales = axes / strength.sqrt()
-        draws = x + noise @ scales.mT
-        log_q = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(1) + 0.5 * strength.log().sum()
-        elbo = (_values(log_p, draws) - log_q).mean().item()
-        since += 1
-        if elbo > best_elbo:
-            since = 0 if elbo > best_elbo + 0.01 else since
-            best, best_elbo = (x, scales), elbo
-        along = axes.mT @ gradient / strength
-        step = axes @ along
-        # All lengths of the step at once.
-        lengths = 2.0 ** torch.arange(3, -14, -1, device=x.device, dtype=x.dtype)
-        points = x + lengths[:, None] * step
-        values = _values(log_p, points)
-        index = values.argmax()
-        decrement = 0.5 * (gradient @ step)
-        if not values[index] > value or decrement < 1e-6 or since > 8:
-            break
-        x, value = points[index], values[index]
-    if best is None:
-        return None
-    loc, scales = best
+        strength = strength.abs()
+        largest = strength.amax(-1, keepdim=True).clamp(min=1e-12)
+        strength = torch.maximum(strength, 1e-12 * largest)
+        scales = axes / strength.sqrt()[:, None]
+        step = (axes @ ((axes.mT @ gradient[..., None]) / strength[..., None]))[..., 0]
+        draws = x[going, None] + noise @ scales.mT
+        tried = x[going, None] + lengths[:, None] * step[:, None]
+        both = values_of(log_p, torch.cat([draws, tried], dim=1).flatten(0, 1))
+        at_draws, at_tried = both.unflatten(0, (len(going), -1)).split([len(noise), 17], dim=1)
+        log_q = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(1)
+        elbo = (at_draws - log_q).mean(1) - 0.5 * strength.log().sum(-1)
+        since[going] += 1
+        since[going[elbo > best_elbo[going] + 0.01]] = 0
+        better = elbo > best_elbo[going]
+        best_elbo[going[better]] = elbo[better]
+        best_loc[going[better]], best_scales[going[better]] = x[going[better]], scales[better]
+        most, index = at_tried.max(dim=1)
+        decrement = 0.5 * (gradient * step).sum(-1)
+        on = (most > value[going]) & (decrement >= 1e-6) & (since[going] <= 8)
+        x[going[on]], value[going[on]] = tried[on, index[on]], most[on]
+        going = going[on]
     # scales scales^T = L L^T; a QR of the transpose gives L without squaring the condition number.
-    upper = torch.linalg.qr(scales.mT).R
-    return best_elbo, loc, (upper * upper.diagonal().sign()[:, None]).mT
-
-
-@torch.no_grad()
-def _values(log_p: LogDensity, points: Tensor) -> Tensor:
-    """Log-densities; minus infinity where the model cannot be computed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pyro's of NaN and infinity: here they are answers
-            values = log_p(points)
-    except (RuntimeError, ValueError, ArithmeticError):
-        if len(points) == 1:
-            return points.new_full((1,), -math.inf)
-        return torch.cat([_values(log_p, half) for half in points.chunk(2)])
-    return torch.where(torch.isnan(values), -math.inf, values).to(points)
+    upper = torch.linalg.qr(best_scales.mT).R
+    tril = (upper * upper.diagonal(dim1=1, dim2=2).sign()[..., None]).mT
+    usable = tril.flatten(1).isfinite().all(1) & best_loc.isfinite().all(1)
+    usable &= (tril.diagonal(dim1=1, dim2=2) > 0).all(1)
+    return Gaussians(torch.where(usable, best_elbo, -math.inf), best_loc, tril, x)
 
 
 @torch.enable_grad()
 def _derivatives(log_p: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient and matrix of second derivatives, each row of it from a point of its own."""
-    points = x.expand(len(x), -1).clone().requires_grad_()
+    """Gradients ``(n, D)`` and matrices of second derivatives, each row from a point of its own."""
+    count, size = x.shape
+    points = x[:, None].expand(count, size, size).flatten(0, 1).clone().requires_grad_()
     (gradient,) = torch.autograd.grad(log_p(points).sum(), points, create_graph=True)
+    gradient = gradient.unflatten(0, (count, size))
     (second,) = torch.autograd.grad(
-        gradient.diagonal().sum(), points, allow_unused=True, materialize_grads=True
+        gradient.diagonal(dim1=1, dim2=2).sum(), points, allow_unused=True, materialize_grads=True
     )
-    return gradient[0].detach(), 0.5 * (second + second.mT)
+    second = second.unflatten(0, (count, size))
+    return gradient[:, 0].detach(), 0.5 * (second + second.mT)

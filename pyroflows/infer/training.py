@@ -16,14 +16,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyroflows._checks import check_positive, check_share, check_whole
-from pyroflows._distributed import draw_apart, make_same, open_fabric
+from pyroflows._distributed import draw_apart, gathered, make_same, open_fabric
 from pyroflows._pyro.threads import runs_models_long
 from pyroflows.data.fingerprint import facts_of, facts_of_loader
 from pyroflows.data.position import Passes, Repeated
 from pyroflows.distributions.flow import Flow
-from pyroflows.infer.objectives import PathELBO, has_paths
+from pyroflows.distributions.mixture import MixtureFlow
+from pyroflows.infer.guides import AutoFlow
+from pyroflows.infer.modes import weigh
+from pyroflows.infer.objectives import DensityELBO, PathELBO, has_paths
 from pyroflows.infer.plateau import ElboTask, Plateau, endless
-from pyroflows.infer.vectorize import can_run_together, plate_nesting, run_alone, sample_sites
+from pyroflows.programs.log_density import warn_alone
+from pyroflows.programs.vectorize import can_run_together, plate_nesting, run_alone, sample_sites
 from pyroflows.training.checkpoints import Checkpoint, open_checkpoints
 from pyroflows.training.compiled import compiled_transforms, prepare_compiler
 from pyroflows.training.history import History
@@ -34,6 +38,7 @@ from pyroflows.training.recipe import check_moved
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+_ALONE = 8  # particles at most, where the model runs at one at a time
 GUIDE_RECIPE = {"clip": 10.0, "average": 0.99}
 
 
@@ -58,34 +63,43 @@ def fit_guide(
 
     Adam with clipped gradients. Every 100 steps the median ELBO is compared with that of the 100
     before; where it gained less than two standard errors, or 0.01 nats, the step shrinks to 0.3 of
-    its size, and after the third time training stops. Where it fell far below what it was, training
-    goes back there, with 0.3 of the step. What is returned was measured: the start, and after each
-    window the exponential average of the parameters, are scored by the same fresh particles (and
-    the first batch, of mini-batches), and the last is kept that is as good as the best, within two
-    standard errors or 0.01 nats (of mini-batches, unless it fell by more than one of them can for
-    the good of all). Steps whose
-    loss or gradient is not finite, or for which the model raises (a covariance that is not positive
+    its size, and after the third time training stops (where steps see a part of the rows: after
+    three such windows in a row, and the fifth time). It stops at once where the importance weights
+    of 4,000 draws say that an ``AutoFlow`` is within 0.01 nats of the evidence, the most that an
+    ELBO can reach. Where it fell far below what it was, training goes back there, with 0.3 of the
+    step. What is returned was measured: the start, and after each window the exponential average of
+    the parameters, are scored by the same fresh particles (and the first batch, of mini-batches),
+    and the last is kept that is as good as the best, within two standard errors or 0.01 nats (of
+    mini-batches, unless it fell by more than one of them can for the good of all). Steps whose loss
+    or gradient is not finite, or for which the model raises (a covariance that is not positive
     definite at a stray particle), are skipped and counted; where most of 100 are, training goes
     back likewise. It does so eight times at most. The trained tensors are those in Pyro's
     parameter store.
 
-    Before the first step the guide is set up, if it was not, and the model runs 6 times, to find
-    out what is trained and how; then once a step, and once more at the start and for each window to
-    measure it, or as often for each particle where these run one by one.
+    Where an ``AutoFlow`` has a flow for each of several modes, the ELBO is that of
+    ``pf.infer.DensityELBO``, and at the end 1000 draws of each flow, weighted, give the flows their
+    shares (of mini-batches, the running means of their ELBOs do).
+
+    Before the first step the guide is set up, if it was not, and the model runs 4 times (6 with a
+    guide that is no ``AutoFlow``), to find out what is trained and how; then once a step, and once
+    more at the start and for each window to measure it, or as often for each particle where these
+    run one by one.
 
     Args:
         model: a Pyro model.
         guide: any Pyro guide, ``pf.AutoFlow`` first of all.
         *args: the model's and guide's arguments.
-        objective: ``"path"`` (``pf.infer.PathELBO``), ``"elbo"`` (``Trace_ELBO``), any Pyro ELBO of
+        objective: ``"path"`` (``pf.infer.PathELBO``; of an ``AutoFlow`` the same gradient by
+            ``pf.infer.DensityELBO``), ``"elbo"`` (``Trace_ELBO``), any Pyro ELBO of
             your own making (which then decides about particles), or ``"auto"``: the path gradient
             where the guide allows it.
         particles: draws per step, over all devices.
         lr: first step size.
         max_steps: an upper limit.
-        vectorize: compute all particles at once, in a plate outside all others. Before the first
+        vectorize: compute all particles at once: those of an ``AutoFlow`` under
+            ``torch.func.vmap``, of another guide in a plate outside all others. Before the first
             step two particles are also run one by one; where that fails or gives another
-            log-density, all are run so, with a warning.
+            log-density, all are run so, with a warning, and of an ``AutoFlow`` eight at most.
         batches: the arguments of each step instead of ``args``, gone through again and again: an
             iterable of tuples, for example a ``DataLoader``. Each process goes through them by
             itself, with random numbers of its own.
@@ -137,8 +151,7 @@ def fit_guide(
     passes = Passes(Repeated(args) if batches is None else batches, at.device)
     steps = endless(passes)
     first = next(steps)
-    if hasattr(guide, "setup"):
-        guide.setup(*first, **kwargs)
+    _set_up(guide, first, kwargs, at)
     elbo = _elbo(objective, model, guide, first, kwargs, -(-particles // at.world_size), vectorize)
     parameters = _parameters(model, guide, first, kwargs)
     if not parameters:
@@ -150,14 +163,32 @@ def fit_guide(
     identity = partial(_facts, guide, objective, tensors, args, kwargs, batches, facts)
     task = ElboTask(elbo, model, guide, kwargs, parameters, buffers, recipe["clip"], at, first)
     slack = None if batches is None else _slack(model, guide, first, kwargs)
-    schedule = Plateau(task, itertools.chain([first], steps), max_steps, slack)
+    noisy = batches is not None or getattr(elbo, "rows", "all") != "all"
+    schedule = Plateau(task, itertools.chain([first], steps), max_steps, slack, noisy)
     pace = Pace(lr, recipe["average"], progress and at.is_global_zero, "fit_guide")
     history = History(unit="nats of the ELBO", counted="step")
     with (
         open_checkpoints(checkpoint, identity, at, tensors) as kept,
         _compiled(modules, parameters[0].device, compile),
     ):
-        return Run(task, schedule, passes, pace, at, kept, history).train()
+        history = Run(task, schedule, passes, pace, at, kept, history).train()
+    if isinstance(guide, AutoFlow) and isinstance(guide.flow, MixtureFlow):
+        if batches is None:  # of batches the running means are better than one of them
+            weigh(guide.flow, guide.log_density(args, kwargs, model))
+        make_same(at, [guide.flow.log_weights])
+    return history
+
+
+def _set_up(guide: Callable[..., Any], args: tuple, kwargs: dict, at: Fabric) -> None:
+    """Set a guide up, and see that all processes have the same one."""
+    if hasattr(guide, "setup"):
+        guide.setup(*args, **kwargs)
+    modes = gathered(at, getattr(guide, "modes", 1))
+    if len(set(modes)) > 1:
+        raise ValueError(
+            f"guide: its processes found {modes} modes in their first batches; call guide.setup "
+            "with the same arguments in each before"
+        )
 
 
 def _facts(
@@ -253,6 +284,8 @@ def _elbo(
         raise ValueError(
             f"objective: expected one of {sorted(kinds)} or an ELBO, got {objective!r}"
         )
+    if isinstance(guide, AutoFlow):
+        return _density_elbo(objective, model, guide, args, kwargs, particles, vectorize)
     depth = plate_nesting(model, guide, args, kwargs)
     together = (
         vectorize
@@ -269,14 +302,39 @@ def _elbo(
     return kinds[objective](**settings)
 
 
+def _density_elbo(
+    objective: str,
+    model: Callable[..., Any],
+    guide: AutoFlow,
+    args: tuple,
+    kwargs: dict,
+    particles: int,
+    vectorize: bool,
+) -> DensityELBO:
+    """The objective of a flow guide, with few particles where the model takes one at a time."""
+    log_density = guide.log_density(args, kwargs, model, None if vectorize else "alone")
+    if vectorize and particles > 1:
+        problem = log_density.settle(guide.scored_draws(1)[0][0])
+        if problem is not None:
+            particles = min(particles, _ALONE)
+            warn_alone(problem, f", so there are {particles} of them a step")
+    elbo = DensityELBO(particles, log_density.batching, path=objective != "elbo")
+    elbo.look_at_rows(log_density, guide.scored_draws(1)[0][0])
+    return elbo
+
+
 @torch.no_grad()
 def _parameters(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
 ) -> list[Tensor]:
     """The leaf tensors that Pyro's statements read: what must be optimised."""
-    with poutine.trace(param_only=True) as capture:
+    with poutine.trace(param_only=True) as of_guide:
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+    with poutine.trace(param_only=True) as of_model:
         poutine.replay(model, trace=drawn)(*args, **kwargs)
-    values: list[Any] = [s["value"] for s in capture.trace.nodes.values() if s["type"] == "param"]
+    if hasattr(guide, "note_parameters"):
+        guide.note_parameters(of_model.trace)
+    sites = [*of_guide.trace.nodes.values(), *of_model.trace.nodes.values()]
+    values: list[Any] = [s["value"] for s in sites if s["type"] == "param"]
     found = [v.unconstrained() if hasattr(v, "unconstrained") else v for v in values]
     return list(dict.fromkeys(p for p in found if p.requires_grad))

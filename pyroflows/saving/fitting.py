@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+ENCODER = "encoder.module."  # what the names of an encoder's tensors start with in a guide
 _HALF = (torch.float16, torch.bfloat16)
 _LOGARITHMS = ("log_scale", "log_diagonal")  # of what is multiplied by, in all our transforms
 
@@ -64,6 +67,69 @@ def check_values(built: dict[str, Tensor], saved: dict[str, Tensor], what: str) 
                 raise ValueError(f"{what}{name} is of {there.dtype}, expected {tensor.dtype}")
         elif tensor.numel() > 1 and not torch.equal(_sorted(tensor), _sorted(there)):
             raise ValueError(f"{what}{name} does not hold the whole numbers that it is made of")
+
+
+def check_state(module: nn.Module, what: str) -> None:
+    """See that a module's state is tensors, with values.
+
+    Args:
+        module: one that a user built.
+        what: the error's first words.
+
+    Raises:
+        ValueError: it is something else, or of a module that was not built yet.
+    """
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{what}: expected a state_dict of tensors, got a {type(value).__name__} under "
+                f"{name!r}; keep it in a buffer"
+            )
+        if is_lazy(value) or value.is_meta:
+            raise ValueError(
+                f"{what}: expected tensors with values, got none yet in {name!r}; run a lazy "
+                "module once, build one from the meta device on the CPU"
+            )
+
+
+def check_encoder(encoder: Any, wanted: Any, tensors: dict[str, Tensor]) -> None:
+    """See that an encoder is there if it is wanted, and built as the one that was saved.
+
+    Args:
+        encoder: what came.
+        wanted: whether the folder has an encoder's tensors.
+        tensors: of the folder.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if wanted is None:
+        if encoder is not None:
+            raise ValueError("encoder: expected None, the folder holds no pf.AutoAmortizedFlow")
+        return
+    if not isinstance(encoder, nn.Module):
+        raise ValueError(
+            "encoder: expected a torch.nn.Module built as the saved guide's encoder was, since the "
+            f"folder holds its tensors alone, got {type(encoder).__name__}; use "
+            "pf.load(folder, encoder=...)"
+        )
+    check_state(encoder, "encoder")
+    kept = {k.removeprefix(ENCODER): t for k, t in tensors.items() if k.startswith(ENCODER)}
+    what = "encoder: it is not built as the saved one was; of the tensors in the folder "
+    check_tensors(encoder.state_dict(), kept, what)
+
+
+def cast(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give each parameter and buffer the dtype it was saved in, where that is not the module's.
+
+    Args:
+        module: to hold them.
+        tensors: that were saved.
+    """
+    for name, own in module.state_dict(keep_vars=True).items():
+        kept = tensors.get(name)
+        if kept is not None and kept.is_floating_point() and own.is_floating_point():
+            own.data = own.data.to(kept.dtype)
 
 
 def _sorted(tensor: Tensor) -> Tensor:

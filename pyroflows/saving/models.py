@@ -11,21 +11,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from pyroflows._files.model_folder import read_folder, write_folder
+from pyroflows._pyro.guides import Guide
 from pyroflows._version import __version__
 from pyroflows.infer.amortized import AutoAmortizedFlow
-from pyroflows.infer.facts import amortized_from, facts_of, facts_of_amortized, guide_from
 from pyroflows.infer.guides import AutoFlow
-from pyroflows.infer.sites import prior_of
+from pyroflows.programs.sites import prior_of
 from pyroflows.saving import hub
 from pyroflows.saving.bounds import bounded_by, check_numbers
 from pyroflows.saving.builders import Builder, OutsideError, flow_from
-from pyroflows.saving.fitting import check_tensors, check_values
+from pyroflows.saving.facts import amortized_from, facts_of, facts_of_amortized, guide_from
+from pyroflows.saving.fitting import (
+    ENCODER,
+    cast,
+    check_encoder,
+    check_state,
+    check_tensors,
+    check_values,
+)
+from pyroflows.saving.learned import PREFIX, Restoration, learned_by_model
 from pyroflows.saving.values import encode, encode_config, site_from
-
-ENCODER = "encoder.module."  # what the names of an encoder's tensors start with in a guide
 
 
 def save(flow: nn.Module, folder: str | Path) -> Path:
@@ -34,6 +40,11 @@ def save(flow: nn.Module, folder: str | Path) -> Path:
     ``config.json`` holds the builder's name and arguments, versions, and checksums;
     ``model.safetensors`` holds parameters and buffers. A process killed while saving leaves what
     was there before. The device is not kept; the dtype is.
+
+    With a guide goes what its model has learned: the ``pyro.param``s that the model has met in the
+    guide's ``setup`` or in ``pf.fit_guide``, and the state of the module that the model is, or is a
+    method of, and of those that it registers and refers to by a variable, an argument or an
+    attribute; of others a warning says that their parameters alone are kept.
 
     Args:
         flow: made by a builder of ``pf``, or by a function of your own that
@@ -46,7 +57,8 @@ def save(flow: nn.Module, folder: str | Path) -> Path:
 
     Raises:
         ValueError: what could not be loaded again: no builder is known, an argument has no words in
-            JSON, the guide was not set up, or the flow is no longer what its builder makes.
+            JSON, the guide was not set up, the flow is no longer what its builder makes, or a
+            parameter of the model is not finite.
         OSError: it cannot be written.
 
     Example:
@@ -61,12 +73,15 @@ def save(flow: nn.Module, folder: str | Path) -> Path:
     tensors = _holder(flow).state_dict()
     encoder = flow.encoder.module if isinstance(flow, AutoAmortizedFlow) else None
     if encoder is not None:
-        _check_state(encoder)
+        check_state(encoder, "encoder")
     with contextlib.suppress(OutsideError):  # only whoever has the function can make it again
         again = _holder(_build(config, None, encoder, None, False))
         what = "flow: it is not what its builder makes: "
         check_tensors(again.state_dict(), tensors, what)
         check_values(_own(again), tensors, what)
+    learned = learned_by_model(flow) if isinstance(flow, Guide) else None
+    if learned is not None:
+        config, tensors = {**config, "model": learned.words}, {**tensors, **learned.tensors}
     folder = Path(folder)
     write_folder(folder, config, tensors)
     return folder
@@ -86,7 +101,9 @@ def load(
 
     Args:
         folder: a folder, or ``"hf://owner/name"`` for one on the Hugging Face hub.
-        model: of a guide, to train it further; without one it draws and scores.
+        model: of a guide, to train it further; without one it draws and scores. What the saved
+            guide's model had learned is put in place: in this one's modules, and in Pyro's store,
+            where the folder's values win over what is there.
         encoder: of a ``pf.AutoAmortizedFlow``, and only of one: a module built as the saved one
             was. It becomes the guide's, and its tensors those that were saved.
         builder: the function that made the flow, where it is your own.
@@ -96,7 +113,8 @@ def load(
     Raises:
         ValueError: files that are missing, cut short or changed, another format, an unknown
             builder, one of your own that is neither given nor trusted, tensors that do not fit, an
-            encoder that is missing or built otherwise (then it is left as it was).
+            encoder that is missing or built otherwise, a model without the modules of the saved
+            one, a name under which Pyro's store holds another shape (all is left as it was).
 
     Example:
         >>> import tempfile, pyroflows as pf
@@ -112,7 +130,11 @@ def load(
     config, tensors = read_folder(Path(folder))
     if model is not None and "guide" not in config:
         raise ValueError("model: expected None, the folder holds no guide")
-    _check_encoder(encoder, config.get("amortized"), tensors)
+    restoration = None
+    if "guide" in config and "model" in config:
+        of_model = {name: tensors.pop(name) for name in list(tensors) if name.startswith(PREFIX)}
+        restoration = Restoration(config["model"], of_model, model)
+    check_encoder(encoder, config.get("amortized"), tensors)
     for key in ("arguments", "guide", "amortized"):
         check_numbers(config.get(key), tensors, f"config.json: {key}")
     with bounded_by(tensors):
@@ -123,8 +145,10 @@ def load(
     check_values(_own(module), tensors, what)
     if encoder is not None:
         encoder.cpu()
-    _cast(module, tensors)
+    cast(module, tensors)
     module.load_state_dict(tensors)
+    if restoration is not None:
+        restoration.put(loaded)
     return loaded.eval()
 
 
@@ -254,47 +278,6 @@ def _guide(
     return amortized_from(facts, flow, encoder, over_globals, model, flow.dtype)
 
 
-def _check_encoder(encoder: Any, wanted: Any, tensors: dict[str, Tensor]) -> None:
-    """An encoder is there if it is wanted, and built as the one whose tensors were saved."""
-    if wanted is None:
-        if encoder is not None:
-            raise ValueError("encoder: expected None, the folder holds no pf.AutoAmortizedFlow")
-        return
-    if not isinstance(encoder, nn.Module):
-        raise ValueError(
-            "encoder: expected a torch.nn.Module built as the saved guide's encoder was, since the "
-            f"folder holds its tensors alone, got {type(encoder).__name__}; use "
-            "pf.load(folder, encoder=...)"
-        )
-    _check_state(encoder)
-    kept = {k.removeprefix(ENCODER): t for k, t in tensors.items() if k.startswith(ENCODER)}
-    what = "encoder: it is not built as the saved one was; of the tensors in the folder "
-    check_tensors(encoder.state_dict(), kept, what)
-
-
-def _check_state(encoder: nn.Module) -> None:
-    """The encoder's state is tensors, with values."""
-    for name, value in encoder.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"encoder: expected a state_dict of tensors, got a {type(value).__name__} under "
-                f"{name!r}; keep it in a buffer"
-            )
-        if is_lazy(value) or value.is_meta:
-            raise ValueError(
-                f"encoder: expected tensors with values, got none yet in {name!r}; run a lazy "
-                "module once, build one from the meta device on the CPU"
-            )
-
-
 def _own(module: nn.Module) -> dict[str, Tensor]:
     """The tensors that a builder made: an encoder's may hold what they like."""
     return {k: t for k, t in module.state_dict().items() if not k.startswith(ENCODER)}
-
-
-def _cast(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Give each parameter and buffer the dtype it was saved in, where that is not the module's."""
-    for name, own in module.state_dict(keep_vars=True).items():
-        kept = tensors.get(name)
-        if kept is not None and kept.is_floating_point() and own.is_floating_point():
-            own.data = own.data.to(kept.dtype)

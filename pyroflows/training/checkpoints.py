@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-FORMAT = 3
+FORMAT = 4
 _NAME = re.compile(r"checkpoint-[0-9]{8,18}-[0-9a-f]{32}\.safetensors")
 _LOCK = ".training.lock"
 _COPIES, _BESIDE = 16, 2**30  # bytes of a checkpoint are less: so often what is trained, and these

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ class Kept:
     """
 
     def __init__(self, run: Any, checkpoints: Checkpoints | None) -> None:
-        self.run, self.checkpoints = run, checkpoints
+        self.run: Any = weakref.proxy(run)  # no circle, which would keep what was trained alive
+        self.checkpoints = checkpoints
 
     def save_if_due(self, progress: float | None) -> None:
         """Write a checkpoint where it is time.

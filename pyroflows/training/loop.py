@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -195,7 +196,7 @@ class Run:
     ) -> None:
         self.task, self.schedule, self.passes, self.pace = task, schedule, passes, pace
         self.fabric, self.history = fabric, history
-        schedule.run = self
+        schedule.run = weakref.proxy(self)
         self.lr = float(pace.lr)
         self.optimiser = self._new_optimiser()
         self.average = Average(task.parameters, pace.average)

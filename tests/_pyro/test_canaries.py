@@ -9,9 +9,15 @@ import pytest
 import torch
 from pyro.infer import MCMC, NUTS, Trace_ELBO
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
+from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.nn import PyroModule
+from pyro.ops.rings import LogRing
+from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import _bound_partial
+from pyro.poutine.util import prune_subsample_sites
 from torch import nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -66,6 +72,21 @@ def test_a_guide_sets_itself_up_by_a_private_method():
     guide = Watched(model)
     guide()
     assert guide.asked, "Pyro changed AutoGuide._setup_prototype: a first call does not call it"
+
+
+def test_a_module_is_named_anew_as_an_attribute_of_another():
+    class Watched(PyroModule):
+        named = None
+
+        def _pyro_set_supermodule(self, name, context):
+            super()._pyro_set_supermodule(name, context)
+            self.named = name, self._pyro_name
+
+    outer = PyroModule("outer")
+    outer.inner = PyroModule()
+    outer.inner.part = Watched("part")
+    found = outer.inner.part.named
+    same("PyroModule._pyro_set_supermodule", found, ("outer.inner.part", "outer.inner.part"))
 
 
 def test_a_guide_makes_its_plates():
@@ -153,6 +174,15 @@ def test_the_store_holds_tensors_by_name_and_names_by_tensor():
     held = store._params["it"]
     same("ParamStoreDict._params", held.tolist(), [1.0, 1.0])
     same("ParamStoreDict._param_to_name", store._param_to_name[held], "it")
+    same("ParamStoreDict._constraints", store._constraints["it"], constraints.real)
+
+
+def test_a_handler_around_a_model_knows_the_model():
+    around = pyro.poutine.block(pyro.poutine.scale(model, scale=2.0))
+    for _ in range(2):
+        same("poutine's _bound_partial", type(around), _bound_partial)
+        around = around.func.args[1]
+    same("poutine's _context_wrap", around, model)
 
 
 def test_parameters_say_where_they_are_unconstrained():
@@ -258,3 +288,41 @@ def test_operations_can_be_watched():
     with Watched() as watched:
         torch.ones(2)
     assert watched.seen, "torch changed TorchDispatchMode: it does not see operations"
+
+
+def enumerated_trace():
+    def mixture():
+        with pyro.plate("rows", 3):
+            k = pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(k, 1.0), obs=torch.zeros(3))
+
+    model = pyro.poutine.enum(mixture, first_available_dim=-2)
+    trace = prune_subsample_sites(pyro.poutine.trace(model).get_trace())
+    trace.compute_log_prob()
+    trace.pack_tensors()
+    return trace
+
+
+def test_the_factors_of_an_enumerated_model():
+    costs, factors, _, dims, scale = _compute_model_factors(enumerated_trace(), Trace())
+    assert not costs, "Pyro changed _compute_model_factors: its first value"
+    (parts,) = factors.values()
+    same("_compute_model_factors: how many", len(parts), 2)
+    sizes = {
+        dim: size for part in parts for dim, size in zip(part._pyro_dims, part.shape, strict=True)
+    }
+    same("_pyro_dims", sorted(sizes.values()), [2, 3])
+    same("_compute_model_factors: what is summed", {sizes[dim] for dim in dims}, {2})
+    same("_compute_model_factors: the scale", scale, 1)
+
+
+def test_the_log_rings_backend():
+    same("LogRing._backend", LogRing._backend, "pyro.ops.einsum.torch_log")
+
+
+def test_what_enumeration_keeps_of_dimensions():
+    with EnumMessenger(-2) as messenger:
+        pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+    for name in ("_param_dims", "_value_dims"):
+        assert "k" in getattr(messenger, name), f"Pyro changed EnumMessenger.{name}"
+    same("EnumMessenger._value_dims", list(messenger._value_dims["k"]), [-2])

@@ -261,9 +261,9 @@ def test_every_parameter_trains_under_svi(builder):
     assert len(moved(before, guide)) == len(before)
 
 
-def test_second_guide_of_a_process_trains_from_the_stores_values():
+def test_second_guide_of_a_name_trains_from_the_stores_values():
     def trained(steps):
-        guide = pf.AutoAmortizedFlow(with_globals, nn.Linear(1, 4), **SMALL).setup(X)
+        guide = pf.AutoAmortizedFlow(with_globals, nn.Linear(1, 4), name="q", **SMALL).setup(X)
         before = weights(guide)
         svi = SVI(with_globals, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
         for _ in range(steps):
@@ -375,11 +375,13 @@ def test_store_save_clear_load_restores_the_guide(tmp_path):
     for _ in range(20):
         svi.step(X)
     pyro.get_param_store().save(tmp_path / "store")
+    trained = dict(guide.named_parameters())
+    del guide, svi
     pyro.clear_param_store()
     pyro.get_param_store().load(tmp_path / "store", map_location="cpu")
     fresh = make()
     fresh(X)
-    for name, p in guide.named_parameters():
+    for name, p in trained.items():
         torch.testing.assert_close(p, dict(fresh.named_parameters())[name])
 
 

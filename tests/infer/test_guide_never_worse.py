@@ -35,8 +35,8 @@ def test_sites_wider_than_their_plates_are_told_of_rows_in_batches_too():
         with pyro.plate("n", 400, subsample_size=len(x)):
             pyro.sample("y", dist.Bernoulli(logits=(x @ w.unsqueeze(-1)).squeeze(-1)), obs=y)
 
-    guide = pf.AutoFlow(model, layers=1, hidden=(8,))
-    guide.setup(x, y)
+    guide = AutoNormal(model)  # an AutoFlow runs each draw by itself
+    guide(x, y)
     with pytest.warns(UserWarning, match="site 'y' has shape"):
         pf.fit_guide(model, guide, x, y, max_steps=2, particles=4, progress=False)
 

@@ -76,7 +76,7 @@ def test_density_is_that_of_the_pulled_back_model():
             pyro.sample("y", dist.Exponential(rate), obs=y)
 
     neutra = pf.NeuTra(double, quick(double, y, steps=0))
-    log_joint = neutra._set_up((y,), {})
+    log_density = neutra._set_up((y,), {})
     latent = torch.tensor([0.3], dtype=torch.float64)
     rate = latent.exp()
     expected = (
@@ -84,14 +84,14 @@ def test_density_is_that_of_the_pulled_back_model():
         + dist.Exponential(rate).log_prob(y).sum()
         + 0.3  # log d exp(u) / du
     )
-    assert torch.allclose(log_joint(latent), expected.squeeze())
+    assert torch.allclose(log_density(latent), expected.squeeze())
     draws = neutra.run(y, num_samples=5, warmup_steps=5, progress=False)
     assert draws["rate"].dtype == torch.float64
 
 
 def test_potential_has_the_jacobian_of_a_bent_flow():
     guide = quick(correlated, steps=0)
-    log_joint = pf.NeuTra(correlated, guide)._set_up((), {})
+    log_density = pf.NeuTra(correlated, guide)._set_up((), {})
     with torch.no_grad():
         for parameter in guide.flow.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
@@ -99,7 +99,7 @@ def test_potential_has_the_jacobian_of_a_bent_flow():
     for z in torch.randn(3, 2):
         jacobian = torch.autograd.functional.jacobian(flow.transform, z)
         expected = posterior.log_prob(flow.transform(z)) + torch.linalg.slogdet(jacobian)[1]
-        got = -_potential(flow, log_joint, z)
+        got = -_potential(flow, log_density, z)
         assert torch.allclose(got, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -151,16 +151,35 @@ def test_other_guides_are_errors():
         pf.NeuTra(correlated, AutoNormal(correlated))
 
 
-def test_discrete_sites_are_errors():
+def test_discrete_sites_are_summed_out():
     def mixed():
-        k = pyro.sample("k", dist.Bernoulli(0.5))
-        pyro.sample("z", dist.Normal(k, 1.0))
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        pyro.sample("z", dist.Normal(3 * k, 1.0))
 
-    with pytest.raises(ValueError, match="discrete sample site 'k'"):
-        pf.NeuTra(mixed, pf.AutoFlow(mixed, layers=1, hidden=(8,))).run(progress=False)
-    partial = pf.AutoFlow(pyro.poutine.block(mixed, hide=["k"]), layers=1, hidden=(8,))
-    with pytest.raises(ValueError, match="'k' is a discrete latent site"):
-        pf.NeuTra(mixed, partial).run(progress=False)
+    neutra = pf.NeuTra(mixed, pf.AutoFlow(mixed, layers=1, hidden=(8,)))
+    draws = neutra.run(num_samples=5, warmup_steps=5, progress=False)
+    assert draws.keys() == {"z"}
+    guide = neutra.guide
+    latent, potential = torch.randn(2, 1), neutra._set_up((), {})
+    parts = torch.stack(
+        [dist.Normal(3.0, 1.0).log_prob(latent), dist.Normal(0.0, 1.0).log_prob(latent)]
+    )
+    expected = (parts + torch.tensor([0.3, 0.7]).log()[:, None, None]).logsumexp(0)
+    torch.testing.assert_close(potential(latent), expected[:, 0])
+    assert guide.learned.discrete == ("k",)
+
+
+def test_sites_that_the_guide_does_not_draw_are_errors():
+    def noisy():
+        noise = pyro.sample("noise", dist.Normal(0.0, 1.0))
+        pyro.sample("z", dist.Normal(noise, 1.0))
+
+    partial = pf.AutoFlow(pyro.poutine.block(noisy, hide=["noise"]), layers=1, hidden=(8,))
+    with pytest.raises(ValueError, match="'noise' comes and goes"):
+        pf.NeuTra(noisy, partial).run(progress=False)
+    hiding = pf.AutoFlow(noisy, hide=["noise"], layers=1, hidden=(8,))
+    with pytest.raises(ValueError, match="'noise' is a latent site that the guide hides"):
+        pf.NeuTra(noisy, hiding).run(progress=False)
 
 
 def test_subsampling_is_an_error():

@@ -38,7 +38,7 @@ X = torch.randn(5, 1, generator=torch.Generator().manual_seed(0))
 
 
 def joint(guide):
-    return guide.log_joint((), {})(torch.zeros(1))
+    return guide.log_density((), {})(torch.zeros(1))
 
 
 CALLS = {
@@ -49,8 +49,8 @@ CALLS = {
     "importance_weights": lambda guide: pf.report(model, guide, num_samples=20),
     "to_arviz": lambda guide: pf.to_arviz(model, guide, num_samples=20),
     "AutoFlow.setup": lambda _: pf.AutoFlow(model, **SMALL).setup(),
-    "AutoFlow.sample_posterior": lambda guide: guide.median(),
-    "LogJoint.trace": joint,
+    "FlowGuide.sample_posterior": lambda guide: guide.median(),
+    "LogDensity.run": joint,
     "Guide.__call__": lambda guide: guide(),
     "AutoAmortizedFlow.setup": lambda _: pf.AutoAmortizedFlow(rows_model, Encoder(), **SMALL).setup(
         X

@@ -1,6 +1,6 @@
 """Damage saved files at random, read them again, and count what came of it.
 
-``python tests/reliability/fuzz.py --models 1000 --checkpoints 500 --runs 500 --tables 500``
+``python tests/reliability/fuzz.py --models 1000 --guides 500 --checkpoints 500 --runs 500``
 
 prints, for each kind of file, how often a reader refused with a clear error, how often it read the
 same as before, and how often anything else happened, which is a defect; beside it the largest
@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
@@ -165,7 +166,8 @@ def forge(folder: Path, rng: random.Random) -> str:
     """Change a word of the config, or the tensors, and sign it anew."""
     config = json.loads((folder / model_folder.CONFIG).read_text())
     if rng.random() < 0.6:
-        keys = [k for k in ("arguments", "builder", "dtype", "format", "mirrored") if k in config]
+        words = ("arguments", "builder", "dtype", "format", "mirrored", "guide", "model")
+        keys = [k for k in words if k in config]
         path = rng.choice([p for p in places({k: config[k] for k in keys}) if p])
         by = rng.choice(HOSTILE)
         sign(folder, replaced(config, path, by))
@@ -236,6 +238,43 @@ def fuzz_models(count: int, rng: random.Random, tally: Tally) -> Tally:
 
             name = f"{flow.config['builder']}, {what}"
             attempt(tally, name, read, ("folder", "config.json", ".safetensors", "builder:"))
+            shutil.rmtree(folder)
+    return tally
+
+
+def model_of(net: torch.nn.Module) -> Callable:
+    """A model that learns a parameter and a module."""
+
+    def model() -> None:
+        scale = pyro.param("scale", torch.ones(2), constraint=dist.constraints.positive)
+        pyro.module("decoder", net)
+        with pyro.plate("rows", 2):
+            pyro.sample("z", dist.LogNormal(net.bias.sum(), scale))
+
+    return model
+
+
+def fuzz_guides(count: int, rng: random.Random, tally: Tally) -> Tally:
+    """Saved guides, with what their models have learned."""
+    model = model_of(torch.nn.Linear(1, 1))
+    guide = pf.AutoFlow(model, layers=1, hidden=(4,), init="init")
+    with tempfile.TemporaryDirectory() as above:
+        whole, folder = Path(above) / "whole", Path(above) / "now"
+        pf.save(guide.setup(), whole)
+        for _ in range(count):
+            shutil.copytree(whole, folder)
+            pyro.clear_param_store()
+            what = (damage if rng.random() < 0.5 else forge)(folder, rng)
+
+            def read() -> bool:
+                again = pf.load(folder, model=model_of(torch.nn.Linear(1, 1)))
+                # Signed and whole, it may be another guide: then one that draws.
+                draws = again.sample_posterior(2).values()
+                stored = pyro.get_param_store().values()
+                return not any(torch.isnan(value).any() for value in (*draws, *stored))
+
+            names = ("folder", "config.json", ".safetensors", "builder:", "model:")
+            attempt(tally, what, read, names)
             shutil.rmtree(folder)
     return tally
 
@@ -340,7 +379,7 @@ def guide_a_little(checkpoint: object, seed: int, steps: int = 60) -> list:
     torch.manual_seed(seed)
 
     def model() -> None:
-        pyro.sample("z", pyro.distributions.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     guide = pf.AutoFlow(model, layers=1, hidden=(4,))
     settings = {"particles": 2, "max_steps": steps, "progress": False, "checkpoint": checkpoint}
@@ -412,7 +451,11 @@ def is_same(one: list, other: list) -> bool:
 def fuzz_checkpoints(count: int, rng: random.Random, tally: Tally) -> Tally:
     """Folders of trainings that were killed: gone on from to the very same end, or refused."""
     trainers = [(fit_a_little, 7), (guide_a_little, 50), (distil_a_little, 90)]
-    with tempfile.TemporaryDirectory() as name, patched(plateau, "WINDOW", 20):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        patched(plateau, "WINDOW", 20),
+        patched(plateau, "_NOTHING_LEFT", -1.0),
+    ):
         above = Path(name)
         expected = []
         for index, (train, steps) in enumerate(trainers if count else []):
@@ -474,6 +517,7 @@ def main() -> None:
 
 KINDS = {
     "models": fuzz_models,
+    "guides": fuzz_guides,
     "checkpoints": fuzz_checkpoints,
     "runs": fuzz_runs,
     "tables": fuzz_tables,

@@ -151,6 +151,7 @@ def model(data):
 
 def guided(**settings):
     plateau.WINDOW = 10  # in a process of its own
+    plateau._NOTHING_LEFT = -1.0  # which goes on to the last step
     batches = DataLoader(TensorDataset(numbers(60, 2)), batch_size=20, shuffle=True)
     guide = pf.AutoFlow(model, layers=1, hidden=(4,))
     base = {"particles": 2, "max_steps": 200, "lr": 1e-3, "progress": False}

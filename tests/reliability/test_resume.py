@@ -216,12 +216,14 @@ def test_a_student_is_picked_up(monkeypatch, tmp_path, name, stops):
 @pytest.mark.parametrize(("name", "stops"), cases(GUIDES, ["AutoNormal, a pass is a window"]))
 def test_a_guide_is_picked_up(monkeypatch, tmp_path, name, stops):
     monkeypatch.setattr(plateau, "WINDOW", 10)
+    monkeypatch.setattr(plateau, "_NOTHING_LEFT", -1.0)  # it goes on to the last step
     stops = [2 * stop + 9 for stop in stops]  # the first checkpoint is after ten
     check(monkeypatch, tmp_path, lambda *a, **k: guided(name, *a, **k), 1, stops)
 
 
 def test_a_guide_is_measured_on_the_same_batch_again(monkeypatch, tmp_path):
     monkeypatch.setattr(plateau, "WINDOW", 10)
+    monkeypatch.setattr(plateau, "_NOTHING_LEFT", -1.0)  # it goes on to the last step
     found, finish = [], plateau.Plateau.finish
 
     def noted(self):

@@ -96,6 +96,7 @@ TRAINERS = {
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch):
     monkeypatch.setattr(plateau, "WINDOW", 10)
+    monkeypatch.setattr(plateau, "_NOTHING_LEFT", -1.0)  # nor an end before the last
 
 
 def at_step(patch, number, do):

@@ -205,6 +205,9 @@ def test_the_facts_of_guides_keep_their_format(tmp_path):
         "init": "init",
         "init_scale": 1.0,
         "plate_nesting": 0,
+        "discrete": [],
+        "moving": False,
+        "modes": 1,
     }
 
 

@@ -72,7 +72,11 @@ def traced(guide, x=X, seed=3):
         trace = poutine.trace(guide).get_trace(x)
         trace.compute_log_prob()
     return {
-        name: (site["value"], site["unscaled_log_prob"], site["scale"])
+        name.replace(guide.pyro_name, "guide"): (
+            site["value"],
+            site["unscaled_log_prob"],
+            site["scale"],
+        )
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and name != "data"
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -11,10 +11,11 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
 
 from pyroflows._pyro.guides import FreeSite, LatentSite
-from pyroflows.infer.vectorize import ChangedModelError, is_subsampled, sample_sites
+from pyroflows.programs.supports import bijection
+from pyroflows.programs.vectorize import ChangedModelError, is_subsampled, sample_sites
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,16 @@ class Setup:
         sites: the latent ones, in the order in which the vector stacks them.
         plate_nesting: how many dimensions to the left the model's plates reach.
         dtype: of the guide, the widest among the model's sites.
+        discrete: names of the latent sites that are summed out.
+        moving: whether a site's support depends on other sites, so that only a run of the model
+            tells it.
     """
 
     sites: tuple[LatentSite, ...]
     plate_nesting: int
     dtype: torch.dtype
+    discrete: tuple[str, ...] = ()
+    moving: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,36 @@ def constrained(sites: Sequence[FreeSite], latent: Tensor) -> dict[str, Tensor]:
         latent: the vectors.
     """
     free = split(sites, latent)
-    return {site.name: biject_to(site.support)(free[site.name]) for site in sites}
+    return {site.name: bijection(site.support)(free[site.name]) for site in sites}
+
+
+def is_moving(sites: Sequence[FreeSite], others: Mapping[str, Constraint]) -> bool:
+    """Whether a site has another support in another run of the model, or after a step of training.
+
+    Args:
+        sites: as one run had them.
+        others: the supports of a run at other values, by name; with gradients to the model's
+            parameters.
+    """
+    return any(_differ(site.support, others[site.name]) for site in sites)
+
+
+def _differ(one: Constraint, other: Constraint) -> bool:
+    """Whether two supports have other bounds."""
+    if type(one) is not type(other):
+        return True
+    for key, value in vars(one).items():
+        same = vars(other)[key]
+        if isinstance(value, Constraint):
+            if _differ(value, same):
+                return True
+        elif isinstance(value, Tensor) or isinstance(same, Tensor):
+            value, same = torch.as_tensor(value), torch.as_tensor(same)
+            if same.requires_grad or value.shape != same.shape:
+                return True
+            if not torch.equal(value, same.to(value)):
+                return True
+    return False
 
 
 def bracketed(sites: Iterable[str]) -> str:
@@ -152,12 +187,8 @@ def check_latent(name: str, node: Any) -> None:
         node: as in a trace.
 
     Raises:
-        ValueError: it is discrete, or its plate is subsampled.
+        ValueError: its plate is subsampled.
     """
-    if node["fn"].has_enumerate_support or node["fn"].support.is_discrete:
-        raise ValueError(
-            f"model: latent site {name!r} is discrete; sum it out, or name it in hide="
-        )
     for frame in node["cond_indep_stack"]:
         if is_subsampled(frame):
             raise ValueError(
@@ -181,8 +212,17 @@ def check_same_sites(trace: Trace, sites: Iterable[str], hidden: Iterable[str]) 
     found = {name for name, site in sample_sites(trace).items() if not site["is_observed"]}
     changed = found.symmetric_difference(sites).difference(hidden)
     if changed:
-        names = ", ".join(map(repr, sorted(changed)))
-        raise ChangedModelError(
-            f"model: latent site {names} comes and goes from call to call; a guide needs the "
-            "same sites in every call. Sum the choice out, or always sample every site"
-        )
+        raise changed_model(changed)
+
+
+def changed_model(names: Iterable[str]) -> ChangedModelError:
+    """The error for a model that has other latent sites than when its guide was set up.
+
+    Args:
+        names: of the sites that have appeared or are gone.
+    """
+    return ChangedModelError(
+        f"model: latent site {', '.join(map(repr, sorted(names)))} comes and goes from call to "
+        "call; a guide needs the same sites in every call. Sum the choice out, or always sample "
+        "every site"
+    )

@@ -43,6 +43,17 @@ def sample_sites(trace: Trace) -> dict[str, Any]:
     }
 
 
+def is_unobserved_part(trace: Trace, name: str) -> bool:
+    """Whether a site is the latent one of the two that Pyro makes of ``obs_mask=``.
+
+    Args:
+        trace: in which it is.
+        name: the site's.
+    """
+    base = name.removesuffix("_unobserved")
+    return base != name and f"{base}_observed" in trace.nodes
+
+
 def nesting(trace: Trace) -> int:
     """How many dimensions to the left the plates of a trace reach."""
     sites = sample_sites(trace).values()

@@ -12,7 +12,14 @@ from pyroflows._pyro.guides import FreeSite, LatentSite
 from pyroflows.distributions.flow import Flow
 from pyroflows.infer.amortized import AutoAmortizedFlow
 from pyroflows.infer.guides import AutoFlow
-from pyroflows.infer.sites import AmortizedSetup, Setup, constrained, no_model, not_set_up
+from pyroflows.programs.sites import (
+    AmortizedSetup,
+    Setup,
+    bracketed,
+    constrained,
+    no_model,
+    not_set_up,
+)
 
 
 def facts_of(guide: AutoFlow) -> dict[str, Any]:
@@ -46,6 +53,9 @@ def facts_of(guide: AutoFlow) -> dict[str, Any]:
         "init": guide.init,
         "init_scale": guide.init_scale,
         "plate_nesting": guide.learned.plate_nesting,
+        "discrete": list(guide.learned.discrete),
+        "moving": guide.learned.moving,
+        "modes": guide.modes,
     }
 
 
@@ -71,8 +81,10 @@ def guide_from(facts: dict[str, Any], inner: Flow, model: Any, dtype: torch.dtyp
         )
         for site in facts["sites"]
     )
-    guide.restore(Setup(sites, facts["plate_nesting"], dtype), inner)
-    guide.pyro_name = facts["name"]
+    discrete, moving = tuple(facts.get("discrete", ())), facts.get("moving", False)
+    setup = Setup(sites, facts["plate_nesting"], dtype, discrete, moving)
+    guide.restore(setup, inner, facts.get("modes", 1))
+    guide.name_again(facts["name"], bracketed(site.name for site in sites))
     return guide
 
 
@@ -121,15 +133,14 @@ def amortized_from(
     sites = tuple(
         FreeSite(site["name"], Size(site["free_shape"]), site["support"]) for site in facts["sites"]
     )
-    guide.pyro_name = facts["name"]
     values: dict[str, Tensor] = {}
     if global_guide is not None and global_guide.learned is not None:
-        name, learned = global_guide.pyro_name, global_guide.learned
+        learned = global_guide.learned
         guide.add_module("global_guide", global_guide)
-        global_guide.pyro_name = name  # in full again: Pyro has just taken the sites out of it
         # The model is run up to its plate with them, so any values inside the supports will do.
         middle = torch.zeros(1, global_guide.latent_dim, dtype=learned.dtype)
         values = {k: v[0] for k, v in constrained(learned.sites, middle).items()}
     like = torch.zeros(1, facts["context"], dtype=dtype)
     guide.restore(AmortizedSetup(sites, *facts["plate"]), values, inner, like)
+    guide.name_again(facts["name"], bracketed([*values, *(site.name for site in sites)]))
     return guide

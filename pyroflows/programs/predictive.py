@@ -13,7 +13,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor
 from torch import Size, Tensor
 
-from pyroflows.infer.vectorize import first_problem, is_subsampled, mixed_up, scored_sites, warn_of
+from pyroflows.programs.vectorize import (
+    first_problem,
+    is_subsampled,
+    mixed_up,
+    scored_sites,
+    warn_of,
+)
 
 _ELEMENTS = 2**24  # at most, over all sites, in one run of the model
 
