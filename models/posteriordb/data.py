@@ -12,6 +12,7 @@ import json
 import re
 import zipfile
 from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from pyroflows.datasets.folder import find_file
 SOURCE = "https://github.com/stan-dev/posteriordb, a checkout named posteriordb"
 ROOT = "posteriordb/posterior_database"
 DRAWS = f"{ROOT}/reference_posteriors/draws/draws"
+REFERENCES = Path(__file__).with_name("references.json")
+
+Moments = dict[str, tuple[Tensor, Tensor]]
 
 
 def names() -> list[str]:
@@ -47,10 +51,15 @@ def load_data(name: str) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: ``PYROFLOWS_DATA`` is not set, or its folder lacks the file.
     """
+    raw = raw_data(name)
+    return {key: torch.tensor(value, dtype=torch.float64) for key, value in raw.items()}
+
+
+def raw_data(name: str) -> dict[str, Any]:
+    """The same as numbers and nested lists, integers as integers."""
     entry = find_file(f"{ROOT}/posteriors/{name}.json", source=SOURCE)
     data_name = json.loads(entry.read_text())["data_name"]
-    raw = _unzipped(find_file(f"{ROOT}/data/data/{data_name}.json.zip", source=SOURCE))
-    return {key: torch.tensor(value, dtype=torch.float64) for key, value in raw.items()}
+    return _unzipped(find_file(f"{ROOT}/data/data/{data_name}.json.zip", source=SOURCE))
 
 
 def reference_draws(name: str) -> dict[str, Tensor]:
@@ -72,6 +81,48 @@ def reference_draws(name: str) -> dict[str, Tensor]:
             for key in chains[0]
         }
     )
+
+
+def references() -> dict[str, Any]:
+    """What ``reference.py`` found, by posteriors' names."""
+    return json.loads(REFERENCES.read_text())
+
+
+def moments(name: str) -> Moments | None:
+    """The reference's means and standard deviations of each parameter.
+
+    Those of the reference draws or, where posteriordb has none, of long runs of NUTS, on the model
+    itself or on the one that has the same effects the other way, centred or not.
+
+    Args:
+        name: a posterior.
+
+    Returns:
+        For each parameter two tensors of its shape, or None where there is no reference.
+    """
+    entry = json.loads(find_file(f"{ROOT}/posteriors/{name}.json", source=SOURCE).read_text())
+    drawn = entry.get("reference_posterior_name")  # two models may have one posterior
+    if drawn in names():
+        draws = reference_draws(drawn)
+        return {key: (value.mean(0), value.std(0)) for key, value in draws.items()}
+    known = references()
+    good = [known[n]["parameters"] for n in (name, _twin(name)) if "parameters" in known.get(n, ())]
+    if not good:
+        return None
+    return {
+        key: (
+            torch.tensor(of["mean"], dtype=torch.float64),
+            torch.tensor(of["sd"], dtype=torch.float64),
+        )
+        for key, of in good[0].items()
+    }
+
+
+def _twin(name: str) -> str:
+    """The posterior of the same model with its effects centred, or not centred."""
+    if name.endswith("_noncentered"):
+        return name.replace("_noncentered", "_centered")
+    return name.replace("_centered", "_noncentered")
 
 
 def grouped(columns: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,6 +152,7 @@ def grouped(columns: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+@lru_cache(maxsize=2)  # twelve posteriors share one file of 12,573 houses
 def _unzipped(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         return json.loads(archive.read(path.name.removesuffix(".zip")))

@@ -1,73 +1,29 @@
 """Which Pyro model stands for which posterior of posteriordb.
 
-Convention of all models: a model is a function of one dict of tensors and has no plates. Every site
-carries its own dimensions as event dimensions, so under a caller's
-``pyro.plate("particles", P, dim=-1)`` values are ``(P, *event_shape)``, the log-density is
-``(P,)``, and nothing but that plate is ever to the left. Latent sites have Stan's names, scales and
-priors. Densities equal Stan's up to a constant factor.
+Latent sites have Stan's names, scales and priors. Densities equal Stan's up to a constant factor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import dynamics
-import hierarchical
-import mixtures_and_hmms as states
-import pyro
-import regressions as reg
-import time_series
-from data import load_data, reference_draws
-from pyro import poutine
+import with_draws
+import without_draws
+from data import load_data
+from port import Port
 from regressions import Data
 
-
-def as_they_are(draws: Data, data: Data | None = None) -> Data:
-    """Change nothing."""
-    return draws
-
-
-@dataclass(frozen=True)
-class Port:
-    """A posterior as a Pyro model.
-
-    Attributes:
-        model: the model, a function of the prepared data.
-        parameters: names of the reference parameters; each is a latent or a deterministic site.
-        prepare: makes the model's data from Stan's, once.
-        to_latents: the model's latent sites from reference draws and prepared data.
-    """
-
-    model: Callable[[Data], None]
-    parameters: tuple[str, ...] = ("beta", "sigma")
-    prepare: Callable[[Data], Data] = as_they_are
-    to_latents: Callable[[Data, Data], Data] = as_they_are
-
-    def parameters_of(self, latents: Data, data: Data) -> Data:
-        """The reference parameters that belong to latent sites.
-
-        Args:
-            latents: ``(draws, *event_shape)`` for each latent site.
-            data: the prepared data.
-
-        Returns:
-            ``(draws, *event_shape)`` for each of ``parameters``.
-        """
-        count = len(next(iter(latents.values())))
-        with pyro.plate("draws", count, dim=-1):
-            trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(data)
-        return {name: trace.nodes[name]["value"] for name in self.parameters}
+WITH_DRAWS: dict[str, Port] = with_draws.PORTS
+WITHOUT_DRAWS: dict[str, Port] = without_draws.PORTS
+MODELS: dict[str, Port] = {**WITH_DRAWS, **WITHOUT_DRAWS}
 
 
-def load(name: str) -> tuple[Port, Data, Data]:
-    """A posterior's port, prepared data and reference draws.
+def load(name: str) -> tuple[Port, Data]:
+    """A posterior's port and prepared data.
 
     Args:
         name: one of ``MODELS``.
 
     Returns:
-        ``port, data, draws``: ``port.model(data)`` runs, and ``draws`` holds ``port.parameters``.
+        ``port, data``: ``port.model(data)`` runs.
 
     Raises:
         ValueError: there is no such port.
@@ -76,57 +32,4 @@ def load(name: str) -> tuple[Port, Data, Data]:
     if name not in MODELS:
         raise ValueError(f"name: expected one of {', '.join(MODELS)}, got {name!r}")
     port = MODELS[name]
-    return port, port.prepare(load_data(name)), reference_draws(name)
-
-
-def _flat(design: Callable[[Data], Data]) -> Port:
-    return Port(reg.flat_regression, prepare=design)
-
-
-def _half_cauchy(design: Callable[[Data], Data]) -> Port:
-    return Port(reg.half_cauchy_regression, prepare=design)
-
-
-_DRIVE = ("theta1", "theta2", "phi", "lambda")
-
-MODELS: dict[str, Port] = {
-    "arK-arK": Port(time_series.ar, ("alpha", "beta", "sigma"), time_series.lagged),
-    "arma-arma11": Port(time_series.arma11, ("mu", "phi", "theta", "sigma")),
-    "bball_drive_event_0-hmm_drive_0": Port(states.hmm_drive_0, _DRIVE),
-    "bball_drive_event_1-hmm_drive_1": Port(states.hmm_drive_1, _DRIVE),
-    "diamonds-diamonds": Port(reg.brms_regression, ("b", "Intercept", "sigma"), reg.diamonds),
-    "earnings-earn_height": _flat(reg.earn_height),
-    "earnings-log10earn_height": _flat(reg.log10earn_height),
-    "earnings-logearn_height": _flat(reg.logearn_height),
-    "earnings-logearn_height_male": _flat(reg.logearn_height_male),
-    "earnings-logearn_interaction": _flat(reg.logearn_interaction),
-    "earnings-logearn_logheight_male": _flat(reg.logearn_logheight_male),
-    "eight_schools-eight_schools_noncentered": Port(
-        hierarchical.eight_schools_noncentered,
-        ("theta", "mu", "tau"),
-        to_latents=hierarchical.theta_trans,
-    ),
-    "gp_pois_regr-gp_pois_regr": Port(
-        hierarchical.gp_pois_regr, ("rho", "alpha", "f"), to_latents=hierarchical.f_tilde
-    ),
-    "hmm_example-hmm_example": Port(states.hmm_example, ("theta1", "theta2", "mu")),
-    "hudson_lynx_hare-lotka_volterra": Port(dynamics.lotka_volterra, ("theta", "z_init", "sigma")),
-    "kidiq-kidscore_interaction": _half_cauchy(reg.kidscore_interaction),
-    "kidiq-kidscore_momhs": _half_cauchy(reg.kidscore_momhs),
-    "kidiq-kidscore_momhsiq": _half_cauchy(reg.kidscore_momhsiq),
-    "kidiq-kidscore_momiq": _half_cauchy(reg.kidscore_momiq),
-    "kidiq_with_mom_work-kidscore_interaction_c": _flat(reg.kidscore_interaction_c),
-    "kidiq_with_mom_work-kidscore_interaction_c2": _flat(reg.kidscore_interaction_c2),
-    "kidiq_with_mom_work-kidscore_interaction_z": _flat(reg.kidscore_interaction_z),
-    "low_dim_gauss_mix-low_dim_gauss_mix": Port(states.low_dim_gauss_mix, ("mu", "sigma", "theta")),
-    "mesquite-logmesquite": _flat(reg.logmesquite),
-    "mesquite-logmesquite_logva": _flat(reg.logmesquite_logva),
-    "mesquite-logmesquite_logvas": _flat(reg.logmesquite_logvas),
-    "mesquite-logmesquite_logvolume": _flat(reg.logmesquite_logvolume),
-    "mesquite-mesquite": _flat(reg.mesquite),
-    **{f"nes{year}-nes": _flat(reg.nes) for year in (*range(1972, 1993, 4), 2000)},
-    "one_comp_mm_elim_abs-one_comp_mm_elim_abs": Port(
-        dynamics.one_comp_mm_elim_abs, ("k_a", "K_m", "V_m", "sigma")
-    ),
-    "sblrc-blr": Port(reg.normal_regression, prepare=reg.blr),
-}
+    return port, port.prepare(load_data(name))

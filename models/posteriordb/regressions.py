@@ -125,6 +125,12 @@ def logearn_interaction(d: Data) -> Data:
     return with_intercept(d["earn"].log(), d["height"], d["male"], d["height"] * d["male"])
 
 
+def logearn_interaction_z(d: Data) -> Data:
+    """The same with the height in standard deviations from its mean."""
+    height = (d["height"] - d["height"].mean()) / d["height"].std()
+    return with_intercept(d["earn"].log(), height, d["male"], height * d["male"])
+
+
 # Children's test scores and their mothers (Gelman & Hill 2007)
 
 
@@ -141,6 +147,12 @@ def kidscore_momiq(d: Data) -> Data:
 def kidscore_momhsiq(d: Data) -> Data:
     """Score on the mother's schooling and IQ."""
     return with_intercept(d["kid_score"], d["mom_hs"], d["mom_iq"])
+
+
+def kidscore_mom_work(d: Data) -> Data:
+    """Score on whether the mother worked, in four classes."""
+    classes = [(d["mom_work"] == group).to(d["kid_score"]) for group in (2, 3, 4)]
+    return with_intercept(d["kid_score"], *classes)
 
 
 def kidscore_interaction(d: Data) -> Data:
@@ -202,6 +214,11 @@ def logmesquite_logvas(d: Data) -> Data:
     return with_intercept(d["weight"].log(), *_canopy(d), *rest)
 
 
+def logmesquite_logvash(d: Data) -> Data:
+    """Log leaf weight on the canopy's log volume, area, shape, on the height and the group."""
+    return with_intercept(d["weight"].log(), *_canopy(d), d["total_height"].log(), d["group"])
+
+
 def _canopy(d: Data) -> tuple[Tensor, Tensor, Tensor]:
     """Logarithms of the canopy's volume, area and shape."""
     first, second = d["diam1"].log(), d["diam2"].log()
@@ -221,6 +238,11 @@ def nes(d: Data) -> Data:
 def blr(d: Data) -> Data:
     """A design with strongly correlated columns, without an intercept."""
     return rotated(d["y"], d["X"])
+
+
+def sesame(d: Data) -> Data:
+    """Whether children watched Sesame Street, by whether they were encouraged to."""
+    return with_intercept(d["watched"], d["encouraged"])
 
 
 def diamonds(d: Data) -> Data:

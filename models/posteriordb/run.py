@@ -1,4 +1,4 @@
-"""Fit the default guide to every posterior of posteriordb that has reference draws, and judge it.
+"""Fit the default guide to every posterior of posteriordb that has a port, and judge it.
 
 One call each, ``pf.AutoFlow`` and ``pf.fit_guide`` with no settings, beside Pyro's own guides under
 the same budget of steps and particles, and NUTS on ten of them::
@@ -9,13 +9,15 @@ the same budget of steps and particles, and NUTS on ten of them::
     python models/posteriordb/run.py --smoke
 
 Success is that of Baudart & Mandel 2021 (arXiv:2111.03434): the largest error of a parameter's mean
-below 0.3 reference standard deviations. Writes a table (markdown) and all figures (JSON).
+below 0.3 reference standard deviations. Where there is no reference, what the guide says of itself
+stands alone. Writes a table (markdown) and all figures (JSON).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 import warnings
 from pathlib import Path
@@ -23,8 +25,9 @@ from typing import Any
 
 import pyro
 import torch
-from data import names
-from ports import MODELS, Port, load
+from data import Moments, moments
+from port import Port
+from ports import MODELS, load
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
@@ -52,14 +55,16 @@ NUTS_SUBSET = (
 )
 
 
-def judged(port: Port, data: Any, latents: dict[str, Tensor], reference: dict[str, Tensor]) -> dict:
-    """How far means and spreads of draws are from the reference's."""
+def judged(port: Port, data: Any, latents: dict[str, Tensor], reference: Moments | None) -> dict:
+    """How far means and spreads of draws are from the reference's; empty where there is none."""
+    if reference is None:
+        return {}
     found = port.parameters_of(latents, data)
     errors, ratios = [], []
     for name in port.parameters:
-        value, wanted = found[name].double(), reference[name].double()
-        spread = wanted.std(0)
-        errors.append(((value.mean(0) - wanted.mean(0)) / spread).abs().flatten())
+        value = found[name].double()
+        mean, spread = reference[name]
+        errors.append(((value.mean(0) - mean) / spread).abs().flatten())
         ratios.append((value.std(0) / spread).flatten())
     error, ratio = torch.cat(errors), torch.cat(ratios)
     return {
@@ -70,7 +75,7 @@ def judged(port: Port, data: Any, latents: dict[str, Tensor], reference: dict[st
 
 def fitted(name: str, kind: str, seed: int, smoke: bool) -> dict:
     """One guide on one posterior."""
-    port, data, reference = load(name)
+    (port, data), reference = load(name), moments(name)
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     usual = torch.get_default_dtype()
@@ -100,7 +105,7 @@ def fitted(name: str, kind: str, seed: int, smoke: bool) -> dict:
     return {
         **line,
         **judged(port, data, report.draws, reference),
-        "weighted_error": judged(port, data, picked, reference)["error"],
+        "weighted_error": judged(port, data, picked, reference).get("error"),
         "khat": report.khat,
         "threshold": report.threshold,
         "ess": report.ess,
@@ -113,7 +118,7 @@ def fitted(name: str, kind: str, seed: int, smoke: bool) -> dict:
 
 def sampled(name: str, seed: int, smoke: bool) -> dict:
     """NUTS, 500 draws after 500 to warm up, one chain."""
-    port, data, reference = load(name)
+    (port, data), reference = load(name), moments(name)
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     count = 5 if smoke else 500
@@ -139,14 +144,16 @@ def table(lines: list[dict]) -> str:
         if "failure" in line:
             rows.append(f"| {line['posterior']} | {line['guide']} | {line['failure']} |||||||| |")
             continue
-        low, high = line["sd_ratios"]
-        weighted = f"{line['weighted_error']:.3f}" if "weighted_error" in line else ""
+        low, high = line.get("sd_ratios", (math.nan, math.nan))
+        error = line.get("error", math.nan)
+        weighted = f"{line['weighted_error']:.3f}" if line.get("weighted_error") is not None else ""
         khat = f"{line['khat']:.2f}" if "khat" in line else ""
         elbo = f"{line['elbo']:.2f}" if "elbo" in line else ""
         busy = f"{line['cpu_seconds']:.0f}" if "cpu_seconds" in line else ""
-        good = "yes" if line["error"] < 0.1 else "0.3" if line["error"] < 0.3 else "NO"
+        good = "yes" if error < 0.1 else "0.3" if error < 0.3 else "NO"
+        good = "no reference" if math.isnan(low) else good
         rows.append(
-            f"| {line['posterior']} | {line['guide']} | {line['error']:.3f} | {weighted} | "
+            f"| {line['posterior']} | {line['guide']} | {error:.3f} | {weighted} | "
             f"{low:.2f}-{high:.2f} | {khat} | {elbo} | {line['seconds']:.0f} | "
             f"{busy} | {good} |"
         )
@@ -157,14 +164,19 @@ def summary(lines: list[dict], kind: str) -> str:
     """How often a guide succeeded."""
     mine = [line for line in lines if line["guide"] == kind]
     done = [line for line in mine if "failure" not in line]
-    near, very_near = (sum(line["error"] < limit for line in done) for limit in (0.3, 0.1))
+    near, very_near = (
+        sum(line.get("error", math.inf) < limit for line in done) for limit in (0.3, 0.1)
+    )
+    unknown = sum("error" not in line for line in done)
     text = (
-        f"{kind}: {near} of {len(mine)} within 0.3 sd, {very_near} within 0.1 sd, "
+        f"{kind}: {near} of {len(mine) - unknown} within 0.3 sd, {very_near} within 0.1 sd, "
         f"{len(mine) - len(done)} failures"
     )
+    if unknown:
+        text += f", {unknown} without a reference"
     if done and "khat" in done[0]:
         good = [line for line in done if line["khat"] < line["threshold"]]
-        lies = [line["posterior"] for line in good if line["weighted_error"] > 0.3]
+        lies = [line["posterior"] for line in good if (line["weighted_error"] or 0) > 0.3]
         text += f", k-hat good on {len(good)}, of which weighted means are off: {lies or 'none'}"
     if done:
         for key, of in (("seconds", "s"), ("cpu_seconds", "s of CPU")):
@@ -177,9 +189,9 @@ def main(args: argparse.Namespace) -> None:
     """Run what is asked for; print and keep the tables."""
     torch.set_num_threads(args.threads)
     chosen = args.posteriors or (["kidiq-kidscore_momiq"] if args.smoke else list(MODELS))
-    missing = set(chosen) - set(names())
+    missing = set(chosen) - set(MODELS)
     if missing:
-        raise SystemExit(f"posteriors: no reference draws of {sorted(missing)}")
+        raise SystemExit(f"posteriors: no ports of {sorted(missing)}")
     args.out.mkdir(parents=True, exist_ok=True)
     lines: list[dict] = []
     bar = tqdm(chosen, unit="posterior", disable=None)
@@ -202,7 +214,7 @@ def main(args: argparse.Namespace) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("posteriors", nargs="*", help="by default all that have reference draws")
+    parser.add_argument("posteriors", nargs="*", help="by default all that have a port")
     parser.add_argument("--guides", nargs="+", default=["flow"], choices=list(GUIDES))
     parser.add_argument("--nuts", action="store_true", help="also NUTS, on ten of them")
     parser.add_argument("--seed", type=int, default=0)

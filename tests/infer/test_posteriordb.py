@@ -12,13 +12,15 @@ import data as posteriordb
 import dynamics
 import mixtures_and_hmms
 import ports
+import pyro
 import pyro.distributions as dist
 import pytest
 import regressions
 import run
 import torch
-from ports import MODELS
-from prove import gradients, log_joint, prove
+from compare import log_joint
+from ports import WITH_DRAWS
+from prove import gradients, prove
 from pyro import poutine
 from time_series import decayed_sum
 
@@ -38,7 +40,8 @@ def load():
         pytest.skip(f"{VARIABLE} names no folder that holds posteriordb")
 
     def every(name, step):
-        port, data, draws = ports.load(name)
+        port, data = ports.load(name)
+        draws = posteriordb.reference_draws(name)
         return port, data, {key: value[::step] for key, value in draws.items()}
 
     return every
@@ -50,11 +53,11 @@ def alone(model, data, latents, row):
 
 
 def test_there_is_a_port_for_each_posterior_with_draws(load):
-    assert posteriordb.names() == sorted(MODELS)
-    assert len(MODELS) == 37
+    assert posteriordb.names() == sorted(WITH_DRAWS)
+    assert len(WITH_DRAWS) == 37
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WITH_DRAWS)
 def test_port_keeps_steins_identities(name, load):
     proof = prove(*load(name, 10))
     assert proof.z < proof.bound
@@ -97,17 +100,25 @@ def test_a_wrong_port_fails(name, break_it, step, load):
     assert proof.z > proof.bound
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_particles_at_once_are_each_alone(name, load):
+def in_a_plate(model, data, latents):
+    with pyro.plate("draws", 4, dim=-1):
+        trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(data)
+    trace.compute_log_prob()
+    return sum(site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample")
+
+
+@pytest.mark.parametrize("together", [log_joint, in_a_plate])
+@pytest.mark.parametrize("name", WITH_DRAWS)
+def test_draws_at_once_are_each_alone(name, together, load):
     port, data, draws = load(name, 3000)
     latents = port.to_latents(draws, data)
-    together = log_joint(port.model, data, latents)
-    assert together.shape == (4,)
+    found = together(port.model, data, latents)
+    assert found.shape == (4,)
     expected = torch.stack([alone(port.model, data, latents, row) for row in range(4)])
-    torch.testing.assert_close(together, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WITH_DRAWS)
 def test_reference_parameters_come_back(name, load):
     port, data, draws = load(name, 3000)
     assert set(port.parameters) == set(draws)
@@ -116,7 +127,7 @@ def test_reference_parameters_come_back(name, load):
         torch.testing.assert_close(back[key], value, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WITH_DRAWS)
 def test_a_guide_starts_in_the_datas_dtype(name, load):
     port, data, _ = load(name, 1000)
     guide = pf.AutoFlow(port.model, layers=1, hidden=(8,)).setup(data)
