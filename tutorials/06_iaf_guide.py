@@ -244,10 +244,10 @@ print(f"both together {both:.3f}, exact {truth:.3f} nats\n{found[2.0].verdict}")
 
 # %% [markdown]
 # The weights of each guide are content, and each is wrong by half: its evidence is short by
-# $\log 2 = 0.69$ nats. So `pf.report` looks further than the guide draws: it climbs from other points,
-# and the verdict names the mode that is missing. `pf.AutoFlow(square)`, without these starts, finds
-# both modes and is a mixture of two flows. In the picture each guide fits its own mode, with twice the
-# height.
+# $\log 2 = 0.69$ nats. So `pf.report` looks further than the guide draws: it climbs from other
+# points, and the verdict names the mode that is missing. `pf.AutoFlow(square)`, without these
+# starts, finds both modes and is a mixture of two flows. In the picture each guide fits its own
+# mode, with twice the height.
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")

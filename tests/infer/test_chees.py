@@ -157,6 +157,7 @@ def test_two_modes_show_in_r_hat():
     assert many.r_hat()["z"] > 1.5
 
 
+@pytest.mark.slow
 def test_a_model_that_raises_far_out_is_refused_there():
     def picky():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))

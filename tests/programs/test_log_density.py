@@ -588,6 +588,7 @@ def test_what_a_training_measures_is_the_elbo_of_all_rows():
     assert abs(history.val[-1] - found.elbo) < 0.05
 
 
+@pytest.mark.slow
 def test_mini_batches_reach_the_posterior_of_all_rows():
     y = 1.0 + torch.randn(400)
     data = torch.utils.data.TensorDataset(y)
