@@ -18,13 +18,7 @@ from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.distributions.mixture import MixtureDistribution, MixtureFlow
 from pyroflows.programs.discrete_sites import discrete_probabilities, draw_discrete
 from pyroflows.programs.log_density import LogDensity
-from pyroflows.programs.sites import (
-    Setup,
-    check_same_sites,
-    constrained,
-    not_set_up,
-    split,
-)
+from pyroflows.programs.sites import Setup, check_same_sites, constrained, not_set_up, split
 from pyroflows.programs.supports import bijection
 from pyroflows.transforms import Chain, FlowTransform, Whiten
 

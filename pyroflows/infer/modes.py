@@ -247,7 +247,8 @@ def missed_mass(log_p: LogDensity, flow: Flow | MixtureFlow, evidence: float) ->
     """Mass that new ascents find where the flow's density is below a twentieth of the posterior's.
 
     Costs as much as the search for the first Gaussian, and 128 draws of each that it finds. In
-    over 50 dimensions, and where the model takes one draw at a time, nothing is looked for.
+    over 50 dimensions, and where the model takes one draw or sees a part of its rows at a time,
+    nothing is looked for.
 
     Args:
         log_p: of the model.
@@ -259,6 +260,8 @@ def missed_mass(log_p: LogDensity, flow: Flow | MixtureFlow, evidence: float) ->
         log_p.settle(start)
     count = _ascents(log_p, len(start))
     if count == 1 or not math.isfinite(evidence):
+        return None
+    if log_p.subsampled(start):  # each run sees other rows than the evidence, which is of all
         return None
     try:
         points, values = _candidates(log_p, start, climb=True)

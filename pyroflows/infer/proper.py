@@ -23,8 +23,7 @@ def check_proper(log_p: LogDensity, loc: Tensor, tril: Tensor) -> None:
     """See that the density falls far from a Gaussian, along every number and principal axis.
 
     Along the axes too (of real numbers, and of the others), since a sum or a difference may be what
-    nothing holds. Costs a run of the
-    model for each 512 of 12 D points.
+    nothing holds. Costs a run of the model for each 512 of 12 D points.
 
     Args:
         log_p: of the model.

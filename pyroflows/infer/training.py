@@ -78,7 +78,7 @@ def fit_guide(
 
     Where an ``AutoFlow`` has a flow for each of several modes, the ELBO is that of
     ``pf.infer.DensityELBO``, and at the end 1000 draws of each flow, weighted, give the flows their
-    shares (of mini-batches, the running means of their ELBOs do).
+    shares (where steps see a part of the rows, the running means of their ELBOs do).
 
     Before the first step the guide is set up, if it was not, and the model runs 4 times (6 with a
     guide that is no ``AutoFlow``), to find out what is trained and how; then once a step, and once
@@ -173,7 +173,7 @@ def fit_guide(
     ):
         history = Run(task, schedule, passes, pace, at, kept, history).train()
     if isinstance(guide, AutoFlow) and isinstance(guide.flow, MixtureFlow):
-        if batches is None:  # of batches the running means are better than one of them
+        if not noisy:  # of a part of the rows the running means are better than one of them
             weigh(guide.flow, guide.log_density(args, kwargs, model))
         make_same(at, [guide.flow.log_weights])
     return history

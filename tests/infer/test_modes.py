@@ -253,3 +253,17 @@ def test_float32_and_float64():
     assert guide.modes == 2
     assert guide.sample_posterior(3)["z"].dtype == torch.float64
     assert guide.flow.dtype == torch.float64
+
+
+def test_other_rows_of_a_subsample_are_no_mass_that_was_missed():
+    y = 1.0 + torch.randn(400, generator=torch.Generator().manual_seed(0))
+
+    def model(y, part):
+        z = pyro.sample("z", dist.Normal(0.0, 2.0))
+        with pyro.plate("rows", 400, subsample_size=part) as index:
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[index])
+
+    guide = pf.AutoFlow(model, **SMALL).setup(y, 400)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        assert not pf.report(model, guide, y, 8, num_samples=500).missed
