@@ -43,7 +43,11 @@ class Rows:
 
         Each goes to its places at once, so that no copy of them all is made in between.
         """
-        rows = parts[0]._each(lambda part: part.new_empty(len(order), *part.shape[1:]))
+        x, context = parts[0].batch
+        rows = cls(
+            x.new_empty(len(order), *x.shape[1:]),
+            None if context is None else context.new_empty(len(order), *context.shape[1:]),
+        )
         places, begin = torch.empty_like(order), 0
         places[order] = torch.arange(len(order))
         parts.reverse()

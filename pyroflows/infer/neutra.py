@@ -9,7 +9,6 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import MCMC, NUTS
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from pyroflows._checks import check_whole, checked_int
@@ -156,26 +155,31 @@ class NeuTra:
         return self.draws
 
     def r_hat(self) -> dict[str, Tensor]:
-        """Split R-hat of every site's every coordinate, near 1 where the chains agree.
+        """R-hat of every site's every coordinate, near 1 where the chains agree.
 
-        Source: Gelman et al. 2013, Bayesian Data Analysis, section 11.4.
+        The larger of the split R-hats of rank-normalised draws and of how far they are from the
+        median, so that chains of unlike scale, or of no finite variance, show too.
+
+        Source: Vehtari et al. 2021, arXiv:1903.08008, section 4.
 
         Raises:
             ValueError: nothing was run yet, or fewer than 4 draws a chain.
         """
         draws = self._enough("R-hat")
-        return {name: split_gelman_rubin(value, 0, 1) for name, value in draws.items()}
+        return _by_arviz("rhat", draws)
 
     def ess(self) -> dict[str, Tensor]:
         """Effective number of draws of every site's every coordinate, all chains together.
 
-        Source: Gelman et al. 2013, Bayesian Data Analysis, section 11.5.
+        Of the rank-normalised draws, ArviZ's "bulk": a heavy tail cannot make it large.
+
+        Source: Vehtari et al. 2021, arXiv:1903.08008, section 4.
 
         Raises:
             ValueError: nothing was run yet, or fewer than 4 draws a chain.
         """
         draws = self._enough("ESS")
-        return {name: effective_sample_size(value, 0, 1) for name, value in draws.items()}
+        return _by_arviz("ess", draws)
 
     def _enough(self, what: str) -> dict[str, Tensor]:
         """The draws, if a figure over chains can be made of them."""
@@ -223,6 +227,24 @@ class NeuTra:
                     "ones of finite support, which are summed out"
                 )
         return log_density
+
+
+def _by_arviz(figure: str, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A figure that ArviZ has over chains, for each number of each site."""
+    import arviz
+    import xarray
+
+    names = {name: f"site {index}" for index, name in enumerate(draws)}  # any name of a site does
+    data = xarray.Dataset(
+        {
+            names[name]: (("chain", "draw", *(f"{names[name]}, {i}" for i in range(2, v.ndim))), v)
+            for name, v in ((name, value.double().cpu().numpy()) for name, value in draws.items())
+        }
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's of numbers that are constant
+        found = getattr(arviz, figure)(data)
+    return {name: torch.as_tensor(found[names[name]].values) for name in draws}
 
 
 def _potential(flow: Flow, joint: LogDensity, z: Tensor) -> Tensor:

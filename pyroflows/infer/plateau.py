@@ -1,4 +1,4 @@
-"""The ELBO as a task, and its schedule: windows of steps, smaller steps where it is flat or falls.
+"""The schedule of a guide's training: windows of steps, smaller where the ELBO is flat or falls.
 
 What training returns was measured: after each window the averaged parameters are scored by fresh
 particles, the same each time, and so is the start. The last of these is kept that is as good as the
@@ -7,18 +7,16 @@ best within its noise: the very best would be the one that suits these particles
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from pyroflows._distributed import mean_over, reduced
+from pyroflows._distributed import reduced
 from pyroflows.data.position import Passes
-from pyroflows.infer.objectives import DensityELBO
-from pyroflows.programs.vectorize import ERRORS, ChangedModelError
+from pyroflows.infer.elbo_task import ElboTask
 from pyroflows.training.loop import SHRINK, Schedule
 from pyroflows.training.state import Many, Maybe
 
@@ -32,130 +30,8 @@ _STRAYS = 10  # failures in a row, before anything worked, that are no stray par
 _MOST_FALLS = 8  # each with 0.3 of the step, before training ends where it was best
 _FALL = 10.0, 3.0  # standard errors and nats by which it is lower than a measured one
 _NOISE = 2.0, 0.01  # standard errors and nats within which two ELBOs are alike
-_MEASURED_BY = 32  # particles, at least
-_MEASURED_SEEDS = 8  # tried one after the other: single particles may stray
 _NOTHING_LEFT = 0.01  # nats that are not worth a further step
 _RUNAWAY = 1e4  # spread, in units of the start's, of a posterior that has no end
-
-
-class ElboTask:
-    """Maximise an ELBO over the parameters of a guide, and of a model.
-
-    Args:
-        elbo: the objective, an ``ELBO`` of Pyro's.
-        model: of the posterior.
-        guide: of the model.
-        kwargs: keyword arguments of both.
-        parameters: what is optimised.
-        buffers: what else belongs to them.
-        clip: largest gradient norm.
-        fabric: where.
-        first: the arguments of the first step, by which parameters are measured.
-    """
-
-    def __init__(
-        self,
-        elbo: Any,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        kwargs: dict[str, Any],
-        parameters: list[Tensor],
-        buffers: list[Tensor],
-        clip: float,
-        fabric: Fabric,
-        first: tuple[Any, ...],
-    ) -> None:
-        self.first = first
-        self.elbo, self.programs, self.kwargs = elbo, (model, guide), kwargs
-        self.parameters, self.buffers = parameters, buffers
-        self.largest_norm, self.fabric = clip, fabric
-        self.error: Exception | None = None  # what the model raised in the last step
-        self._loss = math.nan
-
-    def optimiser(self) -> torch.optim.Optimizer:
-        """A fresh Adam."""
-        return torch.optim.Adam(self.parameters)
-
-    def backward(self, batch: tuple[Any, ...]) -> float:
-        """Minus the ELBO, its gradients in place; NaN where the model raises."""
-        self._loss, self.error = math.nan, None
-        try:
-            self._loss = self._backward(batch)
-        except ChangedModelError:
-            raise
-        except ERRORS as error:
-            self.error = error
-        if self.fabric.world_size > 1:
-            self._loss, self.error = _average(self.parameters, self._loss, self.error, self.fabric)
-        return self._loss
-
-    def _backward(self, batch: tuple[Any, ...]) -> float:
-        if self.fabric.world_size > 1:
-            batch = self.fabric.to_device(batch)
-        with self.fabric.autocast():
-            if not hasattr(self.elbo, "differentiable_loss"):  # as Pyro's RenyiELBO
-                return self.elbo.loss_and_grads(*self.programs, *batch, **self.kwargs)
-            loss = self.elbo.differentiable_loss(*self.programs, *batch, **self.kwargs)
-        loss.backward()
-        return loss.item()
-
-    def measure(self) -> float:
-        """The ELBO of the parameters as they are, by the same particles each time.
-
-        NaN where it is not finite, or the model raises, with all seeds. The global generator stays.
-        """
-        for seed in range(_MEASURED_SEEDS):
-            with self._seeded(seed):
-                elbo = mean_over(self.fabric, self._measure())[0]
-            if math.isfinite(elbo):
-                return elbo
-        return math.nan
-
-    @contextlib.contextmanager
-    def _seeded(self, seed: int) -> Iterator[None]:
-        device = self.parameters[0].device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
-
-    @torch.no_grad()
-    def _measure(self) -> float:
-        repeats = -(-_MEASURED_BY // self.elbo.num_particles)
-        try:
-            losses = [
-                self.elbo.loss(*self.programs, *self.first, **self.kwargs) for _ in range(repeats)
-            ]
-        except ChangedModelError:
-            raise
-        except ERRORS:
-            return math.nan
-        return -sum(losses) / repeats
-
-    def gap(self, seed: int) -> float:
-        """By how many nats the guide's ELBO is below the evidence: the most that it can gain.
-
-        Infinite where that is not known: with another objective, with parameters of the model,
-        which move the evidence too, or where the particles' weights cannot be trusted.
-
-        Args:
-            seed: of the particles; the global generator stays.
-        """
-        guide = self.programs[1]
-        own = {id(p) for p in guide.parameters()} if isinstance(guide, torch.nn.Module) else set()
-        known = isinstance(self.elbo, DensityELBO) and all(id(p) in own for p in self.parameters)
-        if not known or self.fabric.world_size > 1:
-            return math.inf
-        with self._seeded(seed):
-            try:
-                return self.elbo.gap(*self.programs, *self.first, **self.kwargs)
-            except ERRORS:
-                return math.inf
-
-    def clip(self) -> float:
-        """Clip the gradients; their norm before, NaN where there is no finite ELBO."""
-        if self.error is not None or not math.isfinite(self._loss):
-            return math.nan
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.largest_norm).item()
 
 
 class Plateau(Schedule):
@@ -382,22 +258,6 @@ def endless(batches: Passes) -> Iterator[tuple[Any, ...]]:
             yield as_arguments(batch)
         if empty:
             raise ValueError("batches: expected at least one each time they are gone through")
-
-
-@torch.no_grad()
-def _average(
-    parameters: list[Tensor], loss: float, raised: Exception | None, fabric: Fabric
-) -> tuple[float, Exception | None]:
-    """Gradients and loss averaged over all processes, in one message; all fail if one does."""
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    ends = grads[0].new_tensor([loss, float(raised is not None)])
-    mean = reduced(fabric, torch.cat([*(g.reshape(-1) for g in grads), ends]), "mean")
-    *parts, ends = mean.split([*(g.numel() for g in grads), 2])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter).to(parameter)
-    if ends[1] > 0 and raised is None:
-        raised = RuntimeError("the model raised in another process")
-    return ends[0].item(), raised
 
 
 @torch.no_grad()

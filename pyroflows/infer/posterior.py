@@ -143,7 +143,9 @@ def _by_chains(
             progress=progress,
             **kwargs,
         )
-        r_hat, ess = _largest(neutra.r_hat()), _smallest(neutra.ess())
+        varies = {name: _varies(value.flatten(0, 1)) for name, value in samples.items()}
+        r_hat = _largest({name: r[varies[name]] for name, r in neutra.r_hat().items()})
+        ess = _smallest({name: e[varies[name]] for name, e in neutra.ess().items()})
         agree = r_hat[1] <= _R_HAT and ess[1] >= _LEAST
         if agree:
             break
@@ -159,6 +161,11 @@ def _by_chains(
         how = f"Do not trust these draws: {how} {found.verdict}"
     taken = {name: value[index] for name, value in flat.items()}
     return Posterior(taken, how, agree, guide, found, neutra)
+
+
+def _varies(draws: Tensor) -> Tensor:
+    """Which numbers differ between draws: the zeros of a Cholesky factor tell nothing of chains."""
+    return draws.amax(0) != draws.amin(0)
 
 
 def _largest(values: dict[str, Tensor]) -> tuple[str, float]:

@@ -22,10 +22,11 @@ from pyroflows.data.fingerprint import facts_of, facts_of_loader
 from pyroflows.data.position import Passes, Repeated
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.mixture import MixtureFlow
+from pyroflows.infer.elbo_task import ElboTask
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.modes import weigh
 from pyroflows.infer.objectives import DensityELBO, PathELBO, has_paths
-from pyroflows.infer.plateau import ElboTask, Plateau, endless
+from pyroflows.infer.plateau import Plateau, endless
 from pyroflows.programs.log_density import warn_alone
 from pyroflows.programs.vectorize import can_run_together, plate_nesting, run_alone, sample_sites
 from pyroflows.training.checkpoints import Checkpoint, open_checkpoints

@@ -227,3 +227,26 @@ def test_density_that_is_nowhere_finite_is_an_error():
 def test_r_hat_needs_a_run():
     with pytest.raises(ValueError, match="call run first"):
         pf.NeuTra(correlated, pf.AutoFlow(correlated)).r_hat()
+
+
+def chains_of_unlike_scale():
+    return torch.randn(6, 200, 2) * torch.tensor([1.0, 1, 1, 3, 3, 3])[:, None, None]
+
+
+def test_chains_of_unlike_scale_do_not_agree():
+    neutra = pf.NeuTra(correlated, pf.AutoFlow(correlated))
+    neutra.draws, neutra.stats = {"x": chains_of_unlike_scale()}, {"diverging": torch.zeros(6, 200)}
+    assert (neutra.r_hat()["x"] > 1.1).all()
+
+
+def test_agreement_is_told_number_by_number_whatever_the_site_is_called():
+    neutra = pf.NeuTra(correlated, pf.AutoFlow(correlated))
+    draws = torch.randn(6, 200, 2, 3)
+    draws[..., 0, 1] = 1.0
+    neutra.draws = {"a/b": draws, "c": torch.randn(6, 200)}
+    neutra.stats = {"diverging": torch.zeros(6, 200)}
+    r_hat, ess = neutra.r_hat(), neutra.ess()
+    assert r_hat["a/b"].shape == ess["a/b"].shape == (2, 3)
+    assert abs(r_hat["c"] - 1) < 0.02
+    assert r_hat["a/b"].isnan().sum() == 1
+    assert ess["a/b"][1, 2].item() == pytest.approx(float(az.ess(draws[..., 1, 2].numpy())))

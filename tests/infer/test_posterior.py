@@ -80,3 +80,14 @@ def test_chains_cannot_mend_a_mode_that_was_missed(monkeypatch):
 def test_what_is_out_of_range_is_named(options, said):
     with pytest.raises(ValueError, match=said):
         pf.sample_posterior(correlated, **options)
+
+
+def test_numbers_that_never_vary_do_not_speak_against_chains(monkeypatch):
+    def factor():
+        pyro.sample("tril", dist.LKJCholesky(2, 2.0))  # of whose numbers only two vary
+
+    monkeypatch.setattr("pyroflows.infer.posterior.report", distrusted)
+    guide = pf.AutoFlow(factor, layers=1, hidden=(8,))
+    found = pf.sample_posterior(factor, guide=guide, draws=100, chains=16, progress=False)
+    assert found.chains is not None
+    assert found.trusted
