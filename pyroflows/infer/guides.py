@@ -50,12 +50,13 @@ class AutoFlow(FlowGuide):
     train each by its own ELBO; ``fit_guide`` gives them their shares by importance weights at the
     end. A mode that no ascent finds is missed; ``pf.report`` looks again, from other points.
 
-    ``setup`` runs the model six times, and twice for each of up to 60 iterations of up to 24 Newton
-    ascents (12 in over 10 dimensions, 5 in over 20, one in over 50), which go on side by side: 11
-    runs in all for one Gaussian site, up to three times as many where there are several modes. A
-    run is of up to some thousand points at once by ``torch.func.vmap``; where the model takes one
-    at a time, each is a run, and there is one ascent. Models are written for one draw: nothing need
-    be said of dimensions to the left.
+    ``setup`` runs the model six times, and twice for each of up to 60 iterations of a Newton ascent
+    and of up to 23 others (11 in over 10 dimensions, 4 in over 20, none in over 50), which go on
+    side by side until they come to where the first one ended: 12 runs at most for one Gaussian
+    site, several times as many where there are several modes. A run is of up to some thousand
+    points at once by ``torch.func.vmap``, or of as many as make four million numbers with the data;
+    where the model takes one at a time, each is a run, and there is one ascent. Models are written
+    for one draw: nothing need be said of dimensions to the left.
 
     Discrete sites of finite support are summed out, by Pyro's enumeration; ``sample_discrete`` and
     ``discrete_probabilities`` give them back. Where a site's support
@@ -214,7 +215,8 @@ class AutoFlow(FlowGuide):
         self.learned = learned
         self.assign_sites(learned.sites, learned.dtype)
         at = torch.zeros(modes, self.latent_dim, dtype=learned.dtype)
-        start = Gaussians(at[:, 0], at, torch.eye(at.shape[1]).to(at).expand(modes, -1, -1), at)
+        unit = torch.eye(at.shape[1]).to(at).expand(modes, -1, -1)
+        start = Gaussians(at[:, 0], at, unit, at, unit)
         others = [copy.deepcopy(inner) for _ in range(modes - 1)]
         self.flow = self._posterior([inner, *others], start)
 

@@ -14,7 +14,14 @@ from torch import Tensor
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.mixture import MixtureFlow
 from pyroflows.infer.proper import check_proper, values_of
-from pyroflows.infer.start import Gaussians, best_gaussians, joined, same_draws
+from pyroflows.infer.start import (
+    Gaussians,
+    best_gaussians,
+    climbed,
+    from_ends,
+    joined,
+    same_draws,
+)
 from pyroflows.programs.log_density import ERRORS, LogDensity
 
 MOST_MODES = 24
@@ -26,6 +33,7 @@ _WHITENED = 400  # up to so many dimensions a full covariance is worth its secon
 _ASCENTS = ((10, 24), (20, 12), (50, 5))  # up to so many dimensions so many ascents a round
 _ROUNDS = 3  # of ascents; a second one only where the first has found several modes
 _WITHIN = 7.0  # nats of the best ELBO within which a mode is worth a flow
+_SAME = 0.02  # spreads of where they start up to which ascents may have ended at the same place
 _NEAR = 3.0  # standard deviations up to which two Gaussians are one
 _DIP = 2.0  # nats by which the density between two modes is lower than at the lower one
 _STEPS = 9  # points between two modes
@@ -75,11 +83,13 @@ def gaussian_starts(log_p: LogDensity, start: Tensor, narrow: Tensor, climb: boo
 
 
 def _one(loc: Tensor, tril: Tensor) -> Gaussians:
-    return Gaussians(loc.new_zeros(1), loc[None], tril[None], loc[None])
+    return Gaussians(loc.new_zeros(1), loc[None], tril[None], loc[None], tril[None] * math.nan)
 
 
 def _none(points: Tensor) -> Gaussians:
-    return Gaussians(points[:0, 0], points[:0], points[:0], points[:0])
+    points = points[:0]
+    square = points[..., None] * points[:, None]
+    return Gaussians(points[:, 0], points, square, points, square)
 
 
 def _where_not_finite(log_p: LogDensity, start: Tensor) -> str:
@@ -156,17 +166,49 @@ def _modes(log_p: LogDensity, first: Tensor, points: Tensor, values: Tensor) -> 
         return _none(first)
     taken = first[:count]
     more = _far_apart(points, values, taken, count - len(taken))
-    found = _distinct(log_p, best_gaussians(log_p, torch.cat([taken, more])))
+    found = best_gaussians(log_p, taken[:1])
+    found = _distinct(log_p, _with_others(log_p, found, torch.cat([taken[1:], more])))
     for _ in range(_ROUNDS - 1):
         if len(found.elbo) < 2:
             break
         before = len(found.elbo)
         taken = torch.cat([taken, more])
         more = _far_apart(points, values, taken, 2 * count)
-        found = _distinct(log_p, joined([found, best_gaussians(log_p, more)]))
+        found = _distinct(log_p, _with_others(log_p, found, more))
         if len(found.elbo) == before:
             break
     return found
+
+
+def _with_others(log_p: LogDensity, found: Gaussians, points: Tensor) -> Gaussians:
+    """Gaussians, and those of ascents from other points that end elsewhere."""
+    return joined([found, _elsewhere(log_p, found, points)])
+
+
+def _elsewhere(log_p: LogDensity, known: Gaussians, points: Tensor) -> Gaussians:
+    """The Gaussians of ascents that do not end where a known one did.
+
+    Of those that end at the same place one is judged by draws on its way, by which it is then told
+    whether the place is the same.
+    """
+    if not len(points):
+        return _none(points)
+    unit = points.std(0, correction=0).clamp(min=1e-12)
+    points, ends = _left(points, climbed(log_p, points, known, _NEAR), known)
+    if not len(points):
+        return _none(points)
+    chosen = _first_of_each(torch.cdist(ends / unit, ends / unit) < _SAME)
+    found = best_gaussians(log_p, points[chosen])
+    rest = torch.ones(len(points), dtype=torch.bool)
+    rest[chosen] = False
+    points, ends = _left(points[rest], ends[rest], found)
+    return joined([found, best_gaussians(log_p, points)]) if len(points) else found
+
+
+def _left(points: Tensor, ends: Tensor, known: Gaussians) -> tuple[Tensor, Tensor]:
+    """Those points whose ascents end elsewhere, and these ends."""
+    others = from_ends(ends, known) >= _NEAR
+    return points[others], ends[others]
 
 
 def _distinct(log_p: LogDensity, found: Gaussians) -> Gaussians:
@@ -184,6 +226,11 @@ def _distinct(log_p: LogDensity, found: Gaussians) -> Gaussians:
 
 def _groups_best(found: Gaussians, alike: Tensor) -> Gaussians:
     """The first of each group: those alike to it, to those that are, and so on."""
+    return found.at(_first_of_each(alike))
+
+
+def _first_of_each(alike: Tensor) -> list[int]:
+    """The numbers of the first of each group of things that are alike, ``(n, n)``."""
     left = torch.ones(len(alike), dtype=torch.bool, device=alike.device)
     chosen = []
     for i in range(len(alike)):
@@ -191,7 +238,7 @@ def _groups_best(found: Gaussians, alike: Tensor) -> Gaussians:
             chosen.append(i)
             left &= ~alike[i]
             left[i] = False
-    return found.at(chosen)
+    return chosen
 
 
 def _sees(found: Gaussians) -> Tensor:
@@ -266,7 +313,7 @@ def missed_mass(log_p: LogDensity, flow: Flow | MixtureFlow, evidence: float) ->
     try:
         points, values = _candidates(log_p, start, climb=True)
         starts = _far_apart(points, values, _first(points, values)[:1], count)
-        found = _distinct(log_p, best_gaussians(log_p, starts))
+        found = _distinct(log_p, _elsewhere(log_p, _none(starts), starts))
     except ERRORS:
         return None
     each = [

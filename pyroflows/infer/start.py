@@ -22,6 +22,10 @@ from pyroflows.programs.log_density import ERRORS, LogDensity
 from pyroflows.programs.supports import bijection
 
 _ITERATIONS = 60
+_CLIMBS = 30  # iterations of an ascent that is not judged on its way
+_ARRIVED = 1e-6  # nats that a step may gain at the end of an ascent
+_CLOSE = 0.05  # nats below what the curvature promises of a maximum: rounding may hide the rest
+_GRAPH = 8  # copies of a run's numbers that two derivatives keep, about
 _DRAWS = 64
 _FEW = 16  # draws where the model takes one at a time
 
@@ -34,12 +38,15 @@ class Gaussians(NamedTuple):
         loc: their locations, ``(n, D)``.
         tril: their lower Cholesky factors, ``(n, D, D)``.
         end: where the ascents ended, ``(n, D)``.
+        basin: factors of the covariances by the curvature at these ends, ``(n, D, D)``; NaN where
+            an ascent did not arrive at a maximum.
     """
 
     elbo: Tensor
     loc: Tensor
     tril: Tensor
     end: Tensor
+    basin: Tensor
 
     def at(self, index: Tensor | list[int]) -> Gaussians:
         """Those with these numbers.
@@ -99,65 +106,169 @@ def best_gaussians(log_p: LogDensity, points: Tensor) -> Gaussians:
         if count > 1:
             return joined([best_gaussians(log_p, point[None]) for point in points])
         lost = points.new_full((1,), -math.inf)
-        return Gaussians(lost, points, points.new_zeros(1, size, size), points)
+        none = points.new_full((1, size, size), math.nan)
+        return Gaussians(lost, points, torch.zeros_like(none), points, none)
+
+
+class _Newton(NamedTuple):
+    """Newton steps from those of ``n`` points where the density has two finite derivatives.
+
+    Attributes:
+        finite: which they are, ``(n,)``.
+        value: the log-density there, ``(k,)``.
+        step: the whole step, ``(k, D)``.
+        decrement: half of what it gains if the density is Gaussian, in nats ``(k,)``.
+        scales: times their transposes the covariances that the curvature suggests, ``(k, D, D)``.
+        log_det: of these factors, ``(k,)``.
+        arrived: whether it is all but a maximum, ``(k,)``.
+    """
+
+    finite: Tensor
+    value: Tensor
+    step: Tensor
+    decrement: Tensor
+    scales: Tensor
+    log_det: Tensor
+    arrived: Tensor
+
+
+def _newton(log_p: LogDensity, x: Tensor) -> _Newton:
+    value, gradient, curvature = _derivatives(log_p, x)
+    finite = gradient.isfinite().all(-1) & curvature.isfinite().flatten(1).all(-1)
+    value, gradient, curvature = value[finite], gradient[finite], curvature[finite]
+    # Directions without curvature of the right sign get its size: ascent, and a scale.
+    strength, axes = torch.linalg.eigh(-curvature)
+    downwards = (strength > 0).all(-1)
+    strength = strength.abs()
+    largest = strength.amax(-1, keepdim=True).clamp(min=1e-12)
+    strength = torch.maximum(strength, 1e-12 * largest)
+    step = (axes @ ((axes.mT @ gradient[..., None]) / strength[..., None]))[..., 0]
+    decrement = 0.5 * (gradient * step).sum(-1)
+    scales = axes / strength.sqrt()[:, None]
+    log_det = -0.5 * strength.log().sum(-1)
+    arrived = downwards & (decrement < _CLOSE)
+    return _Newton(finite, value, step, decrement, scales, log_det, arrived)
+
+
+def _lengths(like: Tensor) -> Tensor:
+    """Those of a step that are tried, all at once, ``(lengths, 1)``."""
+    return 2.0 ** torch.arange(3, -14, -1, device=like.device, dtype=like.dtype)[:, None]
 
 
 def _ascended(log_p: LogDensity, points: Tensor) -> Gaussians:
-    x, value = points.clone(), values_of(log_p, points)
+    x = points.clone()
     count, size = x.shape
     best_elbo = x.new_full((count,), -math.inf)
     best_loc, best_scales = x.clone(), x.new_zeros(count, size, size)
+    basin = torch.full_like(best_scales, math.nan)
     since, going = torch.zeros(count), torch.arange(count)
     half = torch.randn((_FEW if log_p.batching == "alone" else _DRAWS) // 2, size).to(x)
     noise = torch.cat([half, -half])  # antithetic: what is odd about the density adds no noise
-    # All lengths of the step at once.
-    lengths = 2.0 ** torch.arange(3, -14, -1, device=x.device, dtype=x.dtype)
+    lengths = _lengths(x)
     for _ in range(_ITERATIONS):
         if not len(going):
             break
-        gradient, curvature = _derivatives(log_p, x[going])
-        finite = gradient.isfinite().all(-1) & curvature.isfinite().flatten(1).all(-1)
-        going, gradient, curvature = going[finite], gradient[finite], curvature[finite]
-        # Directions without curvature of the right sign get its size: ascent, and a scale.
-        strength, axes = torch.linalg.eigh(-curvature)
-        strength = strength.abs()
-        largest = strength.amax(-1, keepdim=True).clamp(min=1e-12)
-        strength = torch.maximum(strength, 1e-12 * largest)
-        scales = axes / strength.sqrt()[:, None]
-        step = (axes @ ((axes.mT @ gradient[..., None]) / strength[..., None]))[..., 0]
-        draws = x[going, None] + noise @ scales.mT
-        tried = x[going, None] + lengths[:, None] * step[:, None]
+        newton = _newton(log_p, x[going])
+        going = going[newton.finite]
+        basin[going[newton.arrived]] = newton.scales[newton.arrived]
+        draws = x[going, None] + noise @ newton.scales.mT
+        tried = x[going, None] + lengths * newton.step[:, None]
         both = values_of(log_p, torch.cat([draws, tried], dim=1).flatten(0, 1))
-        at_draws, at_tried = both.unflatten(0, (len(going), -1)).split([len(noise), 17], dim=1)
+        both = both.reshape(len(going), len(noise) + len(lengths))
+        at_draws, at_tried = both.split([len(noise), len(lengths)], dim=1)
         log_q = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(1)
-        elbo = (at_draws - log_q).mean(1) - 0.5 * strength.log().sum(-1)
+        elbo = (at_draws - log_q).mean(1) + newton.log_det
         since[going] += 1
         since[going[elbo > best_elbo[going] + 0.01]] = 0
         better = elbo > best_elbo[going]
         best_elbo[going[better]] = elbo[better]
-        best_loc[going[better]], best_scales[going[better]] = x[going[better]], scales[better]
+        best_loc[going[better]], best_scales[going[better]] = (
+            x[going[better]],
+            newton.scales[better],
+        )
         most, index = at_tried.max(dim=1)
-        decrement = 0.5 * (gradient * step).sum(-1)
-        on = (most > value[going]) & (decrement >= 1e-6) & (since[going] <= 8)
-        x[going[on]], value[going[on]] = tried[on, index[on]], most[on]
+        on = (most > newton.value) & (newton.decrement >= _ARRIVED) & (since[going] <= 8)
+        x[going[on]] = tried[on, index[on]]
         going = going[on]
     # scales scales^T = L L^T; a QR of the transpose gives L without squaring the condition number.
     upper = torch.linalg.qr(best_scales.mT).R
     tril = (upper * upper.diagonal(dim1=1, dim2=2).sign()[..., None]).mT
     usable = tril.flatten(1).isfinite().all(1) & best_loc.isfinite().all(1)
     usable &= (tril.diagonal(dim1=1, dim2=2) > 0).all(1)
-    return Gaussians(torch.where(usable, best_elbo, -math.inf), best_loc, tril, x)
+    return Gaussians(torch.where(usable, best_elbo, -math.inf), best_loc, tril, x, basin)
+
+
+def climbed(log_p: LogDensity, points: Tensor, known: Gaussians, near: float) -> Tensor:
+    """Where the Newton ascents from points ``(n, D)`` end, or come near the end of a known one.
+
+    Costs a run of the model of ``n D`` points and one of 17 n an iteration, without the draws that
+    a Gaussian is judged by, and most ascents come to a known end in a few.
+
+    Args:
+        log_p: the log-density in nats, several points at once, twice differentiable.
+        points: where it is finite.
+        known: near whose ends an ascent may stop.
+        near: how many standard deviations that is.
+    """
+    x, lengths = points.clone(), _lengths(points)
+    going = torch.arange(len(x))
+    try:
+        for _ in range(_CLIMBS):
+            going = going[from_ends(x[going], known) >= near]
+            if not len(going):
+                break
+            newton = _newton(log_p, x[going])
+            going = going[newton.finite]
+            tried = x[going, None] + lengths * newton.step[:, None]
+            values = values_of(log_p, tried.flatten(0, 1)).reshape(len(going), len(lengths))
+            most, index = values.max(dim=1)
+            on = (most > newton.value) & (newton.decrement >= _ARRIVED)
+            x[going[on]] = tried[on, index[on]]
+            going = going[on]
+    except ERRORS:  # as far as they came
+        pass
+    return x
+
+
+def from_ends(points: Tensor, known: Gaussians) -> Tensor:
+    """How many standard deviations points are from the nearest end of known ascents, ``(n,)``.
+
+    By the curvature at these ends; infinite where none arrived at a maximum.
+
+    Args:
+        points: ``(n, D)``.
+        known: of the same dimension.
+    """
+    known = known.at(known.basin.flatten(1).isfinite().all(1))
+    gap = (points[None] - known.end[:, None]).mT
+    apart = torch.linalg.solve(known.basin, gap).norm(dim=1)
+    return torch.cat([apart, apart.new_full((1, len(points)), math.inf)]).amin(0)
 
 
 @torch.enable_grad()
-def _derivatives(log_p: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients ``(n, D)`` and matrices of second derivatives, each row from a point of its own."""
+def _derivatives(log_p: LogDensity, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values ``(n,)``, gradients ``(n, D)`` and matrices of second derivatives.
+
+    Each row of these is from a point of its own; so many at once as memory allows.
+    """
+    at_once = max(1, log_p.at_once // (_GRAPH * x.shape[1]))
+    parts = [_derivatives_at(log_p, part) for part in x.split(at_once)]
+    value, gradient, curvature = map(torch.cat, zip(*parts, strict=True))
+    return value, gradient, curvature
+
+
+def _derivatives_at(log_p: LogDensity, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count, size = x.shape
     points = x[:, None].expand(count, size, size).flatten(0, 1).clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(log_p(points).sum(), points, create_graph=True)
+    value = log_p(points)
+    (gradient,) = torch.autograd.grad(value.sum(), points, create_graph=True)
     gradient = gradient.unflatten(0, (count, size))
     (second,) = torch.autograd.grad(
         gradient.diagonal(dim1=1, dim2=2).sum(), points, allow_unused=True, materialize_grads=True
     )
     second = second.unflatten(0, (count, size))
-    return gradient[:, 0].detach(), 0.5 * (second + second.mT)
+    return (
+        value.detach().unflatten(0, (count, size))[:, 0].to(x),
+        gradient[:, 0].detach(),
+        0.5 * (second + second.mT),
+    )

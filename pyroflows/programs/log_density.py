@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Collection, Sequence
@@ -31,6 +32,7 @@ from pyroflows.programs.vectorize import Program, is_subsampled, is_unobserved_p
 
 # What a model may raise where it cannot be batched, or at an extreme point.
 ERRORS = (RuntimeError, ValueError, IndexError, NotImplementedError, ArithmeticError, TypeError)
+_AT_ONCE = 2**22  # numbers of all sites, all vectors together: 16 MiB of float32 each time
 _ROUNDING = 1e-4  # of a log-density, relative, by which one draw may differ among others
 
 
@@ -175,6 +177,7 @@ class LogDensity:
         self.hidden, self.discrete, self.nesting = frozenset(hidden), frozenset(discrete), nesting
         self.batching = batching
         self.rows: dict[str, Tensor] = {}
+        self.numbers = 1  # that a run's sites have, seen in a run
 
     def with_rows(self, rows: dict[str, Tensor]) -> LogDensity:
         """The same, with these rows in the plates that draw a subsample.
@@ -206,6 +209,11 @@ class LogDensity:
             for name, frame in frames.items()
         ]
 
+    @property
+    def at_once(self) -> int:
+        """How many vectors are worth one run: more would take memory and no less time."""
+        return max(1, _AT_ONCE // self.numbers)
+
     def __call__(self, latent: Tensor) -> Tensor:
         """Nats, one for each vector."""
         return self.run(latent).log_p
@@ -222,7 +230,7 @@ class LogDensity:
         if self.batching is None:
             self.settle(latent[0])
         if self.batching != "alone":
-            return self._batched(latent)
+            return self._in_parts(latent)
         values, log_dets, log_p = zip(*map(self._alone, latent), strict=True)
         return Ran(_stacked(values), _stacked(log_dets), torch.stack(log_p))
 
@@ -274,6 +282,7 @@ class LogDensity:
             model = enumerated(model, self.discrete, self.nesting)
         trace, placed = self._traced(model, latent)
         self._check(trace, placed.values)
+        self.numbers = sum(site["value"].numel() for site in sample_sites(trace).values())
         for name, site in sample_sites(trace).items():
             if name in self.hidden and name not in self.discrete and not site["is_observed"]:
                 trace.remove_node(name)  # drawn from its prior, which is its guide: they cancel
@@ -299,6 +308,20 @@ class LogDensity:
         # Validation reads values, which a batch has none of: runs of one draw have done it.
         with pyro.validation_enabled(False):
             return Ran(*torch.func.vmap(one, randomness=randomness)(latent))
+
+    def _in_parts(self, latent: Tensor) -> Ran:
+        """Several vectors, not more at a time than is worth one run; all if gradients keep them."""
+        if torch.is_grad_enabled() or len(latent) <= self.at_once:
+            return self._batched(latent)
+        hidden = self.hidden - self.discrete  # drawn for each vector; all else is alike in all runs
+        *parts, last = latent.split(self.at_once)
+        rans = []
+        for part in parts:
+            with contextlib.nullcontext() if hidden else _same_choices(latent.device):
+                rans.append(self._batched(part))
+        rans.append(self._batched(last))
+        values, log_dets, log_p = zip(*rans, strict=True)
+        return Ran(_joined(values), _joined(log_dets), torch.cat(log_p))
 
     def _anchored(self, latent: Tensor) -> Ran:
         with Anchored(latent):
@@ -349,6 +372,15 @@ def warn_alone(problem: str, otherwise: str = "", stacklevel: int = 7) -> None:
         "(.item(), float()) of sampled values",
         stacklevel=stacklevel,
     )
+
+
+def _same_choices(device: torch.device) -> contextlib.AbstractContextManager:
+    """Random numbers that come again after it."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def _joined(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def _stacked(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -615,7 +615,7 @@ def test_rounding_next_to_many_rows_is_no_other_density():
         with pyro.plate("rows", len(y)):
             pyro.sample("y", dist.Normal(z, scale), obs=y)
 
-    guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup(y)
+    guide = pf.AutoFlow(model, init="init", layers=1, hidden=(8,)).setup(y)
     assert can_run_together(model, guide, (y,), {}, 4, 1)
 
 

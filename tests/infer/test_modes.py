@@ -16,6 +16,7 @@ from pyro.infer.reparam import NeuTraReparam
 import pyroflows as pf
 from pyroflows.distributions.mixture import MixtureFlow
 from pyroflows.infer.modes import missed_mass, weigh
+from pyroflows.infer.start import best_gaussians
 
 SMALL = {"layers": 1, "hidden": (8,)}
 QUICK = {"max_steps": 100, "particles": 32, "progress": False}
@@ -267,3 +268,28 @@ def test_other_rows_of_a_subsample_are_no_mass_that_was_missed():
     for seed in range(4):
         torch.manual_seed(seed)
         assert not pf.report(model, guide, y, 8, num_samples=500).missed
+
+
+def gaussian():
+    pyro.sample("z", dist.Normal(torch.tensor([0.0, 5.0]), torch.tensor([1.0, 3.0])).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "ascents"),
+    [
+        pytest.param(gaussian, (), 1, id="gaussian"),
+        pytest.param(banana, (), 1, id="banana"),
+        pytest.param(two, (), 2, id="signs"),
+        pytest.param(labels, (DATA,), 2, id="labels"),
+    ],
+)
+def test_one_ascent_to_each_mode_is_judged_by_draws(model, args, ascents, monkeypatch):
+    judged = []
+
+    def watched(log_p, points):
+        judged.append(len(points))
+        return best_gaussians(log_p, points)
+
+    monkeypatch.setattr("pyroflows.infer.modes.best_gaussians", watched)
+    guide = pf.AutoFlow(model, **SMALL).setup(*args)
+    assert guide.modes <= ascents <= sum(judged) <= ascents + 1

@@ -702,3 +702,49 @@ def test_a_guide_gives_its_discrete_sites_back():
     }
     probabilities = guide.discrete_probabilities(draws=5)["k"]
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(4))
+
+
+@pytest.mark.parametrize("model", [regression, hidden_markov, moving_support], ids=name_of)
+def test_many_vectors_run_in_parts(model, monkeypatch):
+    guide = set_up(model)
+    log_density, latent = guide.log_density((), {}), torch.randn(7, guide.latent_dim)
+    whole = log_density.run(latent)
+    monkeypatch.setattr("pyroflows.programs.log_density._AT_ONCE", 2 * log_density.numbers)
+    sizes, batched = [], log_density._batched
+    monkeypatch.setattr(log_density, "_batched", lambda z: (sizes.append(len(z)), batched(z))[1])
+    with torch.no_grad():
+        parts = log_density.run(latent)
+    assert max(sizes) == 2
+    torch.testing.assert_close(parts.log_p, whole.log_p)
+    torch.testing.assert_close(parts.values, whole.values)
+
+
+def test_a_subsample_is_the_same_for_all_parts_of_a_call(monkeypatch):
+    data = torch.randn(1000)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(data), subsample_size=5) as index:
+            pyro.sample("y", dist.Normal(z, 1.0), obs=data[index])
+
+    log_density = pf.AutoFlow(model, layers=1, hidden=(8,)).setup().log_density((), {})
+    log_density(torch.zeros(2, 1))
+    monkeypatch.setattr("pyroflows.programs.log_density._AT_ONCE", log_density.numbers)
+    with torch.no_grad():
+        values = log_density(torch.zeros(6, 1))
+        assert (values == values[0]).all()
+        assert log_density(torch.zeros(6, 1))[0] != values[0]
+
+
+def test_hidden_sites_differ_between_parts(monkeypatch):
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        h = pyro.sample("h", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z + h, 1.0), obs=torch.tensor(0.0))
+
+    guide = pf.AutoFlow(model, hide=["h"], layers=1, hidden=(8,)).setup()
+    log_density = guide.log_density((), {})
+    log_density(torch.zeros(2, 1))
+    monkeypatch.setattr("pyroflows.programs.log_density._AT_ONCE", log_density.numbers)
+    with torch.no_grad():
+        assert len(log_density(torch.zeros(6, 1)).unique()) == 6
