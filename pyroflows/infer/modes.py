@@ -33,6 +33,7 @@ _WHITENED = 400  # up to so many dimensions a full covariance is worth its secon
 _ASCENTS = ((10, 24), (20, 12), (50, 5))  # up to so many dimensions so many ascents a round
 _ROUNDS = 3  # of ascents; a second one only where the first has found several modes
 _WITHIN = 7.0  # nats of the best ELBO within which a mode is worth a flow
+_AT_END = 0.1  # standard deviations from an ascent's end, which are still the end
 _SAME = 0.02  # spreads of where they start up to which ascents may have ended at the same place
 _NEAR = 3.0  # standard deviations up to which two Gaussians are one
 _DIP = 2.0  # nats by which the density between two modes is lower than at the lower one
@@ -181,8 +182,14 @@ def _modes(log_p: LogDensity, first: Tensor, points: Tensor, values: Tensor) -> 
 
 
 def _with_others(log_p: LogDensity, found: Gaussians, points: Tensor) -> Gaussians:
-    """Gaussians, and those of ascents from other points that end elsewhere."""
-    return joined([found, _elsewhere(log_p, found, points)])
+    """Gaussians, and those of ascents from other points.
+
+    Where the best on an ascent was at its end, the density is Gaussian there, and those that lead
+    to the same end bring nothing. Else each way may meet a better one.
+    """
+    at_ends = (from_ends(found.loc, found) < _AT_END).all()
+    more = _elsewhere(log_p, found, points) if at_ends else best_gaussians(log_p, points)
+    return joined([found, more])
 
 
 def _elsewhere(log_p: LogDensity, known: Gaussians, points: Tensor) -> Gaussians:
