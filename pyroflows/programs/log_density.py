@@ -130,7 +130,8 @@ class LogDensity:
     """A model's log-density over the stacked unconstrained vector of its sites, Jacobians included.
 
     Calling it with ``(latent_dim,)`` gives a scalar; with ``(n, latent_dim)`` it gives ``(n,)``,
-    in one run of the model under ``torch.func.vmap``, or in n where ``settle`` finds a problem.
+    in one run of the model under ``torch.func.vmap`` (without gradients in as many as keep a run's
+    numbers, data included, below four millions), or in n where ``settle`` finds a problem.
     Each site is mapped by the support that its distribution has in that very run, so that
     ``Uniform(0, a)`` is right. Discrete sites are summed out. Random choices of the run itself,
     such as a subsample, are the same for all vectors of a call; hidden sites are drawn for each.
