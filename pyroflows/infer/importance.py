@@ -74,8 +74,9 @@ def importance_weights(
     """Draws of a guide, and the weights that correct them for the posterior.
 
     One run of the model for 10,000 draws at once: of an ``AutoFlow`` under ``torch.func.vmap`` (in
-    parts of four million numbers, data included), of another guide in a plate outside all others; draw by draw for models that cannot (with a
-    warning). Up to five runs before them find out which it is.
+    parts of four million numbers, data included), of another guide in a plate outside all others;
+    draw by draw for models that cannot (with a warning). Up to five runs before them find out which
+    it is.
 
     Log-densities and log-weights are in nats.
 
