@@ -96,6 +96,9 @@ print(report)
 print(f"\nevidence {report.evidence:.3f}, exact {evidence:.3f} nats")
 
 # %% [markdown]
+# Nearly every draw counts in full and the evidence is right, yet the verdict is strict: $\hat k$ is
+# the slope of the few outermost weights. It asks for a longer training, which follows below.
+#
 # The exact density, and draws of each guide over its contours.
 
 # %%
