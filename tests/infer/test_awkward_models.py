@@ -1,0 +1,210 @@
+"""Awkward models, each against its exact posterior: right, or distrusted in words."""
+
+import math
+import time
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyroflows as pf
+
+COUNTS = torch.tensor([3.0, 0.0, 7.0])
+ROWS = torch.tensor([-2.3, -1.9, -1.2, 1.4, 2.0, 2.2, 2.9])
+X = torch.linspace(-1, 1, 8)[:, None] ** torch.arange(1.0, 4.0)
+Y = torch.tensor([0.3, -0.2, 0.5, 0.9, 1.1, 1.0, 1.9, 2.6])
+
+
+def signs():
+    z = pyro.sample("z", dist.Normal(0.0, 5.0))
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z.abs() + 0.1 * w, 0.5), obs=torch.tensor(4.0))
+
+
+def four():
+    for name in "ab":
+        z = pyro.sample(name, dist.Normal(0.0, 3.0))
+        pyro.sample(f"y_{name}", dist.Normal(z.abs(), 0.3), obs=torch.tensor(2.0))
+
+
+def bound():
+    a = pyro.sample("a", dist.LogNormal(0.0, 1.0))
+    z = pyro.sample("z", dist.Uniform(0.0, a))
+    pyro.sample("y", dist.Normal(z, 0.5), obs=torch.tensor(1.0))
+
+
+def coefficients():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    mean = (X * b.unsqueeze(-2)).sum(-1) + a
+    pyro.sample("y", dist.Normal(mean, 0.5).to_event(1), obs=Y)
+
+
+def rate():
+    z = pyro.sample("z", dist.Normal(0.0, 2.0))
+    pyro.sample("y", dist.Poisson(z.exp()), obs=torch.tensor(0.0))
+
+
+def heavy():
+    z = pyro.sample("z", dist.StudentT(3.0, 0.0, 1.0))
+    pyro.sample("y", dist.Normal(z, 2.0), obs=torch.tensor(6.0))
+
+
+def funnel():
+    v = pyro.sample("v", dist.Normal(0.0, 3.0))
+    with pyro.plate("p", 2):
+        pyro.sample("x", dist.Normal(0.0, (v / 2).exp()))
+
+
+def simplex():
+    p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+    pyro.sample("y", dist.Multinomial(probs=p, validate_args=False), obs=COUNTS)
+
+
+def labels():
+    low = pyro.sample("low", dist.Normal(-1.0, 2.0))
+    high = pyro.sample("high", dist.Normal(1.0, 2.0))
+    with pyro.plate("rows", len(ROWS)):
+        label = pyro.sample("label", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(torch.where(label > 0, high, low), 0.7), obs=ROWS)
+
+
+def walk():
+    z = torch.tensor(0.0)
+    for t in range(5):
+        z = pyro.sample(f"z_{t}", dist.Normal(0.8 * z, 1.0))
+        pyro.sample(f"y_{t}", dist.Normal(z, 0.5), obs=Y[t + 3])
+
+
+def hidden():
+    loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
+    state = 0
+    for t in pyro.markov(range(len(ROWS))):
+        stay = torch.tensor([0.8, 0.2])[state]
+        state = pyro.sample(f"s_{t}", dist.Bernoulli(stay), infer={"enumerate": "parallel"}).long()
+        pyro.sample(f"y_{t}", dist.Normal(loc * (1 - 2 * state), 1.0), obs=ROWS[t])
+
+
+def quadrature(log_density, grids, columns=lambda *at: at):
+    """Evidence, means and sds by sums over a grid of even steps."""
+    at = torch.meshgrid(*grids, indexing="ij")
+    log_p = log_density(*at)
+    evidence = log_p.flatten().logsumexp(0) + sum((g[1] - g[0]).log() for g in grids)
+    weights = log_p.flatten().softmax(0)
+    values = torch.stack([c.flatten() for c in columns(*at)])
+    means = values @ weights
+    return evidence.item(), means, ((values - means[:, None]).square() @ weights).sqrt()
+
+
+def grid(low, high, count=801):
+    return torch.linspace(low, high, count, dtype=torch.float64)
+
+
+def normal(x, loc, scale):
+    return -0.5 * ((x - loc) / scale) ** 2 - math.log(scale * math.sqrt(2 * math.pi))
+
+
+def regression():
+    """In closed form: a Gaussian."""
+    x = torch.cat([torch.ones(8, 1), X], 1).double()
+    spread = torch.linalg.inv(torch.eye(4).double() + x.T @ x / 0.25)
+    marginal = x @ x.T + 0.25 * torch.eye(8).double()
+    mean = spread @ x.T @ Y.double() / 0.25
+    evidence = dist.MultivariateNormal(torch.zeros(8).double(), marginal).log_prob(Y.double())
+    return evidence.item(), mean, spread.diagonal().sqrt()
+
+
+def smoothing():
+    """In closed form: a Gaussian, of the precision that the steps and the data give."""
+    step = torch.eye(5).double() - 0.8 * torch.eye(5).double().roll(1, 0).tril()
+    prior = torch.linalg.inv(step.T @ step)
+    marginal = prior + 0.25 * torch.eye(5).double()
+    y = Y[3:].double()
+    gain = prior @ torch.linalg.inv(marginal)
+    evidence = dist.MultivariateNormal(torch.zeros(5).double(), marginal).log_prob(y)
+    return evidence.item(), gain @ y, (prior - gain @ prior).diagonal().sqrt()
+
+
+def forward(loc):
+    """The forward algorithm; one's probability is 0.8 after zero and 0.2 after one."""
+    zero, one = torch.zeros_like(loc), torch.full_like(loc, -math.inf)
+    for y in ROWS.double():
+        ahead = torch.logaddexp(zero + math.log(0.2), one + math.log(0.8))
+        other = torch.logaddexp(zero + math.log(0.8), one + math.log(0.2))
+        zero, one = ahead + normal(y, loc, 1), other + normal(y, -loc, 1)
+    return normal(loc, 0, 2) + torch.logaddexp(zero, one)
+
+
+def dirichlet():
+    """In closed form: conjugate."""
+    found = dist.Dirichlet(1 + COUNTS.double())
+    evidence = dist.DirichletMultinomial(torch.ones(3), COUNTS.sum()).log_prob(COUNTS)
+    return evidence.item(), found.mean, found.variance.sqrt()
+
+
+def mixture(low, high):
+    log_p = normal(low, -1, 2) + normal(high, 1, 2)
+    for y in ROWS.double():
+        log_p = log_p + torch.logaddexp(normal(y, low, 0.7), normal(y, high, 0.7)) - math.log(2)
+    return log_p
+
+
+TRUTHS = {
+    signs: lambda: quadrature(
+        lambda z, w: normal(z, 0, 5) + normal(w, 0, 1) + normal(4, z.abs() + 0.1 * w, 0.5),
+        [grid(-9, 9), grid(-6, 6)],
+    ),
+    four: lambda: quadrature(
+        lambda a, b: sum(normal(z, 0, 3) + normal(2, z.abs(), 0.3) for z in (a, b)),
+        [grid(-5, 5)] * 2,
+    ),
+    # Over log a and the share of a that z is.
+    bound: lambda: quadrature(
+        lambda s, u: normal(s, 0, 1) + normal(1, u * s.exp(), 0.5),
+        [grid(-7, 7), grid(0.0005, 0.9995, 1000)],
+        lambda s, u: (s.exp(), u * s.exp()),
+    ),
+    coefficients: regression,
+    rate: lambda: quadrature(lambda z: normal(z, 0, 2) - z.exp(), [grid(-20, 8, 8001)]),
+    heavy: lambda: quadrature(
+        lambda z: dist.StudentT(3.0, 0.0, 1.0).log_prob(z) + normal(6, z, 2), [grid(-20, 30, 8001)]
+    ),
+    # Prior alone: x has the variance E exp(v).
+    funnel: lambda: (0.0, torch.zeros(3), torch.tensor([3.0] + [math.exp(2.25)] * 2)),
+    simplex: dirichlet,
+    walk: smoothing,
+    hidden: lambda: quadrature(forward, [grid(-9, 9, 8001)]),
+    labels: lambda: quadrature(mixture, [grid(-9, 9)] * 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("model", TRUTHS, ids=lambda model: model.__name__)
+def test_right_or_distrusted(model, seed):
+    torch.manual_seed(seed)
+    pyro.clear_param_store()
+    evidence, means, sds = TRUTHS[model]()
+    began = time.process_time()
+    guide = pf.AutoFlow(model)
+    pf.fit_guide(model, guide, progress=False)
+    found = pf.report(model, guide)
+    seconds = time.process_time() - began
+    sites = [site.name for site in guide.learned.sites]
+    weighted = torch.cat([found.means()[name].flatten() for name in sites])
+    plain = torch.cat([found.draws[name].double().mean(0).flatten() for name in sites])
+    off, plain_off = (((m - means) / sds).abs().max().item() for m in (weighted, plain))
+    wrong = found.evidence - evidence
+    print(
+        f"\n{model.__name__} {seed}: {seconds:.0f} s, {guide.modes} modes, k-hat {found.khat:.2f}, "
+        f"ESS {found.ess:.0f}, weighted off {off:.3f} sd, draws off {plain_off:.3f} sd, "
+        f"evidence off {wrong:+.4f}: {found.verdict[:60]}"
+    )
+    if not found.trusted:
+        assert found.verdict.startswith("Do not trust it: "), found
+        return
+    assert off < 0.1 + 3 / found.ess**0.5, found
+    assert abs(wrong) < 0.1 + 3 * found.evidence_error, found
+    if found.good:
+        assert plain_off < 0.1 + 3 / len(found.log_weights) ** 0.5, found
