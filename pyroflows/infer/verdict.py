@@ -24,6 +24,7 @@ from pyroflows.infer.modes import missed_mass
 _NEAR = 0.1  # posterior sd by which a mean may be off without being worth a word
 _FAR = 0.3  # posterior sd by which a mean may be off before the report warns
 _EVEN = 0.99  # share of the draws that the weighted ones are worth, from which on weights are even
+_ALL_EVEN = 0.999  # and from which on their tail is that of next to nothing, whatever its shape
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,15 @@ class Report:
 
     @property
     def even(self) -> bool:
-        """Whether the weighted draws are worth 99 % of their number, with a k-hat below 1.
+        """Whether weighted draws are worth 99 % of their number, with a k-hat below 1, or 99.9 %.
 
         k-hat measures the shape of the weights' tail, not how much weight it has. With weights as
-        even as this, a tail of finite mean moves no posterior mean by a tenth of a posterior sd.
+        even as this, a tail of finite mean moves no posterior mean by a tenth of a posterior sd;
+        and the mean is finite (it is the evidence), though k-hat, of a few weights that hardly
+        differ, may come out above 1.
         """
-        return self.ess > _EVEN * len(self.log_weights) and self.khat < 1
+        share = self.ess / len(self.log_weights)
+        return share > _ALL_EVEN or (share > _EVEN and self.khat < 1)
 
     @property
     def trusted(self) -> bool:

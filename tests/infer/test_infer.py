@@ -776,6 +776,19 @@ def test_report_looks_at_the_size_of_a_tail_too():
     assert not large.trusted
 
 
+def test_a_tail_of_next_to_no_weight_is_no_alarm_whatever_its_shape():
+    def uniform():
+        return pyro.sample("u", dist.Uniform(torch.tensor(0.0, dtype=FLOAT64), 1.0))
+
+    def model():
+        pyro.factor("more", (1e-6 * uniform().clamp(min=1e-9) ** -1.3).log1p())
+
+    found = pf.report(model, uniform)
+    assert found.khat > 1
+    assert found.verdict.startswith("Good")
+    assert found.evidence == pytest.approx(0.0, abs=0.01)
+
+
 def test_report_distrusts_a_guide_too_narrow():
     found = pf.report(standard, shifted(0.0, 0.3), num_samples=5000)
     assert not found.trusted
