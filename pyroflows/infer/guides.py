@@ -77,7 +77,7 @@ class AutoFlow(FlowGuide):
     Args:
         model: a Pyro model whose latent variables are continuous and of fixed shape.
         builder: ``builder(features)`` returns the flow; by default ``pf.iaf``, small, since a
-            guide must sample fast and give the density of its draws.
+            guide must sample fast and give the density of its draws; of splines for one number.
         init: ``"newton"`` for the start described above (up to 400 dimensions; beyond, and where
             the model has no second derivatives, as ``"init"``), ``"init"`` for a narrow Gaussian at
             ``init_loc_fn``.
@@ -248,5 +248,7 @@ class AutoFlow(FlowGuide):
         # Small: in front of a whitening map more brought nothing. Smooth: the kinks of rectifiers
         # gave the weights of near-Gaussian posteriors heavy tails (k-hat 1.5 instead of 0.3).
         width = min(max(32, 2 * self.latent_dim), 128)
-        small = {"layers": 4, "hidden": (width, width), "activation": "silu"}
+        small: dict[str, Any] = {"layers": 4, "hidden": (width, width), "activation": "silu"}
+        if self.latent_dim == 1:  # of one number an affine step makes a Gaussian, and no more
+            small["family"] = "spline"
         return iaf(self.latent_dim, **{**small, **self.builder_args})

@@ -59,7 +59,8 @@ def funnel():
 
 def simplex():
     p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
-    pyro.sample("y", dist.Multinomial(probs=p, validate_args=False), obs=COUNTS)
+    with pyro.plate("rows", 10):
+        pyro.sample("y", dist.Categorical(p), obs=torch.arange(3).repeat_interleave(COUNTS.long()))
 
 
 def labels():
@@ -139,7 +140,8 @@ def forward(loc):
 def dirichlet():
     """In closed form: conjugate."""
     found = dist.Dirichlet(1 + COUNTS.double())
-    evidence = dist.DirichletMultinomial(torch.ones(3), COUNTS.sum()).log_prob(COUNTS)
+    # The density of the rows in their order: without the number of orders.
+    evidence = math.lgamma(3) + torch.lgamma(1 + COUNTS.double()).sum() - math.lgamma(13)
     return evidence.item(), found.mean, found.variance.sqrt()
 
 

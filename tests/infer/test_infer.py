@@ -789,6 +789,18 @@ def test_a_tail_of_next_to_no_weight_is_no_alarm_whatever_its_shape():
     assert found.evidence == pytest.approx(0.0, abs=0.01)
 
 
+def test_a_guide_of_one_number_is_more_than_a_gaussian():
+    def rate():
+        z = pyro.sample("z", dist.Normal(0.0, 2.0))
+        pyro.sample("y", dist.Poisson(z.exp()), obs=torch.tensor(0.0))
+
+    guide = pf.AutoFlow(rate)
+    pf.fit_guide(rate, guide, progress=False)
+    found = pf.report(rate, guide)
+    assert found.good
+    assert found.ess > 9900
+
+
 def test_report_distrusts_a_guide_too_narrow():
     found = pf.report(standard, shifted(0.0, 0.3), num_samples=5000)
     assert not found.trusted
