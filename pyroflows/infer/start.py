@@ -120,7 +120,7 @@ class _Newton(NamedTuple):
         decrement: half of what it gains if the density is Gaussian, in nats ``(k,)``.
         scales: times their transposes the covariances that the curvature suggests, ``(k, D, D)``.
         log_det: of these factors, ``(k,)``.
-        arrived: whether it is all but a maximum, ``(k,)``.
+        downwards: whether the density curves down in all directions, ``(k,)``.
     """
 
     finite: Tensor
@@ -129,7 +129,7 @@ class _Newton(NamedTuple):
     decrement: Tensor
     scales: Tensor
     log_det: Tensor
-    arrived: Tensor
+    downwards: Tensor
 
 
 def _newton(log_p: LogDensity, x: Tensor) -> _Newton:
@@ -146,8 +146,7 @@ def _newton(log_p: LogDensity, x: Tensor) -> _Newton:
     decrement = 0.5 * (gradient * step).sum(-1)
     scales = axes / strength.sqrt()[:, None]
     log_det = -0.5 * strength.log().sum(-1)
-    arrived = downwards & (decrement < _CLOSE)
-    return _Newton(finite, value, step, decrement, scales, log_det, arrived)
+    return _Newton(finite, value, step, decrement, scales, log_det, downwards)
 
 
 def _lengths(like: Tensor) -> Tensor:
@@ -170,7 +169,8 @@ def _ascended(log_p: LogDensity, points: Tensor) -> Gaussians:
             break
         newton = _newton(log_p, x[going])
         going = going[newton.finite]
-        basin[going[newton.arrived]] = newton.scales[newton.arrived]
+        arrived = newton.downwards & (newton.decrement < _CLOSE)
+        basin[going[arrived]] = newton.scales[arrived]
         draws = x[going, None] + noise @ newton.scales.mT
         tried = x[going, None] + lengths * newton.step[:, None]
         both = values_of(log_p, torch.cat([draws, tried], dim=1).flatten(0, 1))
@@ -219,10 +219,15 @@ def climbed(log_p: LogDensity, points: Tensor, known: Gaussians, near: float) ->
                 break
             newton = _newton(log_p, x[going])
             going = going[newton.finite]
+            # A whole step down a bowl to a known end needs no look on its way.
+            lands = newton.downwards & (from_ends(x[going] + newton.step, known) < near)
+            x[going[lands]] += newton.step[lands]
+            if lands.all():
+                break
             tried = x[going, None] + lengths * newton.step[:, None]
             values = values_of(log_p, tried.flatten(0, 1)).reshape(len(going), len(lengths))
             most, index = values.max(dim=1)
-            on = (most > newton.value) & (newton.decrement >= _ARRIVED)
+            on = ~lands & (most > newton.value) & (newton.decrement >= _ARRIVED)
             x[going[on]] = tried[on, index[on]]
             going = going[on]
     except ERRORS:  # as far as they came

@@ -195,7 +195,7 @@ def test_chains_are_spread_over_the_modes(fitted):
 
 def test_a_mode_that_is_missed_is_told_of():
     torch.manual_seed(0)
-    guide = pf.AutoFlow(two, init="init", **SMALL)
+    guide = pf.AutoFlow(two, init="init", family="affine", **SMALL)
     pf.fit_guide(two, guide, **QUICK)
     assert guide.modes == 1
     found = pf.report(two, guide)

@@ -36,7 +36,7 @@ def test_a_good_guides_draws_are_taken_as_they_are():
 
 
 def distrusted(*args, **kwargs):
-    return dataclasses.replace(pf.report(*args, **kwargs), khat=2.0)
+    return dataclasses.replace(pf.report(*args, **kwargs), khat=2.0, ess=100.0)
 
 
 def test_chains_run_where_the_verdict_asks_for_them(monkeypatch):

@@ -61,11 +61,11 @@ def test_a_loaded_guide_and_its_model_are_judged_as_before(tmp_path):
     guide = pf.AutoFlow(with_params, **SMALL)
     pf.fit_guide(with_params, guide, Y, max_steps=300, particles=32, progress=False)
     before = pf.report(with_params, guide, Y, num_samples=500)
-    assert before.khat < 0.7
+    assert before.trusted
     pf.save(guide, tmp_path)
     pyro.clear_param_store()
     after = pf.report(with_params, pf.load(tmp_path, model=with_params), Y, num_samples=500)
-    assert after.khat < 0.7
+    assert after.trusted
     assert after.evidence == pytest.approx(before.evidence, abs=0.05)
 
 
@@ -74,7 +74,7 @@ def test_loaded_parameters_train_on_with_the_guide(tmp_path):
     pyro.clear_param_store()
     loaded = pf.load(tmp_path, model=with_params)
     before = pyro.get_param_store()["tau"].item()
-    pf.fit_guide(with_params, loaded, Y, max_steps=100, lr=0.1, **QUICK)
+    pf.fit_guide(with_params, loaded, Y, max_steps=100, **QUICK)
     assert pyro.get_param_store()["tau"].item() != before
 
 
