@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import sum_rightmost
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent, IndependentTransform
 
 from pyroflows._pyro.anchored import Anchored
 from pyroflows._pyro.enumeration import enumerated, log_prob_summed_out
@@ -89,6 +90,7 @@ class _Placed(Messenger):
         self.free = free
         self.values: dict[str, Tensor] = {}
         self.log_dets: dict[str, Tensor] = {}
+        self.of_each: dict[str, Tensor] = {}  # of each independent number
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -97,7 +99,9 @@ class _Placed(Messenger):
         to_support = bijection_of_site(name, msg["fn"])
         free = self.free[name]
         value = to_support(free)
-        log_det = to_support.log_abs_det_jacobian(free, value)
+        while isinstance(to_support, IndependentTransform):
+            to_support = to_support.base_transform
+        log_det = self.of_each[name] = to_support.log_abs_det_jacobian(free, value)
         self.log_dets[name] = sum_rightmost(
             log_det, log_det.dim() - value.dim() + msg["fn"].event_dim
         )
@@ -281,6 +285,14 @@ class LogDensity:
         model = self.model
         if self.discrete:
             model = enumerated(model, self.discrete, self.nesting)
+        trace, placed = self._scored(model, latent)
+        trace.compute_log_prob()
+        log_p = log_prob_summed_out(trace) if self.discrete else trace.log_prob_sum()
+        log_det = torch.stack([log_det.sum() for log_det in placed.log_dets.values()]).sum()
+        return Ran(placed.values, placed.log_dets, log_p + log_det)
+
+    def _scored(self, model: Program, latent: Tensor) -> tuple[Trace, _Placed]:
+        """A run with the sites that are scored."""
         trace, placed = self._traced(model, latent)
         self._check(trace, placed.values)
         self.numbers = sum(site["value"].numel() for site in sample_sites(trace).values())
@@ -289,10 +301,33 @@ class LogDensity:
                 trace.remove_node(name)  # drawn from its prior, which is its guide: they cancel
             elif is_unobserved_part(trace, name):
                 site["mask"] = None  # what is masked would have no density at all
-        trace.compute_log_prob()
-        log_p = log_prob_summed_out(trace) if self.discrete else trace.log_prob_sum()
-        log_det = torch.stack([log_det.sum() for log_det in placed.log_dets.values()]).sum()
-        return Ran(placed.values, placed.log_dets, log_p + log_det)
+        return trace, placed
+
+    @runs_models
+    def factors(self, latent: Tensor) -> Tensor:
+        """The log-densities that sum to the joint one, of each number of each site by itself.
+
+        Those of a site's independent numbers are apart, whatever its events are, and Jacobians are
+        factors of their own. Their order is the same in all runs.
+
+        Args:
+            latent: ``(latent_dim,)`` or ``(n, latent_dim)``.
+
+        Returns:
+            ``(factors,)`` or ``(n, factors)`` in nats.
+        """
+        if latent.dim() == 1:
+            return self._factors(latent)
+        if self.batching is None:
+            self.settle(latent[0])
+        if self.batching == "alone":
+            return torch.stack([self._factors(one) for one in latent])
+        return self._mapped(self._factors, latent)
+
+    def _factors(self, latent: Tensor) -> Tensor:
+        trace, placed = self._scored(self.model, latent)
+        parts = [_each_number(site) for site in sample_sites(trace).values()]
+        return torch.cat([part.reshape(-1) for part in (*parts, *placed.of_each.values())])
 
     def _check(self, trace: Trace, values: dict[str, Tensor]) -> None:
         """See that a run has these latent sites, those that are hidden, and no others."""
@@ -304,11 +339,20 @@ class LogDensity:
             raise changed_model(changed)
 
     def _batched(self, latent: Tensor) -> Ran:
+        return Ran(*self._mapped(self._alone, latent))
+
+    def _mapped(self, one: Callable[[Tensor], Any], latent: Tensor) -> Any:
+        """What a run gives, of several vectors at once."""
+
+        def anchored(latent: Tensor) -> Any:
+            with Anchored(latent):
+                return one(latent)
+
         randomness = "different" if self.hidden - self.discrete else "same"
-        one = self._anchored if self.batching == "anchored" else self._alone
+        run = anchored if self.batching == "anchored" else one
         # Validation reads values, which a batch has none of: runs of one draw have done it.
         with pyro.validation_enabled(False):
-            return Ran(*torch.func.vmap(one, randomness=randomness)(latent))
+            return torch.func.vmap(run, randomness=randomness)(latent)
 
     def _in_parts(self, latent: Tensor) -> Ran:
         """Several vectors, not more at a time than is worth one run; all if gradients keep them."""
@@ -323,10 +367,6 @@ class LogDensity:
         rans.append(self._batched(last))
         values, log_dets, log_p = zip(*rans, strict=True)
         return Ran(_joined(values), _joined(log_dets), torch.cat(log_p))
-
-    def _anchored(self, latent: Tensor) -> Ran:
-        with Anchored(latent):
-            return self._alone(latent)
 
     @torch.no_grad()
     def settle(self, latent: Tensor) -> str | None:
@@ -357,6 +397,20 @@ class LogDensity:
             break
         self.batching = "alone"
         return problem
+
+
+def _each_number(site: dict[str, Any]) -> Tensor:
+    """A site's log-density, of each of its independent numbers by itself where they are."""
+    fn, dims = site["fn"], 0
+    while isinstance(fn, Independent):
+        fn, dims = fn.base_dist, dims + fn.reinterpreted_batch_ndims
+    log_prob = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
+    scale, mask = site["scale"], site["mask"]
+    if isinstance(scale, Tensor):
+        scale = scale.reshape(scale.shape + (1,) * dims)
+    if isinstance(mask, Tensor):
+        mask = mask.reshape(mask.shape + (1,) * dims)
+    return scale_and_mask(log_prob, scale, mask)
 
 
 def warn_alone(problem: str, otherwise: str = "", stacklevel: int = 7) -> None:
