@@ -34,6 +34,7 @@ LAYERS = {
     "programs": 5,
     "training": 6,
     "latents": 6,
+    "structured": 6,
     "infer": 7,
     "distillation": 8,
     "saving": 8,

@@ -20,12 +20,12 @@ from pyroflows.programs.discrete_sites import discrete_probabilities, draw_discr
 from pyroflows.programs.log_density import LogDensity
 from pyroflows.programs.sites import Setup, check_same_sites, constrained, not_set_up, split
 from pyroflows.programs.supports import bijection
-from pyroflows.transforms import Chain, FlowTransform, Whiten
+from pyroflows.transforms import Chain, FlowTransform, Whiten, WhitenRows
 
 
-def whiten_of(flow: Flow) -> Whiten:
+def whiten_of(flow: Flow) -> Whiten | WhitenRows:
     """The outermost layer of a guide's flow."""
-    return cast(Whiten, cast(Chain, flow.transform)[-1])
+    return cast("Whiten | WhitenRows", cast(Chain, flow.transform)[-1])
 
 
 def _scored(
@@ -149,6 +149,11 @@ class FlowGuide(VectorGuide):
         return found
 
     @property
+    def structured(self) -> bool:
+        """Whether it has rows that are independent given the globals."""
+        return bool(self._known.groups)
+
+    @property
     def flows(self) -> list[Flow]:
         """The flow of each mode; one where there is one."""
         return [self.flow] if isinstance(self.flow, Flow) else self.flow.components
@@ -159,7 +164,7 @@ class FlowGuide(VectorGuide):
         return len(self.flows)
 
     @property
-    def whiten(self) -> Whiten:
+    def whiten(self) -> Whiten | WhitenRows:
         """The outermost layer of the (first) flow, the Gaussian it started from."""
         return whiten_of(self.flows[0])
 

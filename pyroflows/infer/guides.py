@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pyroflows.distributions.mixture import MixtureFlow
 from pyroflows.flows import iaf
 from pyroflows.infer.flow_guide import FlowGuide, whiten_of
 from pyroflows.infer.modes import MOST_MODES, gaussian_starts
-from pyroflows.infer.start import Gaussians, middle
+from pyroflows.infer.start import Gaussians, middle, same_draws
 from pyroflows.programs.log_density import LogDensity
 from pyroflows.programs.sites import (
     Setup,
@@ -30,9 +31,13 @@ from pyroflows.programs.sites import (
 )
 from pyroflows.programs.supports import bijection_of_site
 from pyroflows.programs.vectorize import nesting, sample_sites
+from pyroflows.structured.flow import around_rows, rows_flow, start_rows
+from pyroflows.structured.start import arrow_start
+from pyroflows.structured.structure import structure_of
 from pyroflows.transforms import ActNorm, Chain, Whiten
 
 STARTS = ("newton", "init")
+LARGE = 400  # latent numbers, beyond which a full covariance costs too much
 _OFF = 0.1  # by which a second run of the model is off, to see what moves
 
 
@@ -157,10 +162,12 @@ class AutoFlow(FlowGuide):
         """
         try:
             start = self._learn(args, kwargs)
-            narrow = self.init_scale * torch.eye(self.latent_dim).to(start)
             log_p = self.log_density(args, kwargs)
-            found = gaussian_starts(log_p, start, narrow, self.init == "newton")
-            flow = self._posterior([self._build() for _ in found.elbo], found)
+            flow = self._by_rows(log_p, start)
+            if flow is None:
+                narrow = self.init_scale * torch.eye(self.latent_dim).to(start)
+                found = gaussian_starts(log_p, start, narrow, self.init == "newton")
+                flow = self._posterior([self._build() for _ in found.elbo], found)
         except Exception:
             self.learned = self.prototype_trace = None  # not set up: the next call tries again
             raise
@@ -198,6 +205,23 @@ class AutoFlow(FlowGuide):
         self.learned = Setup(sites, nesting(other), widest_dtype(other), discrete, moving)
         return start.to(self.dtype)
 
+    def _by_rows(self, log_p: LogDensity, start: Tensor) -> Flow | None:
+        """The flow of a large model whose rows are independent given the others; else None."""
+        plain = self.builder is None and self.init == "newton" and not self._known.moving
+        beside = self.hidden or self._known.discrete
+        if not plain or beside or len(start) <= LARGE or log_p.subsampled(start):
+            return None
+        with same_draws():
+            structure = structure_of(log_p, start)
+        arrow = None if structure is None else arrow_start(log_p, structure, start)
+        if structure is None or arrow is None:
+            return None
+        self.learned = replace(self._known, groups=structure.sizes)
+        inner = rows_flow(self.latent_dim, groups=structure.sizes, **self.builder_args)
+        flow = around_rows(inner, start)
+        start_rows(flow, arrow)
+        return flow
+
     def restore(self, learned: Setup, inner: Flow, modes: int = 1) -> None:
         """Set up from what another guide learned, without a run of the model.
 
@@ -214,6 +238,9 @@ class AutoFlow(FlowGuide):
             raise ValueError(f"modes: expected at most {MOST_MODES}, got {modes}")
         self.learned = learned
         self.assign_sites(learned.sites, learned.dtype)
+        if learned.groups:
+            self.flow = around_rows(inner, torch.zeros((), dtype=learned.dtype))
+            return
         at = torch.zeros(modes, self.latent_dim, dtype=learned.dtype)
         unit = torch.eye(at.shape[1]).to(at).expand(modes, -1, -1)
         start = Gaussians(at[:, 0], at, unit, at, unit)

@@ -18,7 +18,8 @@ from torch import Tensor
 from pyroflows._checks import check_whole
 from pyroflows._pyro.threads import runs_models
 from pyroflows.infer.guides import AutoFlow
-from pyroflows.programs.log_density import warn_alone
+from pyroflows.programs.log_density import LogDensity, warn_alone
+from pyroflows.programs.sites import split
 from pyroflows.programs.subsamples import runs_of_all_rows
 from pyroflows.programs.vectorize import (
     can_run_together,
@@ -28,11 +29,27 @@ from pyroflows.programs.vectorize import (
     run_together,
     sample_sites,
 )
+from pyroflows.structured.integrated import integrated_draws, worth
+from pyroflows.structured.structure import structure_of
 
 _CHUNK = 10_000
 _LEAST_TAIL = 5
 _TIED = -1.0  # k-hat of a tail of equal weights: it ends, as a uniform one does
 _ALIKE = 0.01  # a tail's relative spread up to which its weights are even: rounding has no shape
+
+
+class Moved(NamedTuple):
+    """What weights within rows do to a site, on its unconstrained scale.
+
+    Attributes:
+        picked: a point of each row by weight, ``(draws, *unconstrained shape)``.
+        by_weight: the mean over its points by weight.
+        plain: the mean over them as the guide draws them.
+    """
+
+    picked: Tensor
+    by_weight: Tensor
+    plain: Tensor
 
 
 class WeightedDraws(NamedTuple):
@@ -42,6 +59,9 @@ class WeightedDraws(NamedTuple):
         draws: every latent site's values, ``(draws, *site shape)``.
         log_p: the joint log-density of model and data in nats, ``(draws,)``.
         log_q: the guide's log-density in nats, ``(draws,)``.
+        rows: how many rows were integrated by importance weights of their own, so that both
+            densities are those of all other numbers, on the unconstrained scale; 0 for none.
+        moved: what these weights do to each site, where there are any.
 
     Example:
         >>> import torch
@@ -54,6 +74,8 @@ class WeightedDraws(NamedTuple):
     draws: dict[str, Tensor]
     log_p: Tensor
     log_q: Tensor
+    rows: int = 0
+    moved: dict[str, Moved] | None = None
 
     @property
     def log_weight(self) -> Tensor:
@@ -134,6 +156,10 @@ def _weights_of_vectors(
 ) -> WeightedDraws:
     """The same of a guide over one vector, by the model's log-density."""
     log_density = guide.log_density(args, kwargs, model, None if vectorize else "alone")
+    if guide.structured and vectorize:
+        integrated = _weights_of_globals(guide, log_density, num_samples)
+        if integrated is not None:
+            return integrated
     parts: list[WeightedDraws] = []
     for start in range(0, num_samples, _CHUNK):
         latent, log_q = guide.scored_draws(min(_CHUNK, num_samples - start))
@@ -145,6 +171,30 @@ def _weights_of_vectors(
         log_det = sum(x.reshape(len(latent), -1).sum(1) for x in ran.log_dets.values())
         parts.append(WeightedDraws(ran.values, ran.log_p - log_det, log_q - log_det))
     return _joined(parts)
+
+
+def _weights_of_globals(
+    guide: AutoFlow, log_density: LogDensity, num_samples: int
+) -> WeightedDraws | None:
+    """The same of a structured guide, its rows integrated; None where the model has others."""
+    flow = guide.flows[0]
+    start = flow.sample((1,))[0]
+    if log_density.settle(start) is not None:
+        return None
+    structure = structure_of(log_density, start)
+    if structure is None or not torch.equal(structure.order, guide.whiten.order):
+        return None
+    count = worth(log_density, num_samples)
+    found = integrated_draws(log_density, flow, structure, count)
+    sites = log_density.sites
+    parts = [split(sites, part) for part in (found.picked, found.by_weight, found.plain)]
+    return WeightedDraws(
+        guide.constrained(found.picked, log_density.args, log_density.kwargs),
+        found.log_p,
+        found.log_q,
+        structure.rows,
+        {site.name: Moved(*(part[site.name] for part in parts)) for site in sites},
+    )
 
 
 def _joined(parts: list[WeightedDraws]) -> WeightedDraws:

@@ -231,8 +231,10 @@ class DensityELBO(Trace_ELBO):
 
         The log evidence, as the weights of 4,000 draws see it, less the ELBO; infinite where their
         k-hat is one half or more, by which they may not see it all, and where it would cost too
-        much: the model runs draw by draw, or sees a part of its rows.
+        much: the model runs draw by draw, sees a part of its rows, or has many latent numbers.
         """
+        if guide.structured:
+            return math.inf
         latent, log_q = guide.scored_draws(_GAP_DRAWS)
         log_density = guide.log_density(args, kwargs, model, self.batching)
         if self.batching == "alone" or self.look_at_rows(log_density, latent[0]) != "all":

@@ -145,7 +145,10 @@ class Report:
 
     def __str__(self) -> str:
         count = len(self.log_weights)
+        rows = self.weighted.rows
+        integrated = f"rows      {rows}, each integrated given all other numbers\n" if rows else ""
         return (
+            f"{integrated}"
             f"k-hat     {self.khat:.2f}  (threshold {self.threshold:.2f} for {count} draws)\n"
             f"ESS       {self.ess:.0f} of {count}\n"
             f"ELBO      {self.elbo:.3f} +- {self.elbo_error:.3f} nats\n"
@@ -209,7 +212,7 @@ def report(
         evidence=evidence,
         # The delta method: the relative error of the mean weight.
         evidence_error=(weights - 1 / count).square().sum().sqrt().item(),
-        shift={name: _shift(value, log_weights) for name, value in found.draws.items()},
+        shift=_shifts(found, log_weights),
         weighted=found,
         log_weights=log_weights,
         missed=missed,
@@ -244,9 +247,14 @@ def _mean(value: Tensor, log_weights: Tensor) -> Tensor:
     return (value.double() * weights).sum(0)
 
 
-def _shift(value: Tensor, log_weights: Tensor) -> Tensor:
+def _shifts(found: WeightedDraws, log_weights: Tensor) -> dict[str, Tensor]:
+    """How far the weights move each site's mean, those within rows too where they have some."""
+    moved = found.moved or {name: (value,) * 3 for name, value in found.draws.items()}
+    return {name: _shift(*of_site, log_weights) for name, of_site in moved.items()}
+
+
+def _shift(picked: Tensor, by_weight: Tensor, plain: Tensor, log_weights: Tensor) -> Tensor:
     """How far the weights move the mean, in weighted standard deviations."""
-    mean = _mean(value, log_weights)
-    spread = _mean((value.double() - mean).square(), log_weights).sqrt()
-    moved = mean - value.double().mean(0)
-    return torch.where(spread > 0, moved / spread.clamp(min=1e-300), torch.zeros_like(moved))
+    spread = _mean((picked.double() - _mean(picked, log_weights)).square(), log_weights).sqrt()
+    change = _mean(by_weight, log_weights) - plain.double().mean(0)
+    return torch.where(spread > 0, change / spread.clamp(min=1e-300), torch.zeros_like(change))

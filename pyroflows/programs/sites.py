@@ -29,6 +29,8 @@ class Setup:
         discrete: names of the latent sites that are summed out.
         moving: whether a site's support depends on other sites, so that only a run of the model
             tells it.
+        groups: of rows that are independent given all other numbers, where the guide has such a
+            structure: how many, and how many numbers each has.
     """
 
     sites: tuple[LatentSite, ...]
@@ -36,6 +38,7 @@ class Setup:
     dtype: torch.dtype
     discrete: tuple[str, ...] = ()
     moving: bool = False
+    groups: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

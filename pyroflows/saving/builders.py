@@ -15,6 +15,7 @@ from pyroflows.discrete.quantization import quantized
 from pyroflows.flows import builders
 from pyroflows.infer.amortized import no_flow
 from pyroflows.saving.values import decode
+from pyroflows.structured.flow import rows_flow
 
 Builder = Callable[..., nn.Module]
 
@@ -24,7 +25,13 @@ class OutsideError(ValueError):
 
 
 def _builders_here() -> dict[str, Builder]:
-    return {**builders(), "pixelcnn": pixelcnn, "quantized": quantized, "no_flow": no_flow}
+    return {
+        **builders(),
+        "pixelcnn": pixelcnn,
+        "quantized": quantized,
+        "no_flow": no_flow,
+        "rows_flow": rows_flow,
+    }
 
 
 def flow_from(config: dict[str, Any], given: Builder | None, trust: bool) -> nn.Module:

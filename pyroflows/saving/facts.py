@@ -55,6 +55,7 @@ def facts_of(guide: AutoFlow) -> dict[str, Any]:
         "plate_nesting": guide.learned.plate_nesting,
         "discrete": list(guide.learned.discrete),
         "moving": guide.learned.moving,
+        "groups": [list(size) for size in guide.learned.groups],
         "modes": guide.modes,
     }
 
@@ -82,7 +83,8 @@ def guide_from(facts: dict[str, Any], inner: Flow, model: Any, dtype: torch.dtyp
         for site in facts["sites"]
     )
     discrete, moving = tuple(facts.get("discrete", ())), facts.get("moving", False)
-    setup = Setup(sites, facts["plate_nesting"], dtype, discrete, moving)
+    groups = tuple((n, k) for n, k in facts.get("groups", ()))
+    setup = Setup(sites, facts["plate_nesting"], dtype, discrete, moving, groups)
     guide.restore(setup, inner, facts.get("modes", 1))
     guide.name_again(facts["name"], bracketed(site.name for site in sites))
     return guide

@@ -21,6 +21,7 @@ from pyroflows.transforms.images.squeeze import Squeeze, squeeze, unsqueeze
 from pyroflows.transforms.linear import LULinear, Whiten
 from pyroflows.transforms.normalize import ActNorm, DiagonalScale, Standardize
 from pyroflows.transforms.permute import Permute
+from pyroflows.transforms.rows import RowsGivenGlobals, WhitenRows
 from pyroflows.transforms.splines import RationalQuadraticSpline, Spline
 from pyroflows.transforms.support import ToSupport
 
@@ -37,6 +38,8 @@ __all__ = [
     "Coupling",
     "Autoregressive",
     "Permute",
+    "RowsGivenGlobals",
+    "WhitenRows",
     "LULinear",
     "Whiten",
     "ActNorm",

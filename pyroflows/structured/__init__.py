@@ -1,0 +1,1 @@
+"""Models of many latent numbers: what is independent given what, and starts that use it."""
