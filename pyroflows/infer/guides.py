@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -163,11 +163,7 @@ class AutoFlow(FlowGuide):
         try:
             start = self._learn(args, kwargs)
             log_p = self.log_density(args, kwargs)
-            flow = self._by_rows(log_p, start)
-            if flow is None:
-                narrow = self.init_scale * torch.eye(self.latent_dim).to(start)
-                found = gaussian_starts(log_p, start, narrow, self.init == "newton")
-                flow = self._posterior([self._build() for _ in found.elbo], found)
+            flow = self._by_rows(log_p, start) or self._by_modes(log_p, start)
         except Exception:
             self.learned = self.prototype_trace = None  # not set up: the next call tries again
             raise
@@ -204,6 +200,12 @@ class AutoFlow(FlowGuide):
         moving = is_moving(sites, {name: site["fn"].support for name, site in latent.items()})
         self.learned = Setup(sites, nesting(other), widest_dtype(other), discrete, moving)
         return start.to(self.dtype)
+
+    def _by_modes(self, log_p: LogDensity, start: Tensor) -> Flow | MixtureFlow:
+        """The flow of a model without such a structure, one for each mode."""
+        narrow = self.init_scale * torch.eye(self.latent_dim).to(start)
+        found = gaussian_starts(log_p, start, narrow, self.init == "newton")
+        return self._posterior([self._build() for _ in found.elbo], found)
 
     def _by_rows(self, log_p: LogDensity, start: Tensor) -> Flow | None:
         """The flow of a large model whose rows are independent given the others; else None."""
@@ -251,7 +253,7 @@ class AutoFlow(FlowGuide):
         """A flow around each Gaussian, or a mixture of several."""
         flows = [self.around(each, loc) for each, loc in zip(inner, start.loc, strict=True)]
         for flow, loc, tril in zip(flows, start.loc, start.tril, strict=True):
-            whiten_of(flow).set(loc, tril)
+            cast(Whiten, whiten_of(flow)).set(loc, tril)
         return flows[0] if len(flows) == 1 else MixtureFlow(flows, start.elbo)
 
     def around(self, inner: Flow, like: Tensor) -> Flow:

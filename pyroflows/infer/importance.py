@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from pyro import poutine
@@ -31,6 +31,7 @@ from pyroflows.programs.vectorize import (
 )
 from pyroflows.structured.integrated import integrated_draws, worth
 from pyroflows.structured.structure import structure_of
+from pyroflows.transforms import WhitenRows
 
 _CHUNK = 10_000
 _LEAST_TAIL = 5
@@ -182,7 +183,8 @@ def _weights_of_globals(
     if log_density.settle(start) is not None:
         return None
     structure = structure_of(log_density, start)
-    if structure is None or not torch.equal(structure.order, guide.whiten.order):
+    order = cast(WhitenRows, guide.whiten).order
+    if structure is None or not torch.equal(structure.order, order):
         return None
     count = worth(log_density, num_samples)
     found = integrated_draws(log_density, flow, structure, count)

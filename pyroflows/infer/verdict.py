@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.importance import (
+    Moved,
     WeightedDraws,
     effective_size,
     importance_weights,
@@ -249,7 +250,7 @@ def _mean(value: Tensor, log_weights: Tensor) -> Tensor:
 
 def _shifts(found: WeightedDraws, log_weights: Tensor) -> dict[str, Tensor]:
     """How far the weights move each site's mean, those within rows too where they have some."""
-    moved = found.moved or {name: (value,) * 3 for name, value in found.draws.items()}
+    moved = found.moved or {name: Moved(value, value, value) for name, value in found.draws.items()}
     return {name: _shift(*of_site, log_weights) for name, of_site in moved.items()}
 
 

@@ -25,13 +25,8 @@ class OutsideError(ValueError):
 
 
 def _builders_here() -> dict[str, Builder]:
-    return {
-        **builders(),
-        "pixelcnn": pixelcnn,
-        "quantized": quantized,
-        "no_flow": no_flow,
-        "rows_flow": rows_flow,
-    }
+    of_guides: dict[str, Builder] = {"no_flow": no_flow, "rows_flow": rows_flow}
+    return {**builders(), "pixelcnn": pixelcnn, "quantized": quantized, **of_guides}
 
 
 def flow_from(config: dict[str, Any], given: Builder | None, trust: bool) -> nn.Module:

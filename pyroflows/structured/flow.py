@@ -53,13 +53,12 @@ def rows_flow(
     globals_ = features - sum(n * k for n, k in groups)
     if globals_ < 0:
         raise ValueError(f"groups: expected at most {features} numbers, got {features - globals_}")
-    smooth = {"activation": "silu"}
     outer = None
     if globals_:
         # A trained location and scale too: not every layer can move a whole density.
         affine = ActNorm(globals_)
         affine.initialized.fill_(True)
-        inner = iaf(globals_, context, layers=layers, hidden=hidden, **smooth)
+        inner = iaf(globals_, context, layers=layers, hidden=hidden, activation="silu")
         outer = Chain([inner.transform, affine])
     told = width + (width if globals_ else 0) + context
     shared = [
@@ -69,7 +68,7 @@ def rows_flow(
             layers=row_layers,
             hidden=row_hidden,
             family=RationalQuadraticSpline(bins=4) if k == 1 else "affine",
-            **smooth,
+            activation="silu",
         ).transform
         for _, k in groups
     ]

@@ -74,16 +74,17 @@ def integrated_draws(
         count: how many.
     """
     at_once = max(1, log_p.at_once // POINTS)
-    parts = []
-    for start in range(0, count, at_once):
-        parts.append(_drawn(log_p, flow, structure, min(at_once, count - start)))
+    parts = [
+        _drawn(log_p, flow, structure, min(at_once, count - start))
+        for start in range(0, count, at_once)
+    ]
     return IntegratedDraws(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _drawn(log_p: LogDensity, flow: Flow, structure: Structure, count: int) -> IntegratedDraws:
     rows, whiten = cast(Chain, flow.transform)
     rows, whiten = cast(RowsGivenGlobals, rows), cast(WhitenRows, whiten)
-    base = _base_points(rows, count, structure.order)
+    base = _base_points(rows, count)
     y, log_dets = rows.forward_by_row(base)
     latent, more = whiten.forward_by_row(y)
     log_q = _normal_by_row(rows, base) - log_dets - more
@@ -115,7 +116,7 @@ def _drawn(log_p: LogDensity, flow: Flow, structure: Structure, count: int) -> I
     )
 
 
-def _base_points(rows: RowsGivenGlobals, count: int, like: Tensor) -> Tensor:
+def _base_points(rows: RowsGivenGlobals, count: int) -> Tensor:
     """Points of the base, ``(draws, points, D)``: globals repeated, rows on a moved lattice."""
     layout = rows.layout
     kind = rows.row_loc[0]

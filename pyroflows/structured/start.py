@@ -98,28 +98,29 @@ def _climbed(laplace: RowLaplace, at: Marginal, tril: Tensor, most: int) -> Marg
 
 def _along(laplace: RowLaplace, at: Marginal, step: Tensor) -> Marginal | None:
     """A higher point along a step: twice as far while it rises steeply, else half as far."""
-    best, length = None, 1.0
+    best: Marginal | None = None
+    length = 1.0
     for _ in range(_LENGTHS):
         there = at.latent.clone()
         there[laplace.structure.globals] += length * step
         try:
-            found = laplace.marginal(there)
+            found: Marginal | None = laplace.marginal(there)
         except (*ERRORS, torch.linalg.LinAlgError):
             found = None
-        higher = found is not None and found.value > (at if best is None else best).value
-        if not higher and best is not None:
-            return best
-        if higher:
-            best = found
+        if found is not None and found.value > (best or at).value:
             if found.gradient @ step < _STEEP * (at.gradient @ step):
-                return best
-        length = 2 * length if higher else 0.5 * length
+                return found
+            best, length = found, 2 * length
+        elif best is not None:
+            return best
+        else:
+            length *= 0.5
     return best
 
 
 @torch.enable_grad()
 def _by_curvature(laplace: RowLaplace, at: Marginal) -> Tensor:
-    """A factor of the globals' covariance by the joint curvature, the rows eliminated, ``(G, G)``."""
+    """A factor ``(G, G)`` of the globals' covariance by the joint curvature, rows eliminated."""
     latent = at.latent.detach().requires_grad_()
     places, groups = laplace.structure.globals, laplace.structure.groups
     (gradient,) = torch.autograd.grad(laplace.values(latent).sum(), latent, create_graph=True)

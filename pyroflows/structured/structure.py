@@ -123,10 +123,12 @@ class _Probe:
             if (off[:, touched].abs() > _ALIKE * (1 + 0.5 * low[touched].abs())).any():
                 return None
             row = torch.where(touched, row, -1)
-            if found is not None and (both := (found >= 0) & touched).any():
+            if found is not None:
+                both = (found >= 0) & touched
                 if (found[both] != row[both]).any():
                     return None
-            found = row if found is None else torch.maximum(found, row)
+                row = torch.maximum(found, row)
+            found = row
         return found
 
 

@@ -128,7 +128,7 @@ class RowsGivenGlobals(FlowTransform):
         return y, log_dets.sum(-1)
 
     def forward_by_row(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same, with log-determinants of the globals and of each row, ``(*batch, 1 + rows)``."""
+        """The same; log-determinants of the globals and of each row, ``(*batch, 1 + rows)``."""
         y, log_dets, _ = self._forward(x, context, lambda t, *at: (*t.forward_and_log_det(*at), 0))
         return y, log_dets
 
@@ -297,7 +297,7 @@ class WhitenRows(FlowTransform):
         return y, log_dets.sum(-1)
 
     def forward_by_row(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, with log-determinants of the globals and of each row, ``(*batch, 1 + rows)``."""
+        """The same; log-determinants of the globals and of each row, ``(*batch, 1 + rows)``."""
         u, rows = self.layout.split(x)
         log_dets = [self._log_det_of_globals(x.shape[:-1])[..., None]]
         out = []
