@@ -169,13 +169,17 @@ class FlowGuide(VectorGuide):
         return whiten_of(self.flows[0])
 
     def spread(self, n: int) -> Tensor:
-        """Standard deviations ``(modes, latent_dim)`` of n draws of each flow, in its start's.
+        """How far n draws of each flow spread, in standard deviations of its start.
 
         Args:
             n: how many.
+
+        Returns:
+            About their own mean, and about the start's, ``(2, modes, latent_dim)``.
         """
         draws = [whiten_of(flow).inverse_and_log_det(flow.sample((n,)))[0] for flow in self.flows]
-        return torch.stack(draws).std(dim=1)
+        whitened = torch.stack(draws)
+        return torch.stack([whitened.std(dim=1), whitened.square().mean(dim=1).sqrt()])
 
     def sites_of(self, chosen: Tensor) -> list[str]:
         """The sites to which chosen components, ``(latent_dim,)`` of booleans, belong.

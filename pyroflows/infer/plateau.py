@@ -153,8 +153,8 @@ class Plateau(Schedule):
     def _say_improper(elbo: float, sites: list[str]) -> NoReturn:
         raise ValueError(
             f"model: the ELBO ({elbo:.4g} nats) grows without bound along "
-            f"{', '.join(map(repr, sites))}, where the guide has grown or shrunk by a factor of "
-            "10,000 from its start: the posterior is improper there. Give these sites a proper "
+            f"{', '.join(map(repr, sites))}, where the guide has grown, moved or shrunk by a "
+            "factor of 10,000 from its start: the posterior is improper there. Give these sites a proper "
             "prior, or check the likelihood"
         )
 
@@ -266,7 +266,7 @@ def _runaway_sites(guide: Any, fabric: Fabric) -> list[str]:
     if not hasattr(guide, "spread"):
         return []
     spread = reduced(fabric, guide.spread(256), "mean")
-    bad = ((spread > _RUNAWAY) | (spread < 1 / _RUNAWAY)).any(0)
+    bad = ((spread[1] > _RUNAWAY) | (spread[0] < 1 / _RUNAWAY)).any(0)
     return guide.sites_of(bad) if bad.any() else []
 
 
