@@ -17,7 +17,7 @@ from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.mixture import MixtureFlow
 from pyroflows.flows import iaf
 from pyroflows.infer.flow_guide import FlowGuide, whiten_of
-from pyroflows.infer.modes import MOST_MODES, gaussian_starts
+from pyroflows.infer.modes import MOST_FULL, MOST_MODES, gaussian_starts
 from pyroflows.infer.start import Gaussians, middle, same_draws
 from pyroflows.programs.log_density import LogDensity
 from pyroflows.programs.sites import (
@@ -31,13 +31,15 @@ from pyroflows.programs.sites import (
 )
 from pyroflows.programs.supports import bijection_of_site
 from pyroflows.programs.vectorize import nesting, sample_sites
+from pyroflows.structured.apart import apart_start
 from pyroflows.structured.flow import around_rows, rows_flow, start_rows
 from pyroflows.structured.start import arrow_start
 from pyroflows.structured.structure import structure_of
 from pyroflows.transforms import ActNorm, Chain, Whiten
+from pyroflows.transforms.rows import Arrow
 
 STARTS = ("newton", "init")
-LARGE = 400  # latent numbers, beyond which a full covariance costs too much
+LARGE = 400  # latent numbers, beyond which a model's rows are looked for
 _OFF = 0.1  # by which a second run of the model is off, to see what moves
 
 
@@ -208,21 +210,27 @@ class AutoFlow(FlowGuide):
         return self._posterior([self._build() for _ in found.elbo], found)
 
     def _by_rows(self, log_p: LogDensity, start: Tensor) -> Flow | None:
-        """The flow of a large model whose rows are independent given the others; else None."""
-        plain = self.builder is None and self.init == "newton" and not self._known.moving
-        beside = self.hidden or self._known.discrete
-        if not plain or beside or len(start) <= LARGE or log_p.subsampled(start):
+        """The flow of a large model, of rows given globals; None where a full Gaussian will do."""
+        if len(start) <= LARGE or self.builder is not None or self.init != "newton":
             return None
         with same_draws():
-            structure = structure_of(log_p, start)
-        arrow = None if structure is None else arrow_start(log_p, structure, start)
-        if structure is None or arrow is None:
+            arrow = self._rows_of(log_p, start)
+            if arrow is None and len(start) > MOST_FULL:
+                arrow = apart_start(log_p, start)
+        if arrow is None:
             return None
-        self.learned = replace(self._known, groups=structure.sizes)
-        inner = rows_flow(self.latent_dim, groups=structure.sizes, **self.builder_args)
-        flow = around_rows(inner, start)
+        self.learned = replace(self._known, groups=arrow.sizes)
+        flow = around_rows(rows_flow(len(start), groups=arrow.sizes, **self.builder_args), start)
         start_rows(flow, arrow)
         return flow
+
+    def _rows_of(self, log_p: LogDensity, start: Tensor) -> Arrow | None:
+        """Gaussians of globals and of rows that are independent given them, if there are such."""
+        known = self._known
+        if known.moving or known.discrete or self.hidden or log_p.subsampled(start):
+            return None
+        structure = structure_of(log_p, start)
+        return None if structure is None else arrow_start(log_p, structure, start)
 
     def restore(self, learned: Setup, inner: Flow, modes: int = 1) -> None:
         """Set up from what another guide learned, without a run of the model.
@@ -278,6 +286,8 @@ class AutoFlow(FlowGuide):
         # gave the weights of near-Gaussian posteriors heavy tails (k-hat 1.5 instead of 0.3).
         width = min(max(32, 2 * self.latent_dim), 128)
         small: dict[str, Any] = {"layers": 4, "hidden": (width, width), "activation": "silu"}
+        if self.latent_dim > LARGE:  # matrices of all numbers would be most of the parameters
+            small |= {"layers": 2, "linear": "reverse"}
         if self.latent_dim == 1:  # of one number an affine step makes a Gaussian, and no more
             small["family"] = "spline"
         return iaf(self.latent_dim, **{**small, **self.builder_args})

@@ -29,7 +29,7 @@ _CANDIDATES = 512
 _PRIOR_DRAWS = 256
 _FEW = 16  # candidates where the model takes one at a time
 _BEST = 4  # candidates from which an ascent starts since their density is highest
-_WHITENED = 400  # up to so many dimensions a full covariance is worth its second derivatives
+MOST_FULL = 4096  # up to so many dimensions a full covariance is worth its second derivatives
 _ASCENTS = ((10, 24), (20, 12), (50, 5))  # up to so many dimensions so many ascents a round
 _ROUNDS = 3  # of ascents; a second one only where the first has found several modes
 _WITHIN = 7.0  # nats of the best ELBO within which a mode is worth a flow
@@ -163,7 +163,7 @@ def _far_apart(points: Tensor, values: Tensor, taken: Tensor, count: int) -> Ten
 def _modes(log_p: LogDensity, first: Tensor, points: Tensor, values: Tensor) -> Gaussians:
     """The Gaussians of ascents that ended in modes of their own, the best first."""
     count = _ascents(log_p, first.shape[1])
-    if first.shape[1] > _WHITENED:
+    if first.shape[1] > MOST_FULL:
         return _none(first)
     taken = first[:count]
     more = _far_apart(points, values, taken, count - len(taken))

@@ -154,8 +154,8 @@ class Plateau(Schedule):
         raise ValueError(
             f"model: the ELBO ({elbo:.4g} nats) grows without bound along "
             f"{', '.join(map(repr, sites))}, where the guide has grown, moved or shrunk by a "
-            "factor of 10,000 from its start: the posterior is improper there. Give these sites a proper "
-            "prior, or check the likelihood"
+            "factor of 10,000 from its start: the posterior is improper there. Give these sites a "
+            "proper prior, or check the likelihood"
         )
 
     def _record(self, step: int, elbo: float, measured: float, error: float) -> None:

@@ -25,6 +25,7 @@ _ITERATIONS = 60
 _CLIMBS = 30  # iterations of an ascent that is not judged on its way
 _ARRIVED = 1e-6  # nats that a step may gain at the end of an ascent
 _CLOSE = 0.05  # nats below what the curvature promises of a maximum: rounding may hide the rest
+_ONE_BY_ONE = 400  # dimensions, from which on second derivatives are taken row by row
 _GRAPH = 8  # copies of a run's numbers that two derivatives keep, about
 _DRAWS = 64
 _FEW = 16  # draws where the model takes one at a time
@@ -133,9 +134,19 @@ class _Newton(NamedTuple):
 
 
 def _newton(log_p: LogDensity, x: Tensor) -> _Newton:
-    value, gradient, curvature = _derivatives(log_p, x)
+    one = x.shape[1] > _ONE_BY_ONE
+    value, gradient, curvature = _of_one(log_p, x) if one else _derivatives(log_p, x)
     finite = gradient.isfinite().all(-1) & curvature.isfinite().flatten(1).all(-1)
     value, gradient, curvature = value[finite], gradient[finite], curvature[finite]
+    if one and finite.all():
+        tril, info = torch.linalg.cholesky_ex(-curvature)
+        if not info.any():  # an eighth of the time that eigenvectors take
+            step = torch.cholesky_solve(gradient[..., None], tril)[..., 0]
+            unit = torch.eye(x.shape[1]).to(x).expand_as(tril)
+            scales = torch.linalg.solve_triangular(tril, unit, upper=False).mT
+            log_det = -tril.diagonal(dim1=1, dim2=2).log().sum(-1)
+            decrement = 0.5 * (gradient * step).sum(-1)
+            return _Newton(finite, value, step, decrement, scales, log_det, finite)
     # Directions without curvature of the right sign get its size: ascent, and a scale.
     strength, axes = torch.linalg.eigh(-curvature)
     downwards = (strength > 0).all(-1)
@@ -248,6 +259,29 @@ def from_ends(points: Tensor, known: Gaussians) -> Tensor:
     gap = (points[None] - known.end[:, None]).mT
     apart = torch.linalg.solve(known.basin, gap).norm(dim=1)
     return torch.cat([apart, apart.new_full((1, len(points)), math.inf)]).amin(0)
+
+
+@torch.enable_grad()
+def _of_one(log_p: LogDensity, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, gradients and second derivatives of points ``(n, D)``, row by row on one graph each.
+
+    In many dimensions that takes less memory than a graph for each row of the matrix.
+    """
+    found = []
+    for point in x:
+        point = point.clone().requires_grad_()
+        value = log_p(point)
+        (gradient,) = torch.autograd.grad(value, point, create_graph=True)
+        rows = [
+            torch.autograd.grad(
+                each, point, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0]
+            for each in gradient
+        ]
+        second = torch.stack(rows)
+        found.append((value.detach().to(x), gradient.detach(), 0.5 * (second + second.mT)))
+    value, gradient, curvature = map(torch.stack, zip(*found, strict=True))
+    return value, gradient, curvature
 
 
 @torch.enable_grad()

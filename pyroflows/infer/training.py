@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _ALONE = 8  # particles at most, where the model runs at one at a time
-_FEWEST = 4  # draws a step of a model with many rows
+_FEWEST, _MANY = 4, 2**15  # draws a step of a model with many rows, and numbers of all together
 GUIDE_RECIPE = {"clip": 10.0, "average": 0.99}
 
 
@@ -321,7 +321,8 @@ def _density_elbo(
             particles = min(particles, _ALONE)
             warn_alone(problem, f", so there are {particles} of them a step")
     if guide.structured:  # so many rows average out what few draws leave
-        particles = min(particles, max(_FEWEST, log_density.at_once // _FEWEST))
+        few = min(log_density.at_once // _FEWEST, _MANY // guide.latent_dim)
+        particles = min(particles, max(_FEWEST, few))
     elbo = DensityELBO(particles, log_density.batching, path=objective != "elbo")
     elbo.look_at_rows(log_density, guide.scored_draws(1)[0][0])
     return elbo

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyroflows.programs.log_density import LogDensity
+from pyroflows.programs.log_density import ERRORS, LogDensity
 from pyroflows.structured.structure import Structure, by_row
 
 _ITERATIONS = 40
@@ -142,6 +142,20 @@ class RowLaplace:
                 return there
             length = torch.where(short, _SHORTER * length, length)
         return latent
+
+    def value(self, latent: Tensor) -> float:
+        """The density of the globals of a vector, in nats; minus infinity where there is none.
+
+        Args:
+            latent: ``(D,)``, from whose rows modes are found.
+        """
+        try:
+            rows = self.rows(self.at_modes(latent))
+        except ERRORS:
+            return -math.inf
+        terms = [_laplace_terms(precision).double().sum() for precision in rows.precisions]
+        value = float(rows.values.double().sum() + torch.stack(terms).sum())
+        return value if math.isfinite(value) else -math.inf
 
     def marginal(self, latent: Tensor) -> Marginal:
         """The density of the globals of a vector, and its gradient; modes are found from its rows.

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 from pyroflows.programs.log_density import ERRORS, LogDensity
+from pyroflows.structured.ascent import by_curvature, climbed, inverse_factor, inverse_root
 from pyroflows.structured.laplace import Marginal, RowLaplace
 from pyroflows.structured.structure import Structure
 from pyroflows.transforms.rows import Arrow, RowGaussian
 
-_ITERATIONS = 40
-_ARRIVED = 0.02  # nats that a step may gain at the mode
 _ROUNDS = 6  # of second derivatives by differences
 _STEP = 0.5  # standard deviations over which these are taken
-_LENGTHS = 12
-_STEEP = 0.5  # share of a density's slope along a step that is left at the end of a short one
+_JUDGED = 5  # points of an ascent
+_DRAWS = 8  # by which a Gaussian is judged
 
 
 class RowSlopes(NamedTuple):
@@ -30,6 +29,14 @@ class RowSlopes(NamedTuple):
 
     loc: Tensor
     log_scale: Tensor
+
+
+class _Start(NamedTuple):
+    """Where the globals are, a factor of their covariance, and how rows move with them."""
+
+    at: Marginal
+    tril: Tensor
+    slopes: list[RowSlopes]
 
 
 def arrow_start(log_p: LogDensity, structure: Structure, start: Tensor) -> Arrow | None:
@@ -48,99 +55,63 @@ def arrow_start(log_p: LogDensity, structure: Structure, start: Tensor) -> Arrow
         at = laplace.marginal(start)
         if not math.isfinite(at.value):
             return None
-        count = len(structure.globals)
-        tril = start.new_zeros(0, 0)
-        if count:
-            at = _climbed(laplace, at, _by_curvature(laplace, at), _ITERATIONS)
-            tril = _by_curvature(laplace, at)
-            for _ in range(_ROUNDS):
-                curvature, slopes = _differences(laplace, at, tril)
-                better = _factor(curvature)
-                slopes = [RowSlopes(*(part @ better for part in group)) for group in slopes]
-                tril, before = tril @ better, at
-                at = _climbed(laplace, at, tril, _ITERATIONS)
-                if at is before:
-                    break
+        if len(structure.globals):
+            at, tril, slopes = _of_globals(laplace, at)
+        else:
+            none = [start.new_zeros(*group.shape, 0) for group in structure.groups]
+            tril, slopes = start.new_zeros(0, 0), [RowSlopes(each, each) for each in none]
     except (*ERRORS, torch.linalg.LinAlgError):
         return None
-    rows = []
-    for j, (group, precision) in enumerate(zip(structure.groups, at.precisions, strict=True)):
-        factor = _inverse_factor(precision)
-        none = start.new_zeros(*group.shape, count)
-        slope, log_slope = slopes[j] if count else RowSlopes(none, none)
-        rows.append(RowGaussian(at.latent[group], slope, factor, log_slope))
+    rows = [
+        RowGaussian(at.latent[group], slope, inverse_factor(precision), log_slope)
+        for group, precision, (slope, log_slope) in zip(
+            structure.groups, at.precisions, slopes, strict=True
+        )
+    ]
     arrow = Arrow(structure.order, at.latent[structure.globals], tril, rows)
     parts = [arrow.loc, tril, *(part for row in rows for part in row)]
     return arrow if all(part.isfinite().all() for part in parts) else None
 
 
-def _climbed(laplace: RowLaplace, at: Marginal, tril: Tensor, most: int) -> Marginal:
-    """The maximum over the globals by BFGS, from a factor of their covariance (Nocedal 2006)."""
-    places = laplace.structure.globals
-    covariance = (tril @ tril.mT).double()
-    for _ in range(most):
-        gradient = at.gradient.double()
-        step = covariance @ gradient
-        if not 0.5 * step @ gradient > _ARRIVED:
+def _of_globals(laplace: RowLaplace, at: Marginal) -> _Start:
+    """The Gaussian at the maximum, or the one on the way there that has the best ELBO.
+
+    Where globals are themselves a hierarchy, the maximum is at a scale of nothing.
+    """
+    way = climbed(laplace, at, by_curvature(laplace, at))
+    tril = by_curvature(laplace, way[-1])
+    for _ in range(_ROUNDS):
+        found = _with_slopes(laplace, way[-1], tril)
+        more = climbed(laplace, found.at, found.tril)
+        tril = found.tril
+        if len(more) == 1:
             break
-        found = _along(laplace, at, step.to(tril))
-        if found is None:
-            break
-        moved = (found.latent[places] - at.latent[places]).double()
-        change = gradient - found.gradient.double()
-        curved = moved @ change
-        if curved > 0:
-            back = torch.eye(len(moved)).to(moved) - torch.outer(moved, change) / curved
-            covariance = back @ covariance @ back.mT + torch.outer(moved, moved) / curved
-        at = found
-    return at
+        way += more[1:]
+    middle = way[-2 :: -max(1, len(way) // _JUDGED)]
+    best = max(
+        [found, *(_Start(each, by_curvature(laplace, each), []) for each in middle)],
+        key=lambda start: _elbo(laplace, start),
+    )
+    return best if best.slopes else _with_slopes(laplace, best.at, best.tril)
 
 
-def _along(laplace: RowLaplace, at: Marginal, step: Tensor) -> Marginal | None:
-    """A higher point along a step: twice as far while it rises steeply, else half as far."""
-    best: Marginal | None = None
-    length = 1.0
-    for _ in range(_LENGTHS):
-        there = at.latent.clone()
-        there[laplace.structure.globals] += length * step
-        try:
-            found: Marginal | None = laplace.marginal(there)
-        except (*ERRORS, torch.linalg.LinAlgError):
-            found = None
-        if found is not None and found.value > (best or at).value:
-            if found.gradient @ step < _STEEP * (at.gradient @ step):
-                return found
-            best, length = found, 2 * length
-        elif best is not None:
-            return best
-        else:
-            length *= 0.5
-    return best
+def _with_slopes(laplace: RowLaplace, at: Marginal, tril: Tensor) -> _Start:
+    """The factor by differences in units of another one, and the slopes of rows in those of it."""
+    curvature, slopes = _differences(laplace, at, tril)
+    better = inverse_root(curvature)
+    slopes = [RowSlopes(*(part @ better for part in group)) for group in slopes]
+    return _Start(at, tril @ better, slopes)
 
 
-@torch.enable_grad()
-def _by_curvature(laplace: RowLaplace, at: Marginal) -> Tensor:
-    """A factor ``(G, G)`` of the globals' covariance by the joint curvature, rows eliminated."""
-    latent = at.latent.detach().requires_grad_()
-    places, groups = laplace.structure.globals, laplace.structure.groups
-    (gradient,) = torch.autograd.grad(laplace.values(latent).sum(), latent, create_graph=True)
-    precision = []
-    factors = [_inverse_factor(matrix) for matrix in at.precisions]
-    across = []
-    for place in places:
-        (second,) = torch.autograd.grad(gradient[place], latent, retain_graph=True)
-        precision.append(-second[places])
-        across.append(
-            torch.cat(
-                [
-                    (factor.mT @ second[group][..., None]).flatten()
-                    for factor, group in zip(factors, groups, strict=True)
-                ]
-            )
-        )
-    rows = torch.stack(across)
-    schur = torch.stack(precision) - rows @ rows.mT
-    return _factor(0.5 * (schur + schur.mT))
+def _elbo(laplace: RowLaplace, start: _Start) -> float:
+    """Of a Gaussian of the globals in nats, but for a constant."""
+    half = torch.randn(_DRAWS // 2, len(start.tril)).to(start.tril)
+    total = 0.0
+    for noise in torch.cat([half, -half]):
+        there = start.at.latent.clone()
+        there[laplace.structure.globals] += start.tril @ noise
+        total += laplace.value(there) / _DRAWS
+    return total + start.tril.diagonal().log().sum().item()
 
 
 def _differences(laplace: RowLaplace, at: Marginal, tril: Tensor) -> tuple[Tensor, list[RowSlopes]]:
@@ -173,21 +144,4 @@ def _differences(laplace: RowLaplace, at: Marginal, tril: Tensor) -> tuple[Tenso
 
 
 def _log_scale(precision: Tensor) -> Tensor:
-    return _inverse_factor(precision).diagonal(dim1=-2, dim2=-1).log()
-
-
-def _inverse_factor(precision: Tensor) -> Tensor:
-    """Lower factors of the inverses, ``(n, k, k)``."""
-    if precision.shape[-1] == 1:
-        return precision.rsqrt()
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(precision)))
-
-
-def _factor(precision: Tensor) -> Tensor:
-    """A lower factor of the inverse; directions of the wrong sign get the size of theirs."""
-    strength, axes = torch.linalg.eigh(precision.double())
-    strength = strength.abs()
-    strength = strength.clamp(min=1e-12).maximum(1e-9 * strength.max())
-    scales = axes / strength.sqrt()
-    upper = torch.linalg.qr(scales.mT).R
-    return (upper * upper.diagonal().sign()[:, None]).mT.to(precision)
+    return inverse_factor(precision).diagonal(dim1=-2, dim2=-1).log()

@@ -47,11 +47,6 @@ class Structure:
         return sum(len(group) for group in self.groups)
 
     @property
-    def sizes(self) -> tuple[tuple[int, int], ...]:
-        """How many rows each group has, and how many numbers each of them."""
-        return tuple((len(group), group.shape[1]) for group in self.groups)
-
-    @property
     def order(self) -> Tensor:
         """The places of globals, then of the rows one by one, ``(D,)``."""
         return torch.cat([self.globals, *(group.flatten() for group in self.groups)])

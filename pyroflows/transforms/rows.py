@@ -228,6 +228,11 @@ class Arrow(NamedTuple):
     tril: Tensor
     rows: list[RowGaussian]
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """How many rows each group has, and how many numbers each of them."""
+        return tuple((len(row.loc), row.loc.shape[1]) for row in self.rows)
+
 
 class WhitenRows(FlowTransform):
     r"""Fixed Gaussians: globals :math:`y_0 = m + L u`, rows given u around a moving location.
