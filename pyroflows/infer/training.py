@@ -320,6 +320,7 @@ def _density_elbo(
             particles = min(particles, _ALONE)
             warn_alone(problem, f", so there are {particles} of them a step")
     elbo = DensityELBO(particles, log_density.batching, path=objective != "elbo")
+    elbo.numbers = log_density.numbers
     elbo.look_at_rows(log_density, guide.scored_draws(1)[0][0])
     return elbo
 
