@@ -241,9 +241,9 @@ class LogDensity:
     @runs_models
     @torch.no_grad()
     def prior_draws(self, n: int, like: Tensor) -> Tensor:
-        """Unconstrained vectors ``(n, latent_dim)`` of draws from the prior, in one run.
+        """Unconstrained vectors ``(n, latent_dim)`` of draws from the prior, in one run, or in n.
 
-        None, ``(0, latent_dim)``, where the prior cannot be drawn from many times at once.
+        None, ``(0, latent_dim)``, where the prior cannot be drawn from.
 
         Args:
             n: how many.
@@ -259,6 +259,8 @@ class LogDensity:
         try:
             with pyro.validation_enabled(False), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's of loops over draws
+                if self.batching == "alone":
+                    return torch.stack([one(like) for _ in range(n)]).to(like)
                 return torch.func.vmap(one, randomness="different")(torch.zeros(n, 1)).to(like)
         except (*ERRORS, KeyError):
             return like.new_empty(0, len(like))
