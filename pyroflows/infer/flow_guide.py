@@ -91,6 +91,7 @@ class FlowGuide(VectorGuide):
         kwargs: dict,
         model: Callable[..., Any] | None = None,
         batching: str | None = None,
+        numbers: int | None = None,
     ) -> LogDensity:
         """The model's log-density over the guide's stacked unconstrained sites.
 
@@ -99,6 +100,7 @@ class FlowGuide(VectorGuide):
             kwargs: its keyword arguments.
             model: another with the same latent sites; by default the guide's.
             batching: how it runs at several vectors, as in ``LogDensity``.
+            numbers: how many a run's sites have, likewise.
         """
         known, model = self._known, self.model if model is None else model
         return LogDensity(
@@ -110,6 +112,7 @@ class FlowGuide(VectorGuide):
             discrete=known.discrete,
             nesting=known.plate_nesting,
             batching=batching,
+            numbers=numbers,
         )
 
     def emit(self, latent: Tensor, args: tuple, kwargs: dict) -> dict[str, tuple[Tensor, Tensor]]:

@@ -62,8 +62,8 @@ class AutoFlow(FlowGuide):
     side by side until they come to where the first one ended: 12 runs at most for one Gaussian
     site, several times as many where there are several modes. A run is of up to some thousand
     points at once by ``torch.func.vmap``, or of as many as make four million numbers with the data;
-    where the model takes one at a time, each is a run, and there is one ascent. Models are written
-    for one draw: nothing need be said of dimensions to the left.
+    where the model takes one at a time, each is a run, and there are eight ascents at most. Models
+    are written for one draw: nothing need be said of dimensions to the left.
 
     Discrete sites of finite support are summed out, by Pyro's enumeration; ``sample_discrete`` and
     ``discrete_probabilities`` give them back. Where a site's support

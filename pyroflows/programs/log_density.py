@@ -34,6 +34,7 @@ from pyroflows.programs.vectorize import Program, is_subsampled, is_unobserved_p
 # What a model may raise where it cannot be batched, or at an extreme point.
 ERRORS = (RuntimeError, ValueError, IndexError, NotImplementedError, ArithmeticError, TypeError)
 _AT_ONCE = 2**22  # numbers of all sites, all vectors together: 16 MiB of float32 each time
+_UNSEEN = 16  # vectors that run at once to see how many numbers a run has
 _ROUNDING = 1e-4  # of a log-density, relative, by which one draw may differ among others
 
 
@@ -152,6 +153,8 @@ class LogDensity:
         batching: how several vectors run: ``"vmap"``; ``"anchored"``, where the model writes draws
             into tensors that it makes (a little slower); ``"alone"``, one by one; None to find out
             at the first of them.
+        numbers: how many a run's sites have, data included, where another run has told it; None to
+            see it in the first.
 
     Raises:
         ValueError: a run has other latent sites.
@@ -177,12 +180,12 @@ class LogDensity:
         discrete: Collection[str] = (),
         nesting: int = 0,
         batching: str | None = None,
+        numbers: int | None = None,
     ) -> None:
         self.model, self.sites, self.args, self.kwargs = model, sites, args, kwargs or {}
         self.hidden, self.discrete, self.nesting = frozenset(hidden), frozenset(discrete), nesting
-        self.batching = batching
+        self.batching, self.numbers = batching, numbers
         self.rows: dict[str, Tensor] = {}
-        self.numbers = 1  # that a run's sites have, seen in a run
 
     def with_rows(self, rows: dict[str, Tensor]) -> LogDensity:
         """The same, with these rows in the plates that draw a subsample.
@@ -217,7 +220,7 @@ class LogDensity:
     @property
     def at_once(self) -> int:
         """How many vectors are worth one run: more would take memory and no less time."""
-        return max(1, _AT_ONCE // self.numbers)
+        return _UNSEEN if self.numbers is None else max(1, _AT_ONCE // max(1, self.numbers))
 
     def __call__(self, latent: Tensor) -> Tensor:
         """Nats, one for each vector."""
@@ -242,9 +245,9 @@ class LogDensity:
     @runs_models
     @torch.no_grad()
     def prior_draws(self, n: int, like: Tensor) -> Tensor:
-        """Unconstrained vectors ``(n, latent_dim)`` of draws from the prior, in one run.
+        """Unconstrained vectors ``(n, latent_dim)`` of draws from the prior, in one run, or in n.
 
-        None, ``(0, latent_dim)``, where the prior cannot be drawn from many times at once.
+        None, ``(0, latent_dim)``, where the prior cannot be drawn from.
 
         Args:
             n: how many.
@@ -260,6 +263,8 @@ class LogDensity:
         try:
             with pyro.validation_enabled(False), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's of loops over draws
+                if self.batching == "alone":
+                    return torch.stack([one(like) for _ in range(n)]).to(like)
                 return torch.func.vmap(one, randomness="different")(torch.zeros(n, 1)).to(like)
         except (*ERRORS, KeyError):
             return like.new_empty(0, len(like))
@@ -359,12 +364,12 @@ class LogDensity:
         if torch.is_grad_enabled() or len(latent) <= self.at_once:
             return self._batched(latent)
         hidden = self.hidden - self.discrete  # drawn for each vector; all else is alike in all runs
-        *parts, last = latent.split(self.at_once)
-        rans = []
-        for part in parts:
-            with contextlib.nullcontext() if hidden else _same_choices(latent.device):
+        rans: list[Ran] = []
+        while len(latent):  # the first part may be what tells the size of the others
+            part, latent = latent.tensor_split([self.at_once])
+            differ = hidden or not len(latent)
+            with contextlib.nullcontext() if differ else _same_choices(part.device):
                 rans.append(self._batched(part))
-        rans.append(self._batched(last))
         values, log_dets, log_p = zip(*rans, strict=True)
         return Ran(_joined(values), _joined(log_dets), torch.cat(log_p))
 

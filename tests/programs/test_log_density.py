@@ -17,6 +17,7 @@ from torch.func import jacrev
 
 import pyroflows as pf
 from pyroflows.programs.discrete_sites import discrete_probabilities, draw_discrete
+from pyroflows.programs.log_density import LogDensity
 from pyroflows.programs.supports import LowerCholeskyVector, PositiveDefiniteVector, bijection
 from pyroflows.programs.vectorize import ChangedModelError
 
@@ -717,6 +718,50 @@ def test_many_vectors_run_in_parts(model, monkeypatch):
     assert max(sizes) == 2
     torch.testing.assert_close(parts.log_p, whole.log_p)
     torch.testing.assert_close(parts.values, whole.values)
+
+
+def counting_numbers(monkeypatch):
+    """Lists how many numbers each run without gradients has, all its vectors together."""
+    numbers, batched = [], LogDensity._batched
+
+    def counted(self, latent):
+        ran = batched(self, latent)
+        if not torch.is_grad_enabled():
+            numbers.append(len(latent) * self.numbers)
+        return ran
+
+    monkeypatch.setattr(LogDensity, "_batched", counted)
+    return numbers
+
+
+def rows_of(count):
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", count):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=torch.zeros(count))
+
+    return model
+
+
+def test_training_runs_no_more_at_once_than_memory_likes(monkeypatch):
+    model = rows_of(200)
+    guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup()
+    numbers = counting_numbers(monkeypatch)
+    monkeypatch.setattr("pyroflows.programs.log_density._AT_ONCE", 10_000)
+    pf.fit_guide(model, guide, max_steps=1, progress=False)  # to measure it, and the gap
+    assert sum(numbers) > 4000 * 201
+    assert max(numbers) <= 10_000
+
+
+def test_the_first_run_sees_how_many_may_run_at_once(monkeypatch):
+    guide = pf.AutoFlow(rows_of(200), layers=1, hidden=(8,)).setup()
+    numbers = counting_numbers(monkeypatch)
+    monkeypatch.setattr("pyroflows.programs.log_density._AT_ONCE", 10_000)
+    log_density, latent = guide.log_density((), {}, batching="vmap"), torch.randn(1000, 1)
+    with torch.no_grad():
+        found = log_density(latent)
+    assert max(numbers) <= 10_000
+    torch.testing.assert_close(found, log_density(latent))
 
 
 def test_a_subsample_is_the_same_for_all_parts_of_a_call(monkeypatch):
