@@ -20,6 +20,7 @@ from pyroflows.infer.importance import (
     psis,
 )
 from pyroflows.infer.modes import missed_mass
+from pyroflows.programs.circles import about_mean, circular_mean
 
 _NEAR = 0.1  # posterior sd by which a mean may be off without being worth a word
 _FAR = 0.3  # posterior sd by which a mean may be off before the report warns
@@ -39,10 +40,12 @@ class Report:
         elbo_error: see ``elbo``.
         evidence: the importance-weighted estimate of the log evidence in nats, and its error.
         evidence_error: see ``evidence``; not to be believed where k-hat is above the threshold.
-        shift: for each site how far the weights move its means, in posterior sd, ``(*site shape)``.
+        shift: for each site how far the weights move its means, in posterior sd, ``(*site shape)``;
+            of an angle, measured from its mean direction on.
         weighted: the draws with both densities.
         log_weights: smoothed, normalised log-weights that correct the draws, ``(draws,)``.
         missed: posterior mass that the guide hardly draws, in words; empty where none was found.
+        angles: names of the sites that an ``AutoFlow`` knows for angles.
 
     Example:
         >>> import pyro, pyro.distributions as dist, pyroflows as pf
@@ -64,6 +67,7 @@ class Report:
     weighted: WeightedDraws
     log_weights: Tensor
     missed: str = ""
+    angles: tuple[str, ...] = ()
 
     @property
     def draws(self) -> dict[str, Tensor]:
@@ -102,8 +106,11 @@ class Report:
         return self.trusted and (self.khat == -math.inf or small)
 
     def means(self) -> dict[str, Tensor]:
-        """The weighted mean of every site."""
-        return {name: _mean(value, self.log_weights) for name, value in self.draws.items()}
+        """The weighted mean of every site, of an ``AutoFlow``'s angles the mean direction."""
+        return {
+            name: (_direction if name in self.angles else _mean)(value, self.log_weights)
+            for name, value in self.draws.items()
+        }
 
     def resample(self, count: int) -> dict[str, Tensor]:
         """Equally weighted draws, picked by weight with replacement.
@@ -194,6 +201,7 @@ def report(
     weights = log_weight.softmax(0)
     evidence = log_mean_exp(log_weight).item()
     missed = ""
+    angles = guide.angles if isinstance(guide, AutoFlow) else ()
     if isinstance(guide, AutoFlow):
         log_p = guide.log_density(args, kwargs, model)
         mass = missed_mass(log_p, guide.flow, evidence)
@@ -209,10 +217,14 @@ def report(
         evidence=evidence,
         # The delta method: the relative error of the mean weight.
         evidence_error=(weights - 1 / count).square().sum().sqrt().item(),
-        shift={name: _shift(value, log_weights) for name, value in found.draws.items()},
+        shift={
+            name: _shift(_unwound(value, log_weights) if name in angles else value, log_weights)
+            for name, value in found.draws.items()
+        },
         weighted=found,
         log_weights=log_weights,
         missed=missed,
+        angles=angles,
     )
 
 
@@ -240,8 +252,21 @@ def _told(place: dict[str, Tensor], draws: dict[str, Tensor], log_ratio: float) 
 
 
 def _mean(value: Tensor, log_weights: Tensor) -> Tensor:
-    weights = log_weights.exp().reshape(-1, *[1] * (value.dim() - 1))
-    return (value.double() * weights).sum(0)
+    return (value.double() * _weights(value, log_weights)).sum(0)
+
+
+def _weights(value: Tensor, log_weights: Tensor) -> Tensor:
+    return log_weights.exp().reshape(-1, *[1] * (value.dim() - 1))
+
+
+def _direction(value: Tensor, log_weights: Tensor) -> Tensor:
+    """The weighted mean direction of angles."""
+    return circular_mean(value.double(), _weights(value, log_weights))
+
+
+def _unwound(value: Tensor, log_weights: Tensor) -> Tensor:
+    """Angles about their weighted mean direction, so that no seam is where they are most."""
+    return about_mean(value.double(), _weights(value, log_weights))
 
 
 def _shift(value: Tensor, log_weights: Tensor) -> Tensor:

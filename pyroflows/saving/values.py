@@ -17,6 +17,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Independent, biject_to
 
 from pyroflows.distributions.base import arguments_of
+from pyroflows.programs.circles import Circle
 from pyroflows.transforms import Additive, Affine, RationalQuadraticSpline
 from pyroflows.transforms.families import Family, families, kinds
 from pyroflows.transforms.support import JoinedSupport, check_room
@@ -146,6 +147,8 @@ def _encode_constraint(value: Any, name: str) -> dict[str, Any]:
     for bounded, names in BOUNDED.items():
         if kind is getattr(constraints, bounded):
             return {"constraint": bounded, **{n: encode(own[n], name) for n in names}}
+    if kind is Circle:
+        return {"constraint": "circle", "center": encode(value.center, name)}
     if kind is constraints.independent:
         base = _encode_constraint(value.base_constraint, name)
         dims = value.reinterpreted_batch_ndims
@@ -275,6 +278,8 @@ def _decode_constraint(value: dict[str, Any], name: str) -> Any:
     if kind in BOUNDED:
         bounds = (_decode(value[n], name, None) for n in BOUNDED[kind])
         return getattr(constraints, kind)(*bounds)
+    if kind == "circle":
+        return Circle(_decode(value["center"], name, None))
     if kind == "independent":
         base, dims = _decode_constraint(value["base"], name), value["dims"]
         if base is constraints.real and dims == 1:
