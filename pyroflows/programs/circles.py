@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform, constraints
 from torch.distributions.constraints import Constraint
 from torch.nn.functional import logsigmoid
 
@@ -95,7 +95,8 @@ class Unwound(Transform):
 
     Not one to one. In place of a log-determinant it has ``log_window``, so that the integral of
     :math:`p(\theta(z)) w(z)` over the line is that of p over the circle, and draws of that density
-    wind up to draws of p, exactly. ``inv`` gives the number of the middle turn.
+    wind up to draws of p, exactly. ``inv`` gives the number of the middle turn. torch's
+    registry has it not: a flow pushed through it would have a density of turns, not of angles.
 
     Args:
         center: the angle in the middle; opposite is the seam, where the shares change hands.
@@ -122,11 +123,6 @@ class Unwound(Transform):
     def log_abs_det_jacobian(self, x: Tensor, _y: Tensor, /) -> Tensor:
         """The logarithm of the share of ``x``."""
         return log_window(x)
-
-
-@biject_to.register(Circle)
-def _unwound(support: Circle) -> Transform:
-    return Unwound(support.center)
 
 
 def is_angle(fn: Any) -> bool:

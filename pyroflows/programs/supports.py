@@ -16,7 +16,7 @@ from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
 from pyroflows._pyro.starts import SPHERE_ADVICE
-from pyroflows.programs.circles import circle_of, is_angle
+from pyroflows.programs.circles import Circle, Unwound, circle_of, is_angle
 
 sphere = dist.constraints.sphere
 
@@ -109,7 +109,7 @@ def _order(entries: int) -> int:
 
 
 def bijection(support: Constraint) -> Transform:
-    """From R^n onto a support.
+    """From R^n onto a support; of a circle its chart, which is no bijection.
 
     Args:
         support: of a continuous distribution.
@@ -122,6 +122,8 @@ def bijection(support: Constraint) -> Transform:
     if isinstance(support, constraints.independent):
         inner, dims = bijection(support.base_constraint), support.reinterpreted_batch_ndims
         return torch.distributions.IndependentTransform(inner, dims) if dims else inner
+    if isinstance(support, Circle):
+        return Unwound(support.center)
     if support is constraints.positive_definite:
         return PositiveDefiniteVector()
     if support is constraints.lower_cholesky:

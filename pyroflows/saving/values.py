@@ -14,10 +14,11 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution, Independent, biject_to
+from torch.distributions import Distribution, Independent
 
 from pyroflows.distributions.base import arguments_of
 from pyroflows.programs.circles import Circle
+from pyroflows.programs.supports import bijection
 from pyroflows.transforms import Additive, Affine, RationalQuadraticSpline
 from pyroflows.transforms.families import Family, families, kinds
 from pyroflows.transforms.support import JoinedSupport, check_room
@@ -237,7 +238,7 @@ def site_from(words: dict[str, Any]) -> dict[str, Any]:
     """
     support = decode(words["support"], "support")
     try:
-        check_room(support, biject_to(support), Size(words["free_shape"]))
+        check_room(support, bijection(support), Size(words["free_shape"]))
     except (NotImplementedError, *_UNREADABLE) as error:
         raise ValueError(
             f"support: expected a constraint with room for the site {words['name']!r}, got "

@@ -5,8 +5,9 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
+import pyroflows as pf
 from pyroflows._pyro.guides import FreeSite
 from pyroflows.programs.circles import (
     Circle,
@@ -17,6 +18,7 @@ from pyroflows.programs.circles import (
     turned,
     wound,
 )
+from pyroflows.programs.supports import bijection
 
 CENTERS = [0.0, 1.5, math.pi, -3.0]
 
@@ -104,15 +106,20 @@ def test_the_inverse_is_the_number_of_the_middle_turn(center):
     torch.testing.assert_close(chart(z), theta, atol=1e-5, rtol=0)
 
 
-def test_a_circle_has_its_chart_in_torchs_registry():
+def test_a_circle_of_several_angles_has_its_chart():
     support = constraints.independent(Circle(torch.tensor([0.0, 3.0])), 1)
-    chart = biject_to(support)
+    chart = bijection(support)
     z = torch.tensor([[0.5, 0.5], [4.0, 0.0]])
     theta = chart(z)
     torch.testing.assert_close(theta[0], torch.tensor([0.5, 3.5 - 2 * math.pi]))
     assert support.check(theta).all()
     assert not Circle(0.0).check(torch.tensor(3.3))
     assert chart.log_abs_det_jacobian(z, theta).shape == (2,)
+
+
+def test_no_flow_over_data_takes_a_circle_for_its_support():
+    with pytest.raises(ValueError, match="no bijection onto|with room"):
+        pf.nice(2, support=Circle(0.0))
 
 
 SKEWED = dist.SineSkewed(dist.VonMises(torch.zeros(1), 1.0).to_event(1), torch.tensor([0.5]))
