@@ -123,6 +123,33 @@ def test_a_guide_from_a_given_start_has_it_in_the_middle():
     assert guide.whiten.loc.abs().item() < 1e-5
 
 
+def test_the_shift_of_a_guide_that_is_off_is_the_way_over_the_seam():
+    model = MODELS["seam"]
+    guide = pf.AutoFlow(
+        model, init="init", init_loc_fn=lambda _: torch.tensor(-3.0), init_scale=0.4, layers=1
+    )
+    found = pf.report(model, guide, num_samples=20_000)
+    mean = model.exact()[0]
+    away = torch.atan2(mean[1], mean[0]) + 3.0 - 2 * PI
+    spread = (-2 * mean.norm().log()).sqrt()
+    assert found.shift["z"].item() == pytest.approx((away / spread).item(), abs=0.1)
+
+
+def test_angles_do_not_keep_other_sites_from_being_drawn_from_their_prior():
+    def model():
+        z = pyro.sample("z", dist.VonMises(torch.ones(2), 5.0).to_event(1))
+        pyro.sample("x", dist.Uniform(z.cos().sum(), z.cos().sum() + 1))
+
+    guide = pf.AutoFlow(model, init="init").setup()
+    draws = guide.log_density((), {}).prior_draws(500, torch.zeros(3))
+    ran = guide.log_density((), {}).run(draws)
+    assert draws.shape == (500, 3)
+    assert draws[:, :2].abs().amax(0).gt(3.0).all()
+    assert draws[:, :2].abs().max() <= PI
+    share = ran.values["x"] - ran.values["z"].cos().sum(-1)
+    assert share.std().item() == pytest.approx(12**-0.5, abs=0.02)
+
+
 def test_chains_are_right(seam):
     neutra = pf.NeuTra(MODELS["seam"], seam, chains=32)
     z = neutra.run(num_samples=100, warmup_steps=100, progress=False)["z"]
