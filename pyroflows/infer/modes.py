@@ -30,6 +30,7 @@ _PRIOR_DRAWS = 256
 _FEW = 16  # candidates, and prior draws, where the model takes one at a time
 _FEW_ASCENTS = 8  # side by side there
 _BEST = 4  # candidates from which an ascent starts since their density is highest
+_ENDED = 400  # up to so many dimensions a density's end is looked for along each
 MOST_FULL = 4096  # up to so many dimensions a full covariance is worth its second derivatives
 _ASCENTS = ((10, 24), (20, 12), (50, 5))  # up to so many dimensions so many ascents a round
 _ROUNDS = 3  # of ascents; a second one only where the first has found several modes
@@ -81,7 +82,7 @@ def gaussian_starts(log_p: LogDensity, start: Tensor, narrow: Tensor, climb: boo
         found = _modes(log_p, first, points, values) if climb else _none(first)
         if not len(found.elbo):  # nor is there one where nothing bends the density
             found = _one(first[0], narrow)
-        if climb and len(start) <= _WHITENED:
+        if climb and len(start) <= _ENDED:
             check_proper(log_p, found.loc[0], found.tril[0])
     return found
 

@@ -22,6 +22,7 @@ from pyroflows.infer.importance import (
 )
 from pyroflows.infer.modes import missed_mass
 from pyroflows.infer.neutra import share_beyond
+from pyroflows.programs.circles import about_mean, circular_mean
 
 _NEAR = 0.1  # posterior sd by which a mean may be off without being worth a word
 _FAR = 0.3  # posterior sd by which a mean may be off before the report warns
@@ -41,11 +42,13 @@ class Report:
         elbo_error: see ``elbo``.
         evidence: the importance-weighted estimate of the log evidence in nats, and its error.
         evidence_error: see ``evidence``; not to be believed where k-hat is above the threshold.
-        shift: for each site how far the weights move its means, in posterior sd, ``(*site shape)``.
+        shift: for each site how far the weights move its means, in posterior sd, ``(*site shape)``;
+            of an angle, measured from its mean direction on.
         weighted: the draws with both densities.
         log_weights: smoothed, normalised log-weights that correct the draws, ``(draws,)``.
         missed: posterior mass that the guide hardly draws, in words; empty where none was found.
         beyond: the same of mass that chains from its draws walk into, at its own edges.
+        angles: names of the sites that an ``AutoFlow`` knows for angles.
 
     Example:
         >>> import pyro, pyro.distributions as dist, pyroflows as pf
@@ -68,6 +71,7 @@ class Report:
     log_weights: Tensor
     missed: str = ""
     beyond: str = ""
+    angles: tuple[str, ...] = ()
 
     @property
     def draws(self) -> dict[str, Tensor]:
@@ -107,8 +111,11 @@ class Report:
         return self.trusted and (self.khat == -math.inf or small)
 
     def means(self) -> dict[str, Tensor]:
-        """The weighted mean of every site."""
-        return {name: _mean(value, self.log_weights) for name, value in self.draws.items()}
+        """The weighted mean of every site, of an ``AutoFlow``'s angles the mean direction."""
+        return {
+            name: (_direction if name in self.angles else _mean)(value, self.log_weights)
+            for name, value in self.draws.items()
+        }
 
     def resample(self, count: int) -> dict[str, Tensor]:
         """Equally weighted draws, picked by weight with replacement.
@@ -209,6 +216,7 @@ def report(
     count = len(log_weight)
     weights = log_weight.softmax(0)
     evidence = log_mean_exp(log_weight).item()
+    angles = guide.angles if isinstance(guide, AutoFlow) else ()
     judged = Report(
         khat=shape,
         threshold=khat_threshold(count),
@@ -218,9 +226,10 @@ def report(
         evidence=evidence,
         # The delta method: the relative error of the mean weight.
         evidence_error=(weights - 1 / count).square().sum().sqrt().item(),
-        shift=_shifts(found, log_weights),
+        shift=_shifts(found, log_weights, angles),
         weighted=found,
         log_weights=log_weights,
+        angles=angles,
     )
     if not isinstance(guide, AutoFlow):
         return judged
@@ -267,13 +276,31 @@ def _told(place: dict[str, Tensor], draws: dict[str, Tensor], log_ratio: float) 
 
 
 def _mean(value: Tensor, log_weights: Tensor) -> Tensor:
-    weights = log_weights.exp().reshape(-1, *[1] * (value.dim() - 1))
-    return (value.double() * weights).sum(0)
+    return (value.double() * _weights(value, log_weights)).sum(0)
 
 
-def _shifts(found: WeightedDraws, log_weights: Tensor) -> dict[str, Tensor]:
+def _weights(value: Tensor, log_weights: Tensor) -> Tensor:
+    return log_weights.exp().reshape(-1, *[1] * (value.dim() - 1))
+
+
+def _direction(value: Tensor, log_weights: Tensor) -> Tensor:
+    """The weighted mean direction of angles."""
+    return circular_mean(value.double(), _weights(value, log_weights))
+
+
+def _unwound(value: Tensor, log_weights: Tensor) -> Tensor:
+    """Angles about their weighted mean direction, so that no seam is where they are most."""
+    return about_mean(value.double(), _weights(value, log_weights))
+
+
+def _shifts(
+    found: WeightedDraws, log_weights: Tensor, angles: tuple[str, ...]
+) -> dict[str, Tensor]:
     """How far the weights move each site's mean, those within rows too where they have some."""
-    moved = found.moved or {name: Moved(value, value, value) for name, value in found.draws.items()}
+    moved = found.moved
+    if moved is None:
+        draws = {k: _unwound(v, log_weights) if k in angles else v for k, v in found.draws.items()}
+        moved = {name: Moved(value, value, value) for name, value in draws.items()}
     return {name: _shift(*of_site, log_weights) for name, of_site in moved.items()}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from pyroflows._pyro.anchored import Anchored
 from pyroflows._pyro.enumeration import enumerated, log_prob_summed_out
 from pyroflows._pyro.guides import FreeSite
 from pyroflows._pyro.threads import runs_models
+from pyroflows.programs.circles import is_angle
 from pyroflows.programs.sites import changed_model, split
 from pyroflows.programs.supports import bijection_of_site
 from pyroflows.programs.vectorize import Program, is_subsampled, is_unobserved_part, sample_sites
@@ -86,9 +88,10 @@ class _Rows(Messenger):
 class _Placed(Messenger):
     """Gives each latent site the value that a free one has under the support of this very run."""
 
-    def __init__(self, free: dict[str, Tensor]) -> None:
+    def __init__(self, sites: Sequence[FreeSite], latent: Tensor) -> None:
         super().__init__()
-        self.free = free
+        self.free = split(sites, latent)
+        self.known = {site.name: site.support for site in sites}
         self.values: dict[str, Tensor] = {}
         self.log_dets: dict[str, Tensor] = {}
         self.of_each: dict[str, Tensor] = {}  # of each independent number
@@ -97,7 +100,7 @@ class _Placed(Messenger):
         name = msg["name"]
         if name not in self.free or msg["is_observed"]:
             return
-        to_support = bijection_of_site(name, msg["fn"])
+        to_support = bijection_of_site(name, msg["fn"], self.known[name])
         free = self.free[name]
         value = to_support(free)
         while isinstance(to_support, IndependentTransform):
@@ -111,7 +114,10 @@ class _Placed(Messenger):
 
 
 class _Drawn(Messenger):
-    """Keeps the unconstrained value of each latent site, drawn from its prior."""
+    """Keeps the unconstrained value of each latent site, drawn from its prior.
+
+    Of an angle from the whole circle: torch draws it by rejection, not many times at once.
+    """
 
     def __init__(self, sites: Sequence[FreeSite]) -> None:
         super().__init__()
@@ -122,11 +128,15 @@ class _Drawn(Messenger):
         name = msg["name"]
         if name not in self.sites or msg["is_observed"]:
             return
-        to_support = bijection_of_site(name, msg["fn"])
+        site = self.sites[name]
+        to_support = bijection_of_site(name, msg["fn"], site.support)
         try:
-            value = msg["fn"]()
+            if is_angle(msg["fn"]):
+                value = to_support(math.pi * (2 * torch.rand(site.free_shape) - 1))
+            else:
+                value = msg["fn"]()
         except NotImplementedError:  # a flat prior
-            value = to_support(2 * torch.randn(self.sites[name].free_shape))
+            value = to_support(2 * torch.randn(site.free_shape))
         self.free[name] = to_support.inv(value)
         msg["value"], msg["done"] = value, True
 
@@ -138,8 +148,10 @@ class LogDensity:
     in one run of the model under ``torch.func.vmap`` (without gradients in as many as keep a run's
     numbers, data included, below four millions), or in n where ``settle`` finds a problem.
     Each site is mapped by the support that its distribution has in that very run, so that
-    ``Uniform(0, a)`` is right. Discrete sites are summed out. Random choices of the run itself,
-    such as a subsample, are the same for all vectors of a call; hidden sites are drawn for each.
+    ``Uniform(0, a)`` is right. An angle's is the circle, and its Jacobian a share of its density
+    (``pyroflows.programs.circles``). Discrete sites are summed out. Random choices of the run
+    itself, such as a subsample, are the same for all vectors of a call; hidden sites are drawn for
+    each.
 
     Args:
         model: a Pyro model, for one draw.
@@ -280,7 +292,7 @@ class LogDensity:
         return trace
 
     def _traced(self, model: Program, latent: Tensor) -> tuple[Trace, _Placed]:
-        placed = _Placed(split(self.sites, latent))
+        placed = _Placed(self.sites, latent)
         # Parameters are seen outside: SVI and fit_guide ask by their statements what to train.
         with poutine.block(hide_fn=lambda msg: msg["type"] != "param"), placed, _Rows(self.rows):
             trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)

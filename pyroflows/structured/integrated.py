@@ -57,7 +57,7 @@ def worth(log_p: LogDensity, num_samples: int) -> int:
         num_samples: how many are asked for.
     """
     size = sum(site.free_shape.numel() for site in log_p.sites)
-    most = min(_NUMBERS // (POINTS * log_p.numbers), _KEPT // size)
+    most = min(_NUMBERS // (POINTS * (log_p.numbers or size)), _KEPT // size)
     return min(num_samples, max(_LEAST, most))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from pyro.infer.reparam import LocScaleReparam
+from pyro.infer.reparam import LocScaleReparam, ProjectedNormalReparam
 from pyro.nn import PyroModule, PyroSample
 from torch.distributions import constraints
 from torch.func import jacrev
@@ -177,6 +177,28 @@ def discrete_first():
     pyro.sample("z", dist.Normal(3 * k, 1.0))  # a continuous site under a discrete one
 
 
+@poutine.reparam(config={"z": ProjectedNormalReparam()})
+def projected():
+    z = pyro.sample("z", dist.ProjectedNormal(torch.tensor([0.5, 0.0, 1.0])))
+    pyro.sample("y", dist.Normal(z, 0.5).to_event(1), obs=Y[:3])
+
+
+def filled():
+    z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+    mean = 2 * z.unsqueeze(-1).repeat(1, 2)
+    mean[z < 0] = 0.5
+    pyro.sample("y", dist.Normal(mean[:, 0], 1.0).to_event(1), obs=Y)
+
+
+def angles():
+    mean = pyro.sample("mean", dist.VonMises(3.0, 1.0))
+    strength = pyro.sample("strength", dist.HalfNormal(3.0))
+    with pyro.plate("rows", 4), poutine.mask(mask=Y > 0):
+        z = pyro.sample("z", dist.VonMises(mean, strength))
+        pyro.sample("y", dist.VonMises(z, 2.0), obs=Y)
+    pyro.sample("pair", dist.VonMises(torch.zeros(2), z[:2].exp()).to_event(1))
+
+
 def written_into():
     z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     path = torch.zeros(4)
@@ -202,9 +224,13 @@ CONTINUOUS = [
     masked_and_scaled,
     size_zero,
     reparametrised,
+    angles,
+    projected,
+    filled,
     written_into,
     Network(),
 ]
+WRITTEN_INTO = [ordered, projected, filled, written_into]
 DISCRETE = [mixture_of_rows, hidden_markov, discrete_first]
 
 
@@ -230,7 +256,7 @@ def test_a_batch_is_pyros_own_density_at_each_draw(model):
     log_density = guide.log_density((), {})
     latent = torch.randn(5, guide.latent_dim)
     ran = log_density.run(latent)
-    assert log_density.batching == ("anchored" if model in (ordered, written_into) else "vmap")
+    assert log_density.batching == ("anchored" if model in WRITTEN_INTO else "vmap")
     for i in range(5):
         torch.testing.assert_close(ran.log_p[i], expected(model, ran, i))
 
@@ -417,16 +443,18 @@ def test_matrices_of_a_batch_are_those_of_its_vectors(kind):
 @pytest.mark.parametrize(
     ("fn", "said"),
     [
-        (dist.VonMises(0.0, 1.0), r"'z' is a direction \(VonMises\)"),
-        (dist.VonMises(torch.zeros(3), 1.0).to_event(1), r"'z' is a direction \(VonMises\)"),
         (
             dist.VonMises3D(torch.tensor([1.0, 0.0, 0.0])),
-            r"'z' .VonMises3D. has no start.*ProjectedNormal",
+            r"'z' .VonMises3D. has no start.*ProjectedNormalReparam.*pyro.factor",
+        ),
+        (
+            dist.ProjectedNormal(torch.ones(3)),
+            r"'z' .ProjectedNormal. is a direction on a sphere.*ProjectedNormalReparam",
         ),
         (dist.Poisson(3.0), r"'z' is a discrete Poisson without finite support"),
         (dist.Geometric(0.3), r"'z' is a discrete Geometric without finite support"),
     ],
-    ids=["circle", "circles", "sphere", "poisson", "geometric"],
+    ids=["sphere", "projected", "poisson", "geometric"],
 )
 def test_sites_without_a_map_are_named(fn, said):
     with pytest.raises(ValueError, match=said):
