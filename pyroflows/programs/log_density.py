@@ -134,11 +134,29 @@ class _Drawn(Messenger):
             if is_angle(msg["fn"]):
                 value = to_support(math.pi * (2 * torch.rand(site.free_shape) - 1))
             else:
-                value = msg["fn"]()
-        except NotImplementedError:  # a flat prior
+                value = _drawn_from(msg["fn"])
+        except (NotImplementedError, RuntimeError):  # a flat prior, or one draw at a time only
             value = to_support(2 * torch.randn(site.free_shape))
         self.free[name] = to_support.inv(value)
         msg["value"], msg["done"] = value, True
+
+
+def _drawn_from(fn: Any) -> Tensor:
+    """A draw that ``torch.func.vmap`` takes many of: by quantiles where there are such.
+
+    torch's own draws are often written into one tensor for all.
+    """
+    base = fn
+    while isinstance(base, Independent):
+        base = base.base_dist
+    try:
+        if not base.event_shape:
+            level = torch.rand(base.batch_shape)
+            tiny = torch.finfo(level.dtype).eps
+            return base.icdf(level.clamp(tiny, 1 - tiny))
+    except NotImplementedError:
+        pass
+    return fn()
 
 
 class LogDensity:
@@ -259,7 +277,8 @@ class LogDensity:
     def prior_draws(self, n: int, like: Tensor) -> Tensor:
         """Unconstrained vectors ``(n, latent_dim)`` of draws from the prior, in one run, or in n.
 
-        None, ``(0, latent_dim)``, where the prior cannot be drawn from.
+        A site whose prior cannot be drawn from many times at once is drawn around zero on its
+        unconstrained scale. None, ``(0, latent_dim)``, where the model cannot be run there.
 
         Args:
             n: how many.
