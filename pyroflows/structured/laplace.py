@@ -121,10 +121,10 @@ class RowLaplace:
                 for gradient, precision in zip(rows.gradients, rows.precisions, strict=True)
             ]
             gains = [(g * s).sum() for g, s in zip(rows.gradients, steps, strict=True)]
-            gain = 0.5 * sum(float(one) for one in gains)
-            if not gain > _ARRIVED:
-                break
             latent = self._moved(latent, steps, rows.values)
+            # The last step too: curvatures are off by what modes are, not by its square.
+            if not 0.5 * torch.stack(gains).sum() > _ARRIVED:
+                break
         return latent
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ the mode of all numbers together is useless in a hierarchy, where scales shrink 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import NamedTuple
 
@@ -79,19 +80,22 @@ def _of_globals(laplace: RowLaplace, at: Marginal) -> _Start:
     Where globals are themselves a hierarchy, the maximum is at a scale of nothing.
     """
     way = climbed(laplace, at, by_curvature(laplace, at))
-    tril = by_curvature(laplace, way[-1])
-    for _ in range(_ROUNDS):
-        found = _with_slopes(laplace, way[-1], tril)
-        more = climbed(laplace, found.at, found.tril)
-        tril = found.tril
-        if len(more) == 1:
-            break
-        way += more[1:]
-    middle = way[-2 :: -max(1, len(way) // _JUDGED)]
-    best = max(
-        [found, *(_Start(each, by_curvature(laplace, each), []) for each in middle)],
-        key=lambda start: _elbo(laplace, start),
-    )
+    starts = []
+    try:
+        tril = by_curvature(laplace, way[-1])
+        for _ in range(_ROUNDS):
+            starts = [_with_slopes(laplace, way[-1], tril)]
+            tril = starts[0].tril
+            more = climbed(laplace, way[-1], tril)
+            if len(more) == 1:
+                break
+            way += more[1:]
+    except (*ERRORS, torch.linalg.LinAlgError):  # the way led to where the density has no end
+        starts = []
+    for each in way[:: -max(1, len(way) // _JUDGED)]:
+        with contextlib.suppress(*ERRORS, torch.linalg.LinAlgError):
+            starts.append(_Start(each, by_curvature(laplace, each), []))
+    best = max(starts, key=lambda start: _elbo(laplace, start))
     return best if best.slopes else _with_slopes(laplace, best.at, best.tril)
 
 
