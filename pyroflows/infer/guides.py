@@ -67,6 +67,16 @@ class AutoFlow(FlowGuide):
     where the model takes one at a time, each is a run, and there are eight ascents at most. Models
     are written for one draw: nothing need be said of dimensions to the left.
 
+    Above 400 latent numbers the model's rows are looked for: numbers that stand in no factor of the
+    joint density together with another row's, given all that is global (400 numbers at most, rows
+    of up to 64 numbers each). Derivatives of the factors show them, whatever the plates are. The
+    globals then have a flow, and each group of rows one that it shares, conditional on the globals,
+    with a location and scale for each row (after Webb et al. 2018, arXiv:1712.00287). They start at
+    the mode of the globals with the rows integrated by Laplace's approximation (as INLA; Rue et al.
+    2009), memory grows linearly, and ``report`` integrates the rows one by one. ``learned.groups``
+    tells how many rows of how many numbers. Where all is tied up, a full Gaussian is found up to
+    4,096 numbers; beyond, each number starts on its own, and ``report`` says what that is worth.
+
     Discrete sites of finite support are summed out, by Pyro's enumeration; ``sample_discrete`` and
     ``discrete_probabilities`` give them back. Where a site's support
     depends on another site (``Uniform(0, a)``), the guide runs the model to place its draws.
@@ -94,9 +104,8 @@ class AutoFlow(FlowGuide):
         model: a Pyro model whose latent variables are continuous and of fixed shape.
         builder: ``builder(features)`` returns the flow; by default ``pf.iaf``, small, since a
             guide must sample fast and give the density of its draws; of splines for one number.
-        init: ``"newton"`` for the start described above (up to 400 dimensions; beyond, and where
-            the model has no second derivatives, as ``"init"``), ``"init"`` for a narrow Gaussian at
-            ``init_loc_fn``.
+        init: ``"newton"`` for the start described above (where the model has no second derivatives,
+            as ``"init"``), ``"init"`` for a narrow Gaussian at ``init_loc_fn``.
         hide: names of latent sites that the guide leaves alone.
         init_loc_fn: where each site starts, as in Pyro's autoguides; by default prior medians,
             zero in unconstrained space where a prior cannot be sampled.

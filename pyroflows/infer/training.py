@@ -95,7 +95,8 @@ def fit_guide(
             ``pf.infer.DensityELBO``), ``"elbo"`` (``Trace_ELBO``), any Pyro ELBO of
             your own making (which then decides about particles), or ``"auto"``: the path gradient
             where the guide allows it.
-        particles: draws per step, over all devices.
+        particles: draws per step, over all devices; fewer, from four on, of a guide whose rows are
+            independent given the globals, since the rows average.
         lr: first step size.
         max_steps: an upper limit.
         vectorize: compute all particles at once: those of an ``AutoFlow`` under
