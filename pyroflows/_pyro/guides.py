@@ -155,8 +155,16 @@ class Guide(Named, AutoGuide):
         draws = self.sample_posterior(self.quantile_draws, *args, **kwargs)
         return {
             name: value.quantile(torch.as_tensor(quantiles).to(value), dim=0)
-            for name, value in draws.items()
+            for name, value in self.in_order(draws).items()
         }
+
+    def in_order(self, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draws as numbers of which some are larger than others, as quantiles take.
+
+        Args:
+            draws: of every latent site.
+        """
+        return draws
 
     def __deepcopy__(self, memo: dict) -> Guide:
         # Weights and Pyro's context are copied; the model and what was learned of it are shared.
@@ -192,19 +200,22 @@ class VectorGuide(Guide, AutoContinuous):
         super().__init__(model, name=name)
         self._model = (model,)  # Pyro's would draw its starts anew in every run
 
-    def assign_trace(self, trace: Trace, free_shapes: dict[str, Size]) -> tuple[LatentSite, ...]:
+    def assign_trace(
+        self, trace: Trace, free_shapes: dict[str, Size], supports: dict[str, Constraint]
+    ) -> tuple[LatentSite, ...]:
         """Put the sites of a run in place.
 
         Args:
             trace: with the latent sites alone.
             free_shapes: of their unconstrained values, by name.
+            supports: of their values, by name.
         """
         nodes: Iterator[tuple[str, Any]] = trace.iter_stochastic_nodes()
         sites = tuple(
             LatentSite(
                 name,
                 free_shapes[name],
-                site["fn"].support,
+                supports[name],
                 site["fn"].batch_shape,
                 site["fn"].event_shape,
                 # What a plate does row by row is in the names of its sites.

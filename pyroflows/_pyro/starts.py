@@ -11,6 +11,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+SPHERE_ADVICE = (
+    "sample it from ProjectedNormal under poutine.reparam with ProjectedNormalReparam; for the "
+    "prior VonMises3D(c) take ProjectedNormal(torch.zeros(3)), which is uniform, and pyro.factor "
+    "of VonMises3D(c).log_prob of its value"
+)
+
 
 class Started(Messenger):
     """Puts each continuous latent site at its start; discrete ones are drawn.
@@ -44,7 +50,6 @@ class Started(Messenger):
             raise ValueError(
                 f"model: latent site {msg['name']!r} ({type(msg['fn']).__name__}) has no start, "
                 f"since no map from R^n onto its support is known ({error}); write it by "
-                "pyro.deterministic as a function of sites with a plain support (of a direction: "
-                "ProjectedNormal, with poutine.reparam and ProjectedNormalReparam), pass "
-                "init_loc_fn=, or name it in hide="
+                "pyro.deterministic as a function of sites with a plain support (a direction: "
+                f"{SPHERE_ADVICE}), pass init_loc_fn=, or name it in hide="
             ) from error

@@ -128,7 +128,7 @@ def chees(
         proposal = trajectory(log_density, here, tuned.step, count, tuned.scale)
         acceptance = (-proposal.gained).exp().clamp(max=1.0)
         taken = torch.rand_like(acceptance) < acceptance
-        there = _where(taken, proposal.end, here)
+        there = chosen(taken, proposal.end, here)
         if index <= warmup:
             tuned.update(here, proposal, acceptance, there.z)
         else:
@@ -253,7 +253,7 @@ def trajectory(
         momentum = momentum + steps / 2 * scale * there.gradient
         gained = momentum.square().sum(-1) / 2 - there.log_p - energy
         diverging = diverging | ~_finite(there) | ~(gained <= DIVERGED)
-        here = _where(diverging, start, there)
+        here = chosen(diverging, start, there)
         momentum = torch.where(diverging[:, None], torch.zeros_like(momentum), momentum)
     gained = gained.masked_fill(diverging, math.inf)
     return Proposal(here, momentum, count * steps[:, 0], energy, gained, diverging)
@@ -274,12 +274,12 @@ def _finite(point: Point) -> Tensor:
     return point.log_p.isfinite() & point.gradient.isfinite().all(-1)
 
 
-def _where(chosen: Tensor, one: Point, other: Point) -> Point:
+def chosen(rows: Tensor, one: Point, other: Point) -> Point:
     """Of each chain one point or the other."""
-    row = chosen[:, None]
+    row = rows[:, None]
     return Point(
         torch.where(row, one.z, other.z),
-        torch.where(chosen, one.log_p, other.log_p),
+        torch.where(rows, one.log_p, other.log_p),
         torch.where(row, one.gradient, other.gradient),
     )
 

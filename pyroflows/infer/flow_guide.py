@@ -16,6 +16,7 @@ from pyroflows._pyro.threads import runs_models
 from pyroflows.distributions.flow import Flow
 from pyroflows.distributions.flow_distribution import FlowDistribution
 from pyroflows.distributions.mixture import MixtureDistribution, MixtureFlow
+from pyroflows.programs.circles import about_mean, circle_in
 from pyroflows.programs.discrete_sites import discrete_probabilities, draw_discrete
 from pyroflows.programs.log_density import LogDensity
 from pyroflows.programs.sites import Setup, check_same_sites, constrained, not_set_up, split
@@ -91,6 +92,7 @@ class FlowGuide(VectorGuide):
         kwargs: dict,
         model: Callable[..., Any] | None = None,
         batching: str | None = None,
+        numbers: int | None = None,
     ) -> LogDensity:
         """The model's log-density over the guide's stacked unconstrained sites.
 
@@ -99,6 +101,7 @@ class FlowGuide(VectorGuide):
             kwargs: its keyword arguments.
             model: another with the same latent sites; by default the guide's.
             batching: how it runs at several vectors, as in ``LogDensity``.
+            numbers: how many a run's sites have, likewise.
         """
         known, model = self._known, self.model if model is None else model
         return LogDensity(
@@ -110,6 +113,7 @@ class FlowGuide(VectorGuide):
             discrete=known.discrete,
             nesting=known.plate_nesting,
             batching=batching,
+            numbers=numbers,
         )
 
     def emit(self, latent: Tensor, args: tuple, kwargs: dict) -> dict[str, tuple[Tensor, Tensor]]:
@@ -125,8 +129,9 @@ class FlowGuide(VectorGuide):
         if self._known.moving:
             return self._emit_as_run(latent, args, kwargs)
         found = {}
+        supports = {site.name: site.support for site in self._known.sites}
         for node, free in self.unpack(latent):
-            to_support = bijection(node["fn"].support)
+            to_support = bijection(supports[node["name"]])
             value = to_support(free)
             log_det = to_support.log_abs_det_jacobian(free, value)
             extra = log_det.dim() - value.dim() + node["fn"].event_dim
@@ -152,6 +157,21 @@ class FlowGuide(VectorGuide):
     def structured(self) -> bool:
         """Whether it has rows that are independent given the globals."""
         return bool(self._known.groups)
+
+    @property
+    def angles(self) -> tuple[str, ...]:
+        """Names of the sites that are angles, whose means are of directions."""
+        return tuple(site.name for site in self._known.sites if circle_in(site.support))
+
+    def in_order(self, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draws as numbers of which some are larger than others, as quantiles take.
+
+        An angle is measured on from its mean direction, to either side, so it may leave [-pi, pi).
+
+        Args:
+            draws: of every latent site.
+        """
+        return {k: about_mean(v) if k in self.angles else v for k, v in draws.items()}
 
     @property
     def flows(self) -> list[Flow]:
@@ -201,7 +221,17 @@ class FlowGuide(VectorGuide):
 
     @pyro_method
     def get_transform(self, *_args: Any, **_kwargs: Any) -> FlowTransform:
-        """From the base to the stacked unconstrained sites."""
+        """From the base to the stacked unconstrained sites.
+
+        Raises:
+            ValueError: of several modes; of angles, for which Pyro takes the real line.
+        """
+        if self.angles:
+            raise ValueError(
+                f"guide: {', '.join(map(repr, self.angles))} is an angle, which Pyro's "
+                "NeuTraReparam would take for a real number, of a density without an end; use "
+                "pf.NeuTra, or ProjectedNormal with ProjectedNormalReparam in the model"
+            )
         return self._only_flow().transform
 
     def _only_flow(self) -> Flow:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from pyroflows._checks import check_positive, check_whole
 from pyroflows._pyro.threads import runs_models
@@ -18,7 +19,8 @@ from pyroflows.distributions.mixture import MixtureFlow
 from pyroflows.flows import iaf
 from pyroflows.infer.flow_guide import FlowGuide, whiten_of
 from pyroflows.infer.modes import MOST_FULL, MOST_MODES, gaussian_starts
-from pyroflows.infer.start import Gaussians, middle, same_draws
+from pyroflows.infer.start import Gaussians, drawn_from, middle, same_draws
+from pyroflows.programs.circles import circle_in, circle_of, is_angle, turned
 from pyroflows.programs.log_density import LogDensity
 from pyroflows.programs.sites import (
     Setup,
@@ -29,7 +31,7 @@ from pyroflows.programs.sites import (
     is_moving,
     widest_dtype,
 )
-from pyroflows.programs.supports import bijection_of_site
+from pyroflows.programs.supports import bijection_of_site, support_of_site
 from pyroflows.programs.vectorize import nesting, sample_sites
 from pyroflows.structured.apart import apart_start
 from pyroflows.structured.flow import around_rows, rows_flow, start_rows
@@ -62,12 +64,19 @@ class AutoFlow(FlowGuide):
     side by side until they come to where the first one ended: 12 runs at most for one Gaussian
     site, several times as many where there are several modes. A run is of up to some thousand
     points at once by ``torch.func.vmap``, or of as many as make four million numbers with the data;
-    where the model takes one at a time, each is a run, and there is one ascent. Models are written
-    for one draw: nothing need be said of dimensions to the left.
+    where the model takes one at a time, each is a run, and there are eight ascents at most. Models
+    are written for one draw: nothing need be said of dimensions to the left.
 
     Discrete sites of finite support are summed out, by Pyro's enumeration; ``sample_discrete`` and
     ``discrete_probabilities`` give them back. Where a site's support
     depends on another site (``Uniform(0, a)``), the guide runs the model to place its draws.
+
+    Angles (``VonMises``; Pyro calls their support real) are unwound: a free number is an angle
+    measured on and on, each of those 2 pi apart has a share of the density, and draws wind up into
+    [-pi, pi), by the posterior exactly where the flow is exact. ``setup`` puts the seam where the
+    posterior is rarest, and looks for modes a second time where that moved; with ``init="init"`` it
+    is opposite to the start. The flow's density is of the unwound number, so that an ELBO bounds
+    the evidence from a little farther below, and importance weights are exact.
 
     Parameters exist from ``setup`` on (the first call makes it otherwise): ``state_dict``s load and
     optimisers see them before the first step. In Pyro's parameter store each guide has a name of
@@ -180,18 +189,23 @@ class AutoFlow(FlowGuide):
         trace = self.latent_trace(self.init_loc_fn, args, kwargs, self.hidden)
         nodes: list[tuple[str, Any]] = list(trace.iter_stochastic_nodes())
         free: dict[str, Tensor] = {}
+        supports: dict[str, Constraint] = {}
         for name, node in nodes:
             if node["fn"].has_enumerate_support:
                 trace.remove_node(name)  # summed out
                 continue
             check_latent(name, node)
-            free[name] = bijection_of_site(name, node["fn"]).inv(node["value"].detach())
+            value = node["value"].detach()
+            around = circle_of(node["fn"], value) if is_angle(node["fn"]) else None
+            supports[name] = support_of_site(name, node["fn"], around)
+            free[name] = bijection_of_site(name, node["fn"], around).inv(value)
         start = torch.cat([value.reshape(-1) for value in free.values()] or [torch.empty(0)])
         if not len(start):
             raise ValueError(
                 "model: expected continuous latent sites, found none; a guide has nothing to do"
             )
-        sites = self.assign_trace(trace, {name: value.shape for name, value in free.items()})
+        free_shapes = {name: value.shape for name, value in free.items()}
+        sites = self.assign_trace(trace, free_shapes, supports)
         with poutine.block():
             other = LogDensity(self.model, sites, args, kwargs).trace(start + _OFF)
         found = sample_sites(other)
@@ -199,7 +213,10 @@ class AutoFlow(FlowGuide):
         discrete = tuple(n for n, site in latent.items() if site["fn"].has_enumerate_support)
         check_same_sites(other, (site.name for site in sites), {*self.hidden, *discrete})
         self.note_parameters(other)
-        moving = is_moving(sites, {name: site["fn"].support for name, site in latent.items()})
+        moving = is_moving(
+            sites,
+            {s.name: support_of_site(s.name, latent[s.name]["fn"], s.support) for s in sites},
+        )
         self.learned = Setup(sites, nesting(other), widest_dtype(other), discrete, moving)
         return start.to(self.dtype)
 
@@ -207,6 +224,8 @@ class AutoFlow(FlowGuide):
         """The flow of a model without such a structure, one for each mode."""
         narrow = self.init_scale * torch.eye(self.latent_dim).to(start)
         found = gaussian_starts(log_p, start, narrow, self.init == "newton")
+        if self.init == "newton":
+            found = self._turn(found, narrow, log_p)
         return self._posterior([self._build() for _ in found.elbo], found)
 
     def _by_rows(self, log_p: LogDensity, start: Tensor) -> Flow | None:
@@ -231,6 +250,21 @@ class AutoFlow(FlowGuide):
             return None
         structure = structure_of(log_p, start)
         return None if structure is None else arrow_start(log_p, structure, start)
+
+    def _turn(self, found: Gaussians, narrow: Tensor, log_p: LogDensity) -> Gaussians:
+        """The starts with the seam of each angle where the posterior is rarest.
+
+        Where that is another place than opposite to the site's start, the search is made again: a
+        mode on a seam is two.
+        """
+        if not any(circle_in(site.support) for site in self._known.sites):
+            return found
+        sites, shift = turned(self._known.sites, drawn_from(found))
+        if not shift.any():
+            return found
+        self.learned = replace(self._known, sites=sites)
+        log_p = self.log_density(log_p.args, log_p.kwargs)
+        return gaussian_starts(log_p, found.loc[0] - shift, narrow, climb=True)
 
     def restore(self, learned: Setup, inner: Flow, modes: int = 1) -> None:
         """Set up from what another guide learned, without a run of the model.

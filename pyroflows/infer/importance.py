@@ -101,7 +101,9 @@ def importance_weights(
     draw by draw for models that cannot (with a warning). Up to five runs before them find out which
     it is.
 
-    Log-densities and log-weights are in nats.
+    Log-densities and log-weights are in nats. Of an angle, ``log_q`` of an ``AutoFlow`` is the
+    density of the turn that was drawn over that turn's share of the angle: the weights are exact on
+    the line, and so on the circle.
 
     Args:
         model: a Pyro model.

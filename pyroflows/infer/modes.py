@@ -27,8 +27,10 @@ from pyroflows.programs.log_density import ERRORS, LogDensity
 MOST_MODES = 24
 _CANDIDATES = 512
 _PRIOR_DRAWS = 256
-_FEW = 16  # candidates where the model takes one at a time
+_FEW = 16  # candidates, and prior draws, where the model takes one at a time
+_FEW_ASCENTS = 8  # side by side there
 _BEST = 4  # candidates from which an ascent starts since their density is highest
+_ENDED = 400  # up to so many dimensions a density's end is looked for along each
 MOST_FULL = 4096  # up to so many dimensions a full covariance is worth its second derivatives
 _ASCENTS = ((10, 24), (20, 12), (50, 5))  # up to so many dimensions so many ascents a round
 _ROUNDS = 3  # of ascents; a second one only where the first has found several modes
@@ -78,9 +80,11 @@ def gaussian_starts(log_p: LogDensity, start: Tensor, narrow: Tensor, climb: boo
         if not len(first):
             raise ValueError(_where_not_finite(log_p, start))
         found = _modes(log_p, first, points, values) if climb else _none(first)
-        if len(found.elbo):
+        if not len(found.elbo):  # nor is there one where nothing bends the density
+            found = _one(first[0], narrow)
+        if climb and len(start) <= _ENDED:
             check_proper(log_p, found.loc[0], found.tril[0])
-    return found if len(found.elbo) else _one(first[0], narrow)
+    return found
 
 
 def _one(loc: Tensor, tril: Tensor) -> Gaussians:
@@ -114,23 +118,23 @@ def _where_not_finite(log_p: LogDensity, start: Tensor) -> str:
 
 def _ascents(log_p: LogDensity, size: int) -> int:
     """How many go on side by side: in many dimensions each is expensive."""
-    if log_p.batching == "alone":
-        return 1
-    return next((count for most, count in _ASCENTS if size <= most), 1)
+    found = next((count for most, count in _ASCENTS if size <= most), 1)
+    return min(found, _FEW_ASCENTS) if log_p.batching == "alone" else found
 
 
 def _candidates(log_p: LogDensity, start: Tensor, climb: bool) -> tuple[Tensor, Tensor]:
     """``start``, random points around it and draws of the prior, with their log-densities."""
     if log_p.batching is None:
         log_p.settle(start)
-    count = (_FEW if log_p.batching == "alone" else _CANDIDATES) // 2
+    alone = log_p.batching == "alone"
+    count = (_FEW if alone else _CANDIDATES) // 2
     parts = [
         start[None],
         start + torch.randn(count, len(start)).to(start),
         4 * torch.rand(count, len(start)).to(start) - 2,
     ]
     if climb and _ascents(log_p, len(start)) > 1:
-        parts.append(log_p.prior_draws(_PRIOR_DRAWS, start))
+        parts.append(log_p.prior_draws(_FEW if alone else _PRIOR_DRAWS, start))
     points = torch.cat(parts)
     return points, values_of(log_p, points)
 
@@ -301,8 +305,8 @@ def missed_mass(log_p: LogDensity, flow: Flow | MixtureFlow, evidence: float) ->
     """Mass that new ascents find where the flow's density is below a twentieth of the posterior's.
 
     Costs as much as the search for the first Gaussian, and 128 draws of each that it finds. In
-    over 50 dimensions, and where the model takes one draw or sees a part of its rows at a time,
-    nothing is looked for.
+    over 50 dimensions, and where the model sees a part of its rows at a time, nothing is looked
+    for.
 
     Args:
         log_p: of the model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,8 @@ from pyroflows._checks import check_whole, checked_int
 from pyroflows._pyro.guides import diverged
 from pyroflows._pyro.threads import runs_models_long
 from pyroflows.distributions.flow import Flow
-from pyroflows.infer.chees import chees, evaluate
+from pyroflows.distributions.mixture import MixtureFlow
+from pyroflows.infer.chees import chees, chosen, evaluate, first_step, trajectory
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.programs.log_density import ERRORS, LogDensity
 from pyroflows.programs.vectorize import is_subsampled, sample_sites
@@ -24,6 +26,12 @@ from pyroflows.training.progress import Progress
 _STARTS = 100
 _NUTS = (1000, 500)  # draws a chain and warm-up, by default
 _TOGETHER = (400, 200)
+_WALKERS = 256
+_WALK = 60  # trajectories of each; every fifth of the last half is looked at
+_TURN = 1.5  # length of one: a quarter of a turn in a standard normal
+_SHORT = 10  # leapfrogs of one at most
+_THIN = math.log(10)  # nats by which a guide's density is too low for mass to be covered by it
+_WORTH = 0.02  # share of the posterior that is worth a word
 
 
 class NeuTra:
@@ -280,13 +288,7 @@ def _together(
     flow: Flow, joint: LogDensity, chains: int, draws: int, warmup: int, progress: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """ChEES-HMC: latent vectors ``(chains, draws, D)`` and statistics ``(chains, draws)``."""
-
-    def log_density(z: Tensor) -> Tensor:
-        try:
-            return -_potential(flow, joint, z)
-        except ERRORS:  # by some chain far out: it is found, and only its step is refused
-            return torch.stack([_or_impossible(flow, joint, row) for row in z])
-
+    log_density = _pulled_back(flow, joint)
     bar = Progress(f"{chains} chains", "step", warmup + draws, show=progress)
 
     def tell(acceptance: float, step_size: float) -> None:
@@ -313,6 +315,74 @@ def _together(
 def _moved(flow: Flow, z: Tensor) -> Tensor:
     """Base vectors ``(chains, draws, D)`` through the flow."""
     return flow.transform.forward_and_log_det(z.flatten(0, 1))[0].reshape(z.shape)
+
+
+@torch.no_grad()
+def share_beyond(
+    joint: LogDensity, flow: Flow | MixtureFlow, evidence: float
+) -> tuple[float, Tensor] | None:
+    """The share of the posterior that chains walk into, where a guide has hardly any density.
+
+    No weight tells of a tail where the guide does not draw. Chains that start from its draws get
+    there: 256, or as many as are worth one run, by 60 short trajectories each, about 120 gradients
+    of all of them. They may not have come as far as they would, so the share is a lower bound.
+
+    Args:
+        joint: of the model.
+        flow: of the guide.
+        evidence: the log evidence in nats by the guide's draws.
+
+    Returns:
+        The share where the guide's density is below a tenth of the posterior's, and points from
+        there, ``(n, D)``; None where it is below 2 %, and where chains cannot say: the model takes
+        one draw or sees a part of its rows at a time, or draws sites itself.
+    """
+    flows: list[Flow] = [flow] if isinstance(flow, Flow) else flow.components
+    shares = torch.ones(1) if isinstance(flow, Flow) else flow.log_shares.exp()
+    latent = flow.sample((1,))[0]
+    if joint.batching is None:
+        joint.settle(latent)
+    if joint.batching == "alone" or joint.hidden - joint.discrete or joint.subsampled(latent):
+        return None
+    count = max(8, min(_WALKERS, joint.at_once) // len(flows))
+    try:
+        with pyro.validation_enabled(False):
+            latent = torch.cat([_walked(each.detached(), joint, count) for each in flows])
+            ratio = joint(latent) - evidence - flow.log_prob(latent)
+    except ERRORS:
+        return None
+    bare = ratio > _THIN
+    # Each flow's chains stand for its share of the posterior.
+    share = (bare.reshape(len(flows), -1).to(latent).mean(1) * shares.to(latent)).sum().item()
+    return (share, latent[bare]) if share > _WORTH else None
+
+
+def _walked(flow: Flow, joint: LogDensity, chains: int) -> Tensor:
+    """Where chains are that started from a flow's draws, ``(n, D)``."""
+    log_density = _pulled_back(flow, joint)
+    here = evaluate(log_density, _starts(flow.base, log_density, chains))
+    step, scale = first_step(log_density, here), torch.ones_like(here.z[0])
+    seen = []
+    for index in range(1, _WALK + 1):
+        count = min(_SHORT, math.ceil(_TURN / step))
+        proposal = trajectory(log_density, here, step, count, scale)
+        taken = torch.rand_like(proposal.gained) < (-proposal.gained).exp()
+        here = chosen(taken, proposal.end, here)
+        if index > _WALK // 2 and index % 5 == 0:
+            seen.append(here.z)
+    return _moved(flow, torch.stack(seen)).flatten(0, 1)
+
+
+def _pulled_back(flow: Flow, joint: LogDensity) -> Callable[[Tensor], Tensor]:
+    """The log-density of base vectors ``(chains, D)``, minus infinity where the model raises."""
+
+    def log_density(z: Tensor) -> Tensor:
+        try:
+            return -_potential(flow, joint, z)
+        except ERRORS:  # by some chain far out: it is found, and only its step is refused
+            return torch.stack([_or_impossible(flow, joint, row) for row in z])
+
+    return log_density
 
 
 def _or_impossible(flow: Flow, joint: LogDensity, z: Tensor) -> Tensor:

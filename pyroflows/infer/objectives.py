@@ -168,7 +168,13 @@ class DensityELBO(Trace_ELBO):
     ) -> None:
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.batching, self.path = batching, path
+        self.numbers: int | None = None  # of a run's sites, as the last one had them
         self.rows: str | None = None
+
+    def _log_density(
+        self, model: Callable, guide: AutoFlow, args: tuple, kwargs: dict
+    ) -> LogDensity:
+        return guide.log_density(args, kwargs, model, self.batching, self.numbers)
 
     @torch.no_grad()
     def look_at_rows(self, log_density: LogDensity, latent: Tensor) -> str:
@@ -193,9 +199,9 @@ class DensityELBO(Trace_ELBO):
         count = -(-self.num_particles // guide.modes)
         count = max(count, min(_LEAST, self.num_particles))
         latent, log_q = guide.scored_by_mode(count, self.path)
-        log_density = guide.log_density(args, kwargs, model, self.batching)
+        log_density = self._log_density(model, guide, args, kwargs)
         log_p = log_density(latent.flatten(0, 1)).reshape(log_q.shape)
-        self.batching = log_density.batching
+        self.batching, self.numbers = log_density.batching, log_density.numbers
         elbos = (log_p - log_q).mean(1)
         if isinstance(guide.flow, Flow):
             return -elbos[0]
@@ -215,14 +221,14 @@ class DensityELBO(Trace_ELBO):
     def loss(self, model: Callable, guide: AutoFlow, *args: Any, **kwargs: Any) -> float:
         """Minus the ELBO; of all rows, where the model draws subsamples of them itself."""
         guide.setup(*args, **kwargs)
-        log_density = guide.log_density(args, kwargs, model, self.batching)
+        log_density = self._log_density(model, guide, args, kwargs)
         if self.rows is None:
             self.look_at_rows(log_density, guide.scored_draws(1)[0][0])
         if self.rows != "some":
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
         latent, log_q = guide.scored_draws(self.num_particles)
         log_p = runs_of_all_rows(log_density, latent).log_p
-        self.batching = log_density.batching
+        self.batching, self.numbers = log_density.batching, log_density.numbers
         return (log_q - log_p).mean().item()
 
     @torch.no_grad()
@@ -236,7 +242,7 @@ class DensityELBO(Trace_ELBO):
         if guide.structured:
             return math.inf
         latent, log_q = guide.scored_draws(_GAP_DRAWS)
-        log_density = guide.log_density(args, kwargs, model, self.batching)
+        log_density = self._log_density(model, guide, args, kwargs)
         if self.batching == "alone" or self.look_at_rows(log_density, latent[0]) != "all":
             return math.inf
         log_w = log_density(latent) - log_q

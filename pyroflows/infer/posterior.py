@@ -14,6 +14,7 @@ from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.neutra import NeuTra
 from pyroflows.infer.training import fit_guide
 from pyroflows.infer.verdict import Report, report
+from pyroflows.programs.circles import about_mean
 
 _R_HAT = 1.01  # Vehtari et al. 2021, arXiv:1903.08008
 _LEAST = 400  # effective draws that chains are worth, of every number
@@ -24,6 +25,8 @@ _WARMUP = 200
 @dataclass(frozen=True)
 class Posterior:
     """Draws of a posterior, and how they came about; printable.
+
+    Of angles the mean that is printed is their direction, and the spread is about it.
 
     Attributes:
         draws: for each latent site ``(draws, *site shape)``, all of equal weight.
@@ -57,6 +60,8 @@ class Posterior:
         rows = [f"{'site':<20} {'mean':>10} {'sd':>10}"]
         for name, value in self.draws.items():
             flat = value.double().reshape(len(value), -1)
+            if name in self.guide.angles:
+                flat = about_mean(flat)
             for index, column in enumerate(flat.T[:10]):
                 label = name if flat.shape[1] == 1 else f"{name}[{index}]"
                 rows.append(f"{label:<20} {column.mean():>10.4g} {column.std():>10.3g}")

@@ -18,6 +18,7 @@ from pyro.infer.autoguide import init_to_median
 from torch import Tensor
 
 from pyroflows.infer.proper import values_of
+from pyroflows.programs.circles import direction_of, is_angle
 from pyroflows.programs.log_density import ERRORS, LogDensity
 from pyroflows.programs.supports import bijection
 
@@ -28,6 +29,7 @@ _CLOSE = 0.05  # nats below what the curvature promises of a maximum: rounding m
 _ONE_BY_ONE = 400  # dimensions, from which on second derivatives are taken row by row
 _GRAPH = 8  # copies of a run's numbers that two derivatives keep, about
 _DRAWS = 64
+_PLACES = 256  # draws that show where a posterior is
 _FEW = 16  # draws where the model takes one at a time
 
 
@@ -76,18 +78,35 @@ def same_draws() -> Iterator[None]:
 
 
 def middle(site: dict[str, Any]) -> Tensor:
-    """The prior's median, or zero in unconstrained space where it cannot be sampled.
+    """The prior's median, of an angle its direction.
+
+    Zero in unconstrained space where the prior cannot be sampled.
 
     Args:
         site: as in a trace.
     """
     fn = site["fn"]
+    if is_angle(fn):  # the median of angles about the seam is opposite to them
+        return direction_of(fn)
     try:
         with same_draws():  # Pyro takes the median of a few
             return init_to_median(site)
     except NotImplementedError:  # as a flat prior
         to_support = bijection(fn.support)
         return to_support(torch.zeros(to_support.inverse_shape(fn.shape())))
+
+
+def drawn_from(found: Gaussians) -> Tensor:
+    """Draws ``(256, D)`` of the mixture of Gaussians, the same each time.
+
+    Args:
+        found: with their ELBOs for weights.
+    """
+    with same_draws():
+        shares = found.elbo.double().softmax(0)
+        index = torch.multinomial(shares, _PLACES, replacement=True)
+        noise = torch.randn(_PLACES, found.loc.shape[1], 1).to(found.loc)
+    return found.loc[index] + (found.tril[index] @ noise)[..., 0]
 
 
 def best_gaussians(log_p: LogDensity, points: Tensor) -> Gaussians:

@@ -324,6 +324,7 @@ def _density_elbo(
         few = min(log_density.at_once // _FEWEST, _MANY // guide.latent_dim)
         particles = min(particles, max(_FEWEST, few))
     elbo = DensityELBO(particles, log_density.batching, path=objective != "elbo")
+    elbo.numbers = log_density.numbers
     elbo.look_at_rows(log_density, guide.scored_draws(1)[0][0])
     return elbo
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from pyroflows._pyro.anchored import Anchored
 from pyroflows._pyro.enumeration import enumerated, log_prob_summed_out
 from pyroflows._pyro.guides import FreeSite
 from pyroflows._pyro.threads import runs_models
+from pyroflows.programs.circles import is_angle
 from pyroflows.programs.sites import changed_model, split
 from pyroflows.programs.supports import bijection_of_site
 from pyroflows.programs.vectorize import Program, is_subsampled, is_unobserved_part, sample_sites
@@ -34,6 +36,7 @@ from pyroflows.programs.vectorize import Program, is_subsampled, is_unobserved_p
 # What a model may raise where it cannot be batched, or at an extreme point.
 ERRORS = (RuntimeError, ValueError, IndexError, NotImplementedError, ArithmeticError, TypeError)
 _AT_ONCE = 2**22  # numbers of all sites, all vectors together: 16 MiB of float32 each time
+_UNSEEN = 16  # vectors that run at once to see how many numbers a run has
 _ROUNDING = 1e-4  # of a log-density, relative, by which one draw may differ among others
 
 
@@ -85,9 +88,10 @@ class _Rows(Messenger):
 class _Placed(Messenger):
     """Gives each latent site the value that a free one has under the support of this very run."""
 
-    def __init__(self, free: dict[str, Tensor]) -> None:
+    def __init__(self, sites: Sequence[FreeSite], latent: Tensor) -> None:
         super().__init__()
-        self.free = free
+        self.free = split(sites, latent)
+        self.known = {site.name: site.support for site in sites}
         self.values: dict[str, Tensor] = {}
         self.log_dets: dict[str, Tensor] = {}
         self.of_each: dict[str, Tensor] = {}  # of each independent number
@@ -96,7 +100,7 @@ class _Placed(Messenger):
         name = msg["name"]
         if name not in self.free or msg["is_observed"]:
             return
-        to_support = bijection_of_site(name, msg["fn"])
+        to_support = bijection_of_site(name, msg["fn"], self.known[name])
         free = self.free[name]
         value = to_support(free)
         while isinstance(to_support, IndependentTransform):
@@ -110,7 +114,10 @@ class _Placed(Messenger):
 
 
 class _Drawn(Messenger):
-    """Keeps the unconstrained value of each latent site, drawn from its prior."""
+    """Keeps the unconstrained value of each latent site, drawn from its prior.
+
+    Of an angle from the whole circle: torch draws it by rejection, not many times at once.
+    """
 
     def __init__(self, sites: Sequence[FreeSite]) -> None:
         super().__init__()
@@ -121,13 +128,35 @@ class _Drawn(Messenger):
         name = msg["name"]
         if name not in self.sites or msg["is_observed"]:
             return
-        to_support = bijection_of_site(name, msg["fn"])
+        site = self.sites[name]
+        to_support = bijection_of_site(name, msg["fn"], site.support)
         try:
-            value = msg["fn"]()
-        except NotImplementedError:  # a flat prior
-            value = to_support(2 * torch.randn(self.sites[name].free_shape))
+            if is_angle(msg["fn"]):
+                value = to_support(math.pi * (2 * torch.rand(site.free_shape) - 1))
+            else:
+                value = _drawn_from(msg["fn"])
+        except (NotImplementedError, RuntimeError):  # a flat prior, or one draw at a time only
+            value = to_support(2 * torch.randn(site.free_shape))
         self.free[name] = to_support.inv(value)
         msg["value"], msg["done"] = value, True
+
+
+def _drawn_from(fn: Any) -> Tensor:
+    """A draw that ``torch.func.vmap`` takes many of: by quantiles where there are such.
+
+    torch's own draws are often written into one tensor for all.
+    """
+    base = fn
+    while isinstance(base, Independent):
+        base = base.base_dist
+    try:
+        if not base.event_shape:
+            level = torch.rand(base.batch_shape)
+            tiny = torch.finfo(level.dtype).eps
+            return base.icdf(level.clamp(tiny, 1 - tiny))
+    except NotImplementedError:
+        pass
+    return fn()
 
 
 class LogDensity:
@@ -137,8 +166,10 @@ class LogDensity:
     in one run of the model under ``torch.func.vmap`` (without gradients in as many as keep a run's
     numbers, data included, below four millions), or in n where ``settle`` finds a problem.
     Each site is mapped by the support that its distribution has in that very run, so that
-    ``Uniform(0, a)`` is right. Discrete sites are summed out. Random choices of the run itself,
-    such as a subsample, are the same for all vectors of a call; hidden sites are drawn for each.
+    ``Uniform(0, a)`` is right. An angle's is the circle, and its Jacobian a share of its density
+    (``pyroflows.programs.circles``). Discrete sites are summed out. Random choices of the run
+    itself, such as a subsample, are the same for all vectors of a call; hidden sites are drawn for
+    each.
 
     Args:
         model: a Pyro model, for one draw.
@@ -152,6 +183,8 @@ class LogDensity:
         batching: how several vectors run: ``"vmap"``; ``"anchored"``, where the model writes draws
             into tensors that it makes (a little slower); ``"alone"``, one by one; None to find out
             at the first of them.
+        numbers: how many a run's sites have, data included, where another run has told it; None to
+            see it in the first.
 
     Raises:
         ValueError: a run has other latent sites.
@@ -177,12 +210,12 @@ class LogDensity:
         discrete: Collection[str] = (),
         nesting: int = 0,
         batching: str | None = None,
+        numbers: int | None = None,
     ) -> None:
         self.model, self.sites, self.args, self.kwargs = model, sites, args, kwargs or {}
         self.hidden, self.discrete, self.nesting = frozenset(hidden), frozenset(discrete), nesting
-        self.batching = batching
+        self.batching, self.numbers = batching, numbers
         self.rows: dict[str, Tensor] = {}
-        self.numbers = 1  # that a run's sites have, seen in a run
 
     def with_rows(self, rows: dict[str, Tensor]) -> LogDensity:
         """The same, with these rows in the plates that draw a subsample.
@@ -217,7 +250,7 @@ class LogDensity:
     @property
     def at_once(self) -> int:
         """How many vectors are worth one run: more would take memory and no less time."""
-        return max(1, _AT_ONCE // self.numbers)
+        return _UNSEEN if self.numbers is None else max(1, _AT_ONCE // max(1, self.numbers))
 
     def __call__(self, latent: Tensor) -> Tensor:
         """Nats, one for each vector."""
@@ -242,9 +275,10 @@ class LogDensity:
     @runs_models
     @torch.no_grad()
     def prior_draws(self, n: int, like: Tensor) -> Tensor:
-        """Unconstrained vectors ``(n, latent_dim)`` of draws from the prior, in one run.
+        """Unconstrained vectors ``(n, latent_dim)`` of draws from the prior, in one run, or in n.
 
-        None, ``(0, latent_dim)``, where the prior cannot be drawn from many times at once.
+        A site whose prior cannot be drawn from many times at once is drawn around zero on its
+        unconstrained scale. None, ``(0, latent_dim)``, where the model cannot be run there.
 
         Args:
             n: how many.
@@ -260,6 +294,8 @@ class LogDensity:
         try:
             with pyro.validation_enabled(False), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's of loops over draws
+                if self.batching == "alone":
+                    return torch.stack([one(like) for _ in range(n)]).to(like)
                 return torch.func.vmap(one, randomness="different")(torch.zeros(n, 1)).to(like)
         except (*ERRORS, KeyError):
             return like.new_empty(0, len(like))
@@ -275,7 +311,7 @@ class LogDensity:
         return trace
 
     def _traced(self, model: Program, latent: Tensor) -> tuple[Trace, _Placed]:
-        placed = _Placed(split(self.sites, latent))
+        placed = _Placed(self.sites, latent)
         # Parameters are seen outside: SVI and fit_guide ask by their statements what to train.
         with poutine.block(hide_fn=lambda msg: msg["type"] != "param"), placed, _Rows(self.rows):
             trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
@@ -359,12 +395,12 @@ class LogDensity:
         if torch.is_grad_enabled() or len(latent) <= self.at_once:
             return self._batched(latent)
         hidden = self.hidden - self.discrete  # drawn for each vector; all else is alike in all runs
-        *parts, last = latent.split(self.at_once)
-        rans = []
-        for part in parts:
-            with contextlib.nullcontext() if hidden else _same_choices(latent.device):
+        rans: list[Ran] = []
+        while len(latent):  # the first part may be what tells the size of the others
+            part, latent = latent.tensor_split([self.at_once])
+            differ = hidden or not len(latent)
+            with contextlib.nullcontext() if differ else _same_choices(part.device):
                 rans.append(self._batched(part))
-        rans.append(self._batched(last))
         values, log_dets, log_p = zip(*rans, strict=True)
         return Ran(_joined(values), _joined(log_dets), torch.cat(log_p))
 

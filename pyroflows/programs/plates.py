@@ -15,6 +15,7 @@ from torch import Size, Tensor
 from torch.distributions import biject_to, constraints
 
 from pyroflows._pyro.guides import FreeSite
+from pyroflows.programs.circles import is_angle
 
 
 class Plate(NamedTuple):
@@ -114,10 +115,16 @@ def plate_with_latents(latents: dict[str, Any]) -> tuple[str, int]:
         latents: the model's latent sites, by name.
 
     Raises:
-        ValueError: there is none, there are several, or a site is discrete.
+        ValueError: there is none, there are several, or a site is discrete or an angle.
     """
     found: dict[str, tuple[str, int]] = {}
     for name, site in latents.items():
+        if is_angle(site["fn"]):
+            raise ValueError(
+                f"model: latent site {name!r} is an angle, whose chart of the line has its seam "
+                "elsewhere for each item; use ProjectedNormal of two numbers with "
+                f"poutine.reparam(config={{{name!r}: ProjectedNormalReparam()}}), or pf.AutoFlow"
+            )
         if site["fn"].has_enumerate_support or site["fn"].support.is_discrete:
             raise ValueError(
                 f"model: expected continuous latent sites, got {name!r}, a discrete "

@@ -149,7 +149,8 @@ def bracketed(sites: Iterable[str]) -> str:
     Args:
         sites: the names of the guide's latent sites.
     """
-    sites = list(sites)
+    # Pyro parts the name of a module from its parameters' by $$$ (of random_module's sites too).
+    sites = [site.replace("$$$", ".") for site in sites]
     return f"({', '.join(sites[:4])}{', ...' if len(sites) > 4 else ''})"
 
 

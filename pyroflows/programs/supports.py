@@ -9,10 +9,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
+
+from pyroflows._pyro.starts import SPHERE_ADVICE
+from pyroflows.programs.circles import Circle, Unwound, circle_of, is_angle
+
+sphere = dist.constraints.sphere
 
 
 class _Triangle(Transform):
@@ -103,7 +109,7 @@ def _order(entries: int) -> int:
 
 
 def bijection(support: Constraint) -> Transform:
-    """From R^n onto a support.
+    """From R^n onto a support; of a circle its chart, which is no bijection.
 
     Args:
         support: of a continuous distribution.
@@ -116,6 +122,8 @@ def bijection(support: Constraint) -> Transform:
     if isinstance(support, constraints.independent):
         inner, dims = bijection(support.base_constraint), support.reinterpreted_batch_ndims
         return torch.distributions.IndependentTransform(inner, dims) if dims else inner
+    if isinstance(support, Circle):
+        return Unwound(support.center)
     if support is constraints.positive_definite:
         return PositiveDefiniteVector()
     if support is constraints.lower_cholesky:
@@ -123,37 +131,61 @@ def bijection(support: Constraint) -> Transform:
     return biject_to(support)
 
 
-def bijection_of_site(name: str, fn: Any) -> Transform:
+def support_of_site(name: str, fn: Any, known: Constraint | None = None) -> Constraint:
+    """The support that a latent site has in this run, of an angle the circle and not the line.
+
+    Args:
+        name: the site's.
+        fn: its distribution.
+        known: the support that it was given at set-up, of which an angle keeps its chart.
+
+    Raises:
+        ValueError: the site is discrete, lives on a sphere, or has no support; it names the site.
+    """
+    kind = type(_innermost(fn)).__name__
+    if is_angle(fn):
+        return circle_of(fn, 0.0) if known is None else known
+    try:
+        support = fn.support
+    except NotImplementedError as error:
+        raise _no_map(name, kind, error) from error
+    if support is sphere:
+        raise ValueError(
+            f"model: latent site {name!r} ({kind}) is a direction on a sphere, onto which there is "
+            f"no map from R^n with a density; {SPHERE_ADVICE}"
+        )
+    if support.is_discrete:
+        raise ValueError(
+            f"model: latent site {name!r} is a discrete {kind} without finite support; sum it out "
+            "by hand, or name it in hide= (it is then drawn from its prior)"
+        )
+    return support
+
+
+def bijection_of_site(name: str, fn: Any, known: Constraint | None = None) -> Transform:
     """From R^n onto the support that a latent site has in this run.
 
     Args:
         name: the site's.
         fn: its distribution.
+        known: the support that it was given at set-up, of which an angle keeps its chart.
 
     Raises:
-        ValueError: the site is discrete or lives on a circle, or there is no such map; it names
+        ValueError: the site is discrete or lives on a sphere, or there is no such map; it names
             the site.
     """
-    kind = type(_innermost(fn)).__name__
-    if kind in ("VonMises", "VonMises3D"):
-        raise ValueError(
-            f"model: latent site {name!r} is a direction ({kind}), which no flow over R^n covers "
-            "without a seam; use ProjectedNormal with poutine.reparam(config={"
-            f"{name!r}: ProjectedNormalReparam()}})"
-        )
+    support = support_of_site(name, fn, known)
     try:
-        support = fn.support
-        if not support.is_discrete:
-            return bijection(support)
+        return bijection(support)
     except NotImplementedError as error:
-        raise ValueError(
-            f"model: latent site {name!r} ({kind}) has a support that no map from R^n to it is "
-            f"known for ({error or 'torch has none'}); write it by pyro.deterministic as a "
-            "function of sites with a plain support, or name it in hide="
-        ) from error
-    raise ValueError(
-        f"model: latent site {name!r} is a discrete {kind} without finite support; sum it out by "
-        "hand, or name it in hide= (it is then drawn from its prior)"
+        raise _no_map(name, type(_innermost(fn)).__name__, error) from error
+
+
+def _no_map(name: str, kind: str, error: NotImplementedError) -> ValueError:
+    return ValueError(
+        f"model: latent site {name!r} ({kind}) has a support that no map from R^n to it is "
+        f"known for ({error or 'torch has none'}); write it by pyro.deterministic as a "
+        "function of sites with a plain support, or name it in hide="
     )
 
 

@@ -33,6 +33,7 @@ def facts_of(guide: AutoFlow) -> dict[str, Any]:
     """
     if guide.learned is None:
         raise not_set_up()
+    groups = [list(size) for size in guide.learned.groups]
     return {
         "name": guide.pyro_name,
         "sites": [
@@ -55,7 +56,7 @@ def facts_of(guide: AutoFlow) -> dict[str, Any]:
         "plate_nesting": guide.learned.plate_nesting,
         "discrete": list(guide.learned.discrete),
         "moving": guide.learned.moving,
-        "groups": [list(size) for size in guide.learned.groups],
+        **({"groups": groups} if groups else {}),
         "modes": guide.modes,
     }
 

@@ -14,9 +14,11 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution, Independent, biject_to
+from torch.distributions import Distribution, Independent
 
 from pyroflows.distributions.base import arguments_of
+from pyroflows.programs.circles import Circle
+from pyroflows.programs.supports import bijection
 from pyroflows.transforms import Additive, Affine, RationalQuadraticSpline
 from pyroflows.transforms.families import Family, families, kinds
 from pyroflows.transforms.support import JoinedSupport, check_room
@@ -146,6 +148,8 @@ def _encode_constraint(value: Any, name: str) -> dict[str, Any]:
     for bounded, names in BOUNDED.items():
         if kind is getattr(constraints, bounded):
             return {"constraint": bounded, **{n: encode(own[n], name) for n in names}}
+    if kind is Circle:
+        return {"constraint": "circle", "center": encode(value.center, name)}
     if kind is constraints.independent:
         base = _encode_constraint(value.base_constraint, name)
         dims = value.reinterpreted_batch_ndims
@@ -234,7 +238,7 @@ def site_from(words: dict[str, Any]) -> dict[str, Any]:
     """
     support = decode(words["support"], "support")
     try:
-        check_room(support, biject_to(support), Size(words["free_shape"]))
+        check_room(support, bijection(support), Size(words["free_shape"]))
     except (NotImplementedError, *_UNREADABLE) as error:
         raise ValueError(
             f"support: expected a constraint with room for the site {words['name']!r}, got "
@@ -275,6 +279,8 @@ def _decode_constraint(value: dict[str, Any], name: str) -> Any:
     if kind in BOUNDED:
         bounds = (_decode(value[n], name, None) for n in BOUNDED[kind])
         return getattr(constraints, kind)(*bounds)
+    if kind == "circle":
+        return Circle(_decode(value["center"], name, None))
     if kind == "independent":
         base, dims = _decode_constraint(value["base"], name), value["dims"]
         if base is constraints.real and dims == 1:

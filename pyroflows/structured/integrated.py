@@ -25,6 +25,7 @@ from pyroflows.transforms.rows import RowsGivenGlobals, WhitenRows
 
 POINTS = 16  # of each row
 _NUMBERS = 2**31  # that all runs of the model together may have
+_KEPT = 2**22  # numbers of all draws
 _LEAST = 200  # draws
 
 
@@ -55,8 +56,9 @@ def worth(log_p: LogDensity, num_samples: int) -> int:
         log_p: of the model.
         num_samples: how many are asked for.
     """
-    most = max(_LEAST, _NUMBERS // (POINTS * log_p.numbers))
-    return min(num_samples, most)
+    size = sum(site.free_shape.numel() for site in log_p.sites)
+    most = min(_NUMBERS // (POINTS * (log_p.numbers or size)), _KEPT // size)
+    return min(num_samples, max(_LEAST, most))
 
 
 @torch.no_grad()

@@ -258,3 +258,12 @@ def test_a_new_process_finds_each_guide_again_by_the_order_of_set_up(tmp_path):
     assert said.returncode == 0, said.stderr
     expected = [guide.flow.transform.parts[-2].loc.item() for guide in guides]
     assert [float(word) for word in said.stdout.split()] == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:The `random_module` primitive is deprecated")
+def test_sites_of_a_lifted_module_make_a_name_too():
+    priors = {"weight": dist.Normal(torch.zeros(1, 1), 1.0).to_event(2)}
+    lifted = pyro.random_module("linear", torch.nn.Linear(1, 1, bias=False), priors)
+    guide = pf.AutoFlow(lambda: lifted()(torch.ones(1)), layers=1, hidden=(4,)).setup()
+    assert guide()["linear$$$weight"].shape == (1, 1)
+    assert guide.pyro_name == "AutoFlow(linear.weight)"

@@ -218,7 +218,7 @@ def test_models_a_guide_cannot_serve(model, message):
 
 
 def test_posterior_without_end_is_an_error():
-    guide = pf.AutoFlow(improper, layers=1, hidden=(8,))
+    guide = pf.AutoFlow(improper, layers=1, hidden=(8,), family="affine", init="init")
     with pytest.raises(ValueError, match="'scale'.*the posterior is improper"):
         pf.fit_guide(improper, guide, lr=0.5, max_steps=1000, progress=False)
 
@@ -474,7 +474,7 @@ def test_a_guide_of_batches_is_never_far_worse_than_it_began(lr):
         with pyro.plate("rows", 1000, subsample=x):
             pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
-    guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup(x)
+    guide = pf.AutoFlow(model, layers=1, hidden=(8,), family="affine").setup(x)
     before = pf.report(model, guide, x, num_samples=1000).elbo
     history = pf.fit_guide(model, guide, batches=x.split(100), lr=lr, max_steps=150, progress=False)
     assert not history.val
@@ -752,6 +752,18 @@ def test_report_measures_how_far_a_guide_is_off():
     assert found.evidence == pytest.approx(0.0, abs=4 * found.evidence_error + 1e-3)
     assert "z by 0.5" in found.verdict
     assert found.resample(5000)["z"].mean().item() == pytest.approx(0.0, abs=0.1)
+
+
+def test_weights_move_no_number_that_never_varies():
+    def model():
+        pyro.sample("tril", dist.LKJCholesky(2, 2.0))  # whose first number is one
+
+    def guide():
+        pyro.sample("tril", dist.LKJCholesky(2, 2.2))
+
+    found = pf.report(model, guide)
+    assert found.shift["tril"][0].tolist() == [0, 0]
+    assert found.verdict.startswith("Good")
 
 
 def test_report_looks_at_the_size_of_a_tail_too():

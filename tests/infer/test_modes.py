@@ -27,6 +27,12 @@ def two():
     pyro.sample("y", dist.Normal(z.abs(), 0.5), obs=torch.tensor(4.0))
 
 
+def two_draw_by_draw():
+    z = pyro.sample("z", dist.Normal(1.0, 5.0))
+    loc = z if z > 0 else -z
+    pyro.sample("y", dist.Normal(loc, 0.5), obs=torch.tensor(4.0))
+
+
 def evidence_of_two(left=True, right=True):
     """Over both half-lines, or one."""
     z = torch.linspace(-15, 15, 30_001, dtype=torch.float64)
@@ -87,6 +93,7 @@ DATA = torch.cat([torch.linspace(-4, -2, 10), torch.linspace(2, 4, 15)])
     ("model", "args", "modes"),
     [
         pytest.param(two, (), 2, id="signs"),
+        pytest.param(two_draw_by_draw, (), 2, id="draw_by_draw"),
         pytest.param(many, (), 8, id="eight_in_ten_dimensions"),
         pytest.param(labels, (DATA,), 2, id="labels"),
         pytest.param(flat, (), 2, id="flat_prior"),
@@ -205,6 +212,15 @@ def test_a_mode_that_is_missed_is_told_of():
     assert place * found.draws["z"].mean() < 0
     wanted = evidence_of_two() - evidence_of_two(left=place > 0, right=place < 0)
     assert lost == pytest.approx(wanted, abs=0.1)
+
+
+def test_mass_is_looked_for_draw_by_draw_too():
+    one_side = pf.AutoFlow(two, init="init", **SMALL).setup()
+    one_side.whiten.set(torch.tensor([4.0]), torch.tensor([[0.5]]))
+    log_p = one_side.log_density((), {}, two_draw_by_draw)
+    missed = missed_mass(log_p, one_side.flow, evidence_of_two(left=False))
+    assert missed.loc.item() == pytest.approx(-4, abs=0.3)
+    assert missed.log_mass == pytest.approx(evidence_of_two(right=False), abs=0.1)
 
 
 @pytest.mark.parametrize("model", [funnel, banana, heavy], ids=lambda m: m.__name__)

@@ -1,5 +1,6 @@
 """NUTS in a flow's base space: exact moments, geometry plain NUTS fails on, errors."""
 
+import copy
 import math
 
 import arviz as az
@@ -11,7 +12,8 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 import pyroflows as pf
-from pyroflows.infer.neutra import _potential
+from pyroflows.distributions.mixture import MixtureFlow
+from pyroflows.infer.neutra import _potential, share_beyond
 
 MEAN = torch.tensor([1.0, -2.0])
 COVARIANCE = torch.tensor([[1.0, 0.95 * 3.0], [0.95 * 3.0, 9.0]])
@@ -250,3 +252,36 @@ def test_agreement_is_told_number_by_number_whatever_the_site_is_called():
     assert abs(r_hat["c"] - 1) < 0.02
     assert r_hat["a/b"].isnan().sum() == 1
     assert ess["a/b"][1, 2].item() == pytest.approx(float(az.ess(draws[..., 1, 2].numpy())))
+
+
+def normal(factor):
+    """Two standard normal numbers, and a guide so many times as wide."""
+
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    guide = pf.AutoFlow(model, layers=1, hidden=(8,), init="init").setup()
+    guide.whiten.set(torch.zeros(2), factor * torch.eye(2))
+    return guide.log_density((), {}), guide.flow
+
+
+@pytest.mark.parametrize("modes", [1, 2])
+def test_chains_walk_into_a_tail_that_the_guide_hardly_draws(modes):
+    joint, flow = normal(0.5)
+    if modes == 2:
+        flow = MixtureFlow([flow, copy.deepcopy(flow)], torch.zeros(2))
+    share, points = share_beyond(joint, flow, 0.0)
+    # p / q > 10 where 3/2 |z|^2 > log 40, and |z|^2 / 2 is exponential.
+    assert share == pytest.approx(40 ** (-1 / 3), abs=0.06)
+    assert points.square().sum(1).min() > math.log(40) * 2 / 3 - 1e-3
+
+
+@pytest.mark.parametrize("factor", [0.85, 1.0, 1.5])
+def test_chains_stay_where_the_guide_draws_enough(factor):
+    assert share_beyond(*normal(factor), 0.0) is None
+
+
+def test_chains_do_not_judge_what_runs_draw_by_draw():
+    joint, flow = normal(0.5)
+    joint.batching = "alone"
+    assert share_beyond(joint, flow, 0.0) is None

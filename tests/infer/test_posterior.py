@@ -72,6 +72,23 @@ def test_chains_cannot_mend_a_mode_that_was_missed(monkeypatch):
     assert "there is another mode" in found.how
 
 
+def test_chains_go_on_where_they_leave_the_guide(monkeypatch):
+    def walked(*_):
+        return 0.1, torch.tensor([[5.0, 0.0], [5.2, 1.0], [4.8, -1.0]])
+
+    guide = pf.AutoFlow(correlated, layers=1, hidden=(8,)).setup()
+    assert pf.report(correlated, guide).good
+    monkeypatch.setattr("pyroflows.infer.verdict.share_beyond", walked)
+    found = pf.report(correlated, guide)
+    assert found.verdict.startswith(
+        "Do not trust it: there is posterior mass near z, number 0, = 5 that the guide hardly "
+        "draws, at least 10 % of all"
+    )
+    assert not found.trusted
+    drawn = pf.sample_posterior(correlated, guide=guide, draws=50, chains=4, progress=False)
+    assert drawn.chains is not None
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"draws": 0}, "draws"), ({"chains": 1}, "chains"), ({"draws": math.nan}, "draws")],

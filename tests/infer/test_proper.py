@@ -32,6 +32,10 @@ def flat_scale_of_one_row():
     pyro.sample("y", dist.Normal(0.0, flat("s", constraints.positive)), obs=torch.tensor(1.0))
 
 
+def scale_that_nothing_holds():
+    flat("s", constraints.positive)  # without curvature, and without a Gaussian to start from
+
+
 def wide():
     pyro.sample("z", dist.Normal(0.0, 1e6))
 
@@ -75,6 +79,7 @@ def bounded():
         (only_a_sum, "'a', 'b'"),
         (separable, "'b'"),
         (flat_scale_of_one_row, "'s'"),
+        (scale_that_nothing_holds, "'s'"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

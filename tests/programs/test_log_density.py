@@ -10,13 +10,14 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from pyro.infer.reparam import LocScaleReparam
+from pyro.infer.reparam import LocScaleReparam, ProjectedNormalReparam
 from pyro.nn import PyroModule, PyroSample
 from torch.distributions import constraints
 from torch.func import jacrev
 
 import pyroflows as pf
 from pyroflows.programs.discrete_sites import discrete_probabilities, draw_discrete
+from pyroflows.programs.log_density import LogDensity
 from pyroflows.programs.supports import LowerCholeskyVector, PositiveDefiniteVector, bijection
 from pyroflows.programs.vectorize import ChangedModelError
 
@@ -176,6 +177,28 @@ def discrete_first():
     pyro.sample("z", dist.Normal(3 * k, 1.0))  # a continuous site under a discrete one
 
 
+@poutine.reparam(config={"z": ProjectedNormalReparam()})
+def projected():
+    z = pyro.sample("z", dist.ProjectedNormal(torch.tensor([0.5, 0.0, 1.0])))
+    pyro.sample("y", dist.Normal(z, 0.5).to_event(1), obs=Y[:3])
+
+
+def filled():
+    z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+    mean = 2 * z.unsqueeze(-1).repeat(1, 2)
+    mean[z < 0] = 0.5
+    pyro.sample("y", dist.Normal(mean[:, 0], 1.0).to_event(1), obs=Y)
+
+
+def angles():
+    mean = pyro.sample("mean", dist.VonMises(3.0, 1.0))
+    strength = pyro.sample("strength", dist.HalfNormal(3.0))
+    with pyro.plate("rows", 4), poutine.mask(mask=Y > 0):
+        z = pyro.sample("z", dist.VonMises(mean, strength))
+        pyro.sample("y", dist.VonMises(z, 2.0), obs=Y)
+    pyro.sample("pair", dist.VonMises(torch.zeros(2), z[:2].exp()).to_event(1))
+
+
 def written_into():
     z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     path = torch.zeros(4)
@@ -201,9 +224,13 @@ CONTINUOUS = [
     masked_and_scaled,
     size_zero,
     reparametrised,
+    angles,
+    projected,
+    filled,
     written_into,
     Network(),
 ]
+WRITTEN_INTO = [ordered, projected, filled, written_into]
 DISCRETE = [mixture_of_rows, hidden_markov, discrete_first]
 
 
@@ -229,7 +256,7 @@ def test_a_batch_is_pyros_own_density_at_each_draw(model):
     log_density = guide.log_density((), {})
     latent = torch.randn(5, guide.latent_dim)
     ran = log_density.run(latent)
-    assert log_density.batching == ("anchored" if model in (ordered, written_into) else "vmap")
+    assert log_density.batching == ("anchored" if model in WRITTEN_INTO else "vmap")
     for i in range(5):
         torch.testing.assert_close(ran.log_p[i], expected(model, ran, i))
 
@@ -416,16 +443,18 @@ def test_matrices_of_a_batch_are_those_of_its_vectors(kind):
 @pytest.mark.parametrize(
     ("fn", "said"),
     [
-        (dist.VonMises(0.0, 1.0), r"'z' is a direction \(VonMises\)"),
-        (dist.VonMises(torch.zeros(3), 1.0).to_event(1), r"'z' is a direction \(VonMises\)"),
         (
             dist.VonMises3D(torch.tensor([1.0, 0.0, 0.0])),
-            r"'z' .VonMises3D. has no start.*ProjectedNormal",
+            r"'z' .VonMises3D. has no start.*ProjectedNormalReparam.*pyro.factor",
+        ),
+        (
+            dist.ProjectedNormal(torch.ones(3)),
+            r"'z' .ProjectedNormal. is a direction on a sphere.*ProjectedNormalReparam",
         ),
         (dist.Poisson(3.0), r"'z' is a discrete Poisson without finite support"),
         (dist.Geometric(0.3), r"'z' is a discrete Geometric without finite support"),
     ],
-    ids=["circle", "circles", "sphere", "poisson", "geometric"],
+    ids=["sphere", "projected", "poisson", "geometric"],
 )
 def test_sites_without_a_map_are_named(fn, said):
     with pytest.raises(ValueError, match=said):
@@ -717,6 +746,50 @@ def test_many_vectors_run_in_parts(model, monkeypatch):
     assert max(sizes) == 2
     torch.testing.assert_close(parts.log_p, whole.log_p)
     torch.testing.assert_close(parts.values, whole.values)
+
+
+def counting_numbers(monkeypatch):
+    """Lists how many numbers each run without gradients has, all its vectors together."""
+    numbers, batched = [], LogDensity._batched
+
+    def counted(self, latent):
+        ran = batched(self, latent)
+        if not torch.is_grad_enabled():
+            numbers.append(len(latent) * self.numbers)
+        return ran
+
+    monkeypatch.setattr(LogDensity, "_batched", counted)
+    return numbers
+
+
+def rows_of(count):
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", count):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=torch.zeros(count))
+
+    return model
+
+
+def test_training_runs_no_more_at_once_than_memory_likes(monkeypatch):
+    model = rows_of(200)
+    guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup()
+    numbers = counting_numbers(monkeypatch)
+    monkeypatch.setattr("pyroflows.programs.log_density._AT_ONCE", 10_000)
+    pf.fit_guide(model, guide, max_steps=1, progress=False)  # to measure it, and the gap
+    assert sum(numbers) > 4000 * 201
+    assert max(numbers) <= 10_000
+
+
+def test_the_first_run_sees_how_many_may_run_at_once(monkeypatch):
+    guide = pf.AutoFlow(rows_of(200), layers=1, hidden=(8,)).setup()
+    numbers = counting_numbers(monkeypatch)
+    monkeypatch.setattr("pyroflows.programs.log_density._AT_ONCE", 10_000)
+    log_density, latent = guide.log_density((), {}, batching="vmap"), torch.randn(1000, 1)
+    with torch.no_grad():
+        found = log_density(latent)
+    assert max(numbers) <= 10_000
+    torch.testing.assert_close(found, log_density(latent))
 
 
 def test_a_subsample_is_the_same_for_all_parts_of_a_call(monkeypatch):

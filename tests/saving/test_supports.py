@@ -30,6 +30,7 @@ def bad_supports():
                 bounds = 0, 3
             if (kind[:4], bounds[0]) not in (("grea", NONE[0]), ("less", NONE[0])):
                 yield {"constraint": kind, **dict(zip(names, bounds, strict=True))}
+    yield {"constraint": "circle", "center": encode(torch.tensor(0.0), "support")}
     for base, dims in [
         (EMPTY, 1),
         (INTERVAL, -1),
@@ -105,7 +106,12 @@ def test_builders_refuse_supports_without_room(name, support):
         builders()[name](2, support=support)
 
 
-@pytest.mark.parametrize("support", [EMPTY, {**EMPTY, "lower_bound": 0.0}, 3], ids=json.dumps)
+NO_CIRCLE = {"constraint": "circle", "center": {"float": "nan"}}
+
+
+@pytest.mark.parametrize(
+    "support", [EMPTY, {**EMPTY, "lower_bound": 0.0}, 3, NO_CIRCLE], ids=json.dumps
+)
 def test_a_guide_with_a_bad_support_is_refused_by_file_and_key(tmp_path, support):
     def model():
         pyro.sample("z", dist.Uniform(0.0, 1.0))
