@@ -50,6 +50,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"Tensor|Size|Module|Distribution|Axes|Path|Trace|ELBO|Fabric|dtype|device|ndarray"),
     (r"py:.*", r"(Fit)?Recipe|~P|pyroflows\.flows\.assembly\.B"),  # typed for editors alone
     (r"py:.*", r"Categorical|LogisticMixture|pyroflows\.datasets\.split\.AnySplit"),
+    (r"py:.*", r"(pyroflows\.infer\.importance\.)?Moved"),
     (r"py:.*", r"Program|FreeSite|(pyroflows\.programs\.sites\.)?Setup|.*MixtureFlow"),
 ]
 

@@ -10,6 +10,8 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
+import pyroflows as pf
+
 MODELS = Path(__file__).parent.parent / "models"
 
 
@@ -96,3 +98,44 @@ def test_horseshoe_scales_are_those_of_the_paper():
     torch.testing.assert_close(
         nodes["logits"]["value"], value["alpha"] + x @ value["beta"], rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return script("item_response")
+
+
+def test_answers_follow_ability_less_difficulty(answers):
+    y, truth = answers.simulate(6, 4)
+    values = {name: value.double() for name, value in truth.items()}
+    trace = poutine.trace(poutine.condition(answers.two_parameters, values)).get_trace(y.double())
+    by_hand = 0.0
+    for i, ability in enumerate(values["theta"]):
+        for a, b, right in zip(values["a"], values["b"], y[i], strict=True):
+            probability = torch.sigmoid(a * (ability - b))
+            by_hand += (probability if right else 1 - probability).log()
+    torch.testing.assert_close(trace.log_prob_sum(lambda name, _: name == "y"), by_hand)
+
+
+def test_people_are_rows_given_the_items(answers):
+    y, _ = answers.simulate(450, 4)
+    guide = pf.AutoFlow(answers.two_parameters).setup(y)
+    assert guide.latent_dim == 458
+    assert guide.learned.groups == ((450, 1),)
+
+
+def test_reference_of_item_response_is_one(answers):
+    found = answers.reference_for(torch.zeros(answers.SIZE))
+    assert found["rhat"] < 1.01
+    assert found["divergences"] == 0
+    sizes = [size for moments in found["parameters"].values() for size in moments["ess"]]
+    assert len(sizes) == 2 * answers.SIZE[1]
+    assert min(sizes) > 400
+    assert answers.reference_for(torch.zeros(500, 10)) is None
+
+
+def test_farthest_mean_is_in_sd_of_the_reference(answers):
+    moments = {"mean": [1.0, 2.0, 3.0], "sd": [0.5, 0.1, 0.25]}
+    reference = {"parameters": {"a": moments, "b": moments}}
+    means = {"a": torch.tensor([1.0, 2.1, 3.0]), "b": torch.tensor([1.5, 2.0, 2.5])}
+    assert answers.farthest(means, reference) == "2.000 sd (b of item 3)"

@@ -127,4 +127,5 @@ ax.legend(fontsize=8)
 #
 # - [A posterior with several modes](12_several_modes.ipynb): how modes are found, and where not.
 # - [A flow as a guide](06_iaf_guide.ipynb), and when to distrust it.
+# - [A thousand groups](14_many_groups.ipynb): a posterior of two thousand unknowns.
 # - The docstring of `pf.AutoFlow`.
