@@ -195,7 +195,7 @@ def report(
     the cost of 120 training steps of twice the particles, or fewer where the data are many, and not
     of models that run draw by draw or see a part of their rows.
 
-    Of a large model whose rows are independent given the globals (``guide.learned.groups``) the rows
+    Of a large model whose rows are independent given the globals (``guide.learned.groups``) rows
     are integrated one by one, given draws of the globals, by 16 points of the guide each: weights,
     k-hat and evidence are then those of the globals, without bias, and ``shift`` has what weights
     within rows do too, on the unconstrained scale. Fewer draws are taken than asked for where these
