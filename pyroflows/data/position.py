@@ -83,14 +83,30 @@ class Passes:
                 pass
         return batches
 
-    def first(self) -> Any:
-        """The first batch of the first pass once more; nothing is drawn for it."""
+    def first(self, count: int) -> list[Any]:
+        """The first batches of the first pass once more; nothing is drawn for them.
+
+        Args:
+            count: how many at most.
+
+        Raises:
+            ValueError: the batches can be gone through only once, and are begun.
+        """
+        if self.once:
+            raise ValueError(
+                "batches: expected some that can be gone through again, got an iterator"
+            )
         now = self._state()
         try:
             self._set(self._origin)
-            return next(iter(self.batches))
+            return list(itertools.islice(self.batches, count))
         finally:
             self._set(now)
+
+    @property
+    def once(self) -> bool:
+        """Whether the batches can be gone through only once, as a generator's."""
+        return isinstance(self.batches, Iterator)
 
     def _state(self) -> dict[str, Any]:
         batches: Any = self.batches

@@ -33,7 +33,7 @@ class ElboTask:
         buffers: what else belongs to them.
         clip: largest gradient norm.
         fabric: where.
-        first: the arguments of the first step, by which parameters are measured.
+        firsts: the arguments of the first steps, by which parameters are measured.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class ElboTask:
         buffers: list[Tensor],
         clip: float,
         fabric: Fabric,
-        first: tuple[Any, ...],
+        firsts: list[tuple[Any, ...]],
     ) -> None:
-        self.first = first
+        self.firsts = firsts
         self.elbo, self.programs, self.kwargs = elbo, (model, guide), kwargs
         self.parameters, self.buffers = parameters, buffers
         self.largest_norm, self.fabric = clip, fabric
@@ -103,16 +103,18 @@ class ElboTask:
 
     @torch.no_grad()
     def _measure(self) -> float:
-        repeats = -(-_MEASURED_BY // self.elbo.num_particles)
+        repeats = -(-_MEASURED_BY // (self.elbo.num_particles * len(self.firsts)))
         try:
             losses = [
-                self.elbo.loss(*self.programs, *self.first, **self.kwargs) for _ in range(repeats)
+                self.elbo.loss(*self.programs, *batch, **self.kwargs)
+                for batch in self.firsts
+                for _ in range(repeats)
             ]
         except ChangedModelError:
             raise
         except ERRORS:
             return math.nan
-        return -sum(losses) / repeats
+        return -sum(losses) / len(losses)
 
     def gap(self, seed: int) -> float:
         """By how many nats the guide's ELBO is below the evidence: the most that it can gain.
@@ -130,7 +132,7 @@ class ElboTask:
             return math.inf
         with self._seeded(seed):
             try:
-                return self.elbo.gap(*self.programs, *self.first, **self.kwargs)
+                return self.elbo.gap(*self.programs, *self.firsts[0], **self.kwargs)
             except ERRORS:
                 return math.inf
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyroflows._distributed import reduced
-from pyroflows.data.position import Passes
+from pyroflows.data.position import Passes, Repeated
 from pyroflows.infer.elbo_task import ElboTask
 from pyroflows.training.loop import SHRINK, Schedule
 from pyroflows.training.state import Many, Maybe
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 WINDOW = 100
+_MEASURED = 8  # batches at most by which parameters are measured
 _DROPS = 3  # of the step, the last of which ends training
 _NOISY_DROPS, _NOISY_FLAT = 5, 3  # where steps see a part of the rows: so many flat windows a drop
 _STRAYS = 10  # failures in a row, before anything worked, that are no stray particles
@@ -45,7 +46,7 @@ class Plateau(Schedule):
         task: what is trained.
         steps: the arguments of each step, without end.
         max_steps: how many at most.
-        slack: nats by which the first batch may tell otherwise of parameters than all data; None
+        slack: nats by which the first batches may tell otherwise of parameters than all data; None
             where parameters are measured by all, so that it is a score.
         noisy: whether steps see a part of the rows, whose choice hides what the ELBO gains.
     """
@@ -240,13 +241,23 @@ class Plateau(Schedule):
         self._drops, self._falls = shared["drops"], shared["falls"]
         self._flat, self._found = shared["flat"], shared["found"]
         self._before = None if shared["before"] is None else tuple(shared["before"])
-        self.task.first = as_arguments(self.run.passes.first())
+        self.task.firsts = first_steps(self.run.passes)
         self._steps = None
 
 
 def as_arguments(batch: Any) -> tuple[Any, ...]:
     """A batch as the arguments of one step."""
     return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+
+
+def first_steps(batches: Passes) -> list[tuple[Any, ...]]:
+    """The arguments of the first steps, by which parameters are measured, from the first pass.
+
+    Args:
+        batches: whose first pass has begun.
+    """
+    count = 1 if isinstance(batches.batches, Repeated) else _MEASURED
+    return [as_arguments(batch) for batch in batches.first(count)]
 
 
 def endless(batches: Passes) -> Iterator[tuple[Any, ...]]:

@@ -26,7 +26,7 @@ from pyroflows.infer.elbo_task import ElboTask
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.modes import weigh
 from pyroflows.infer.objectives import DensityELBO, PathELBO, has_paths
-from pyroflows.infer.plateau import Plateau, endless
+from pyroflows.infer.plateau import Plateau, endless, first_steps
 from pyroflows.programs.log_density import warn_alone
 from pyroflows.programs.vectorize import can_run_together, plate_nesting, run_alone, sample_sites
 from pyroflows.training.checkpoints import Checkpoint, open_checkpoints
@@ -70,9 +70,10 @@ def fit_guide(
     of 4,000 draws say that an ``AutoFlow`` is within 0.01 nats of the evidence, the most that an
     ELBO can reach. Where it fell far below what it was, training goes back there, with 0.3 of the
     step. What is returned was measured: the start, and after each window the exponential average of
-    the parameters, are scored by the same fresh particles (and the first batch, of mini-batches),
-    and the last is kept that is as good as the best, within two standard errors or 0.01 nats (of
-    mini-batches, unless it fell by more than one of them can for the good of all). Steps whose loss
+    the parameters, are scored by the same fresh particles (of mini-batches, and the first eight of
+    them; of an iterator, the first), and the last is kept that is as good as the best, within two
+    standard errors or 0.01 nats (of mini-batches, unless it fell by more than these can for the
+    good of all). Steps whose loss
     or gradient is not finite, or for which the model raises (a covariance that is not positive
     definite at a stray particle), are skipped and counted; where most of 100 are, training goes
     back likewise. It does so eight times at most. The trained tensors are those in Pyro's
@@ -164,8 +165,9 @@ def fit_guide(
     make_same(at, tensors)
     facts = {"lr": lr, "particles": particles, "vectorize": vectorize, **recipe}
     identity = partial(_facts, guide, objective, tensors, args, kwargs, batches, facts)
-    task = ElboTask(elbo, model, guide, kwargs, parameters, buffers, recipe["clip"], at, first)
-    slack = None if batches is None else _slack(model, guide, first, kwargs)
+    firsts = [first] if passes.once else first_steps(passes)
+    task = ElboTask(elbo, model, guide, kwargs, parameters, buffers, recipe["clip"], at, firsts)
+    slack = None if batches is None else _slack(model, guide, first, kwargs, len(firsts))
     noisy = batches is not None or getattr(elbo, "rows", "all") != "all"
     schedule = Plateau(task, itertools.chain([first], steps), max_steps, slack, noisy)
     pace = Pace(lr, recipe["average"], progress and at.is_global_zero, "fit_guide")
@@ -246,19 +248,19 @@ def _compiled(modules: list[torch.nn.Module], device: torch.device, wanted: bool
 
 @torch.no_grad()
 def _slack(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict, batches: int
 ) -> float:
-    """By how many nats the ELBO of a batch may fall where that of all rows rises.
+    """By how many nats the ELBO of some batches may fall where that of all rows rises.
 
-    A batch of n rows, scaled to N, has its own optimum; to be at that of all rows costs it N / n
-    times half a chi square with as many degrees of freedom as there are latent numbers.
+    Of n rows together, scaled to N, they have their own optimum; to be at that of all rows costs
+    them N / n times half a chi square with as many degrees of freedom as there are latent numbers.
     """
     with poutine.block():
         ran, drawn = run_alone(model, guide, args, kwargs)
     sites = [s for s in sample_sites(drawn).values() if not s["infer"].get("is_auxiliary")]
     count = sum(site["value"].numel() for site in sites)
     scales = (torch.as_tensor(site["scale"]).max() for site in sample_sites(ran).values())
-    ratio = max(map(float, scales), default=1.0)
+    ratio = max(1.0, max(map(float, scales), default=1.0) / batches)
     return ratio * (count / 2 + 3 * (count / 2) ** 0.5)
 
 

@@ -23,6 +23,9 @@ from pyroflows.infer.importance import (
 from pyroflows.infer.modes import missed_mass
 from pyroflows.infer.neutra import share_beyond
 from pyroflows.programs.circles import about_mean, circular_mean
+from pyroflows.programs.log_density import LogDensity
+from pyroflows.structured.structure import structure_of
+from pyroflows.structured.walk import share_beyond_of_globals
 
 _NEAR = 0.1  # posterior sd by which a mean may be off without being worth a word
 _FAR = 0.3  # posterior sd by which a mean may be off before the report warns
@@ -199,7 +202,8 @@ def report(
     are integrated one by one, given draws of the globals, by 16 points of the guide each: weights,
     k-hat and evidence are then those of the globals, without bias, and ``shift`` has what weights
     within rows do too, on the unconstrained scale. Fewer draws are taken than asked for where these
-    would take minutes, or keep over 4 million numbers; 200 at the least. No chains walk there.
+    would take minutes, or keep over 4 million numbers; 200 at the least. Chains walk over the
+    globals alone, by 800 searches for the modes of all rows.
 
     Args:
         model: a Pyro model.
@@ -244,14 +248,30 @@ def report(
     if mass is not None:
         place = guide.constrained(mass.loc[None], args, kwargs)
         return replace(judged, missed=_told(place, found.draws, mass.log_mass - evidence))
-    if guide.structured or not judged.trusted:  # chains among many rows would take too long
+    if not judged.trusted or (guide.structured and not found.rows):
         return judged
-    walked = share_beyond(log_p, guide.flow, evidence)
+    if guide.structured:
+        walked, hidden = _walked_over_globals(log_p, guide)
+    else:
+        walked, hidden = share_beyond(log_p, guide.flow, evidence), []
     if walked is not None:
         place = guide.constrained(walked[1], args, kwargs)
+        place = {name: value for name, value in place.items() if name not in hidden}
         log_ratio = math.log(walked[0]) - math.log1p(-min(walked[0], 0.99))
         return replace(judged, beyond=_told(place, found.draws, log_ratio))
     return judged
+
+
+def _walked_over_globals(
+    log_p: LogDensity, guide: AutoFlow
+) -> tuple[tuple[float, Tensor] | None, list[str]]:
+    """What chains over the globals find, and the names of the sites that are rows."""
+    structure = structure_of(log_p, guide.flows[0].sample((1,))[0])
+    if structure is None:
+        return None, []
+    is_row = torch.ones(guide.latent_dim, dtype=torch.bool)
+    is_row[structure.globals] = False
+    return share_beyond_of_globals(log_p, guide.flows[0], structure), guide.sites_of(is_row)
 
 
 def _told(place: dict[str, Tensor], draws: dict[str, Tensor], log_ratio: float) -> str:

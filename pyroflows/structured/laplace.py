@@ -149,13 +149,22 @@ class RowLaplace:
         Args:
             latent: ``(D,)``, from whose rows modes are found.
         """
+        return self.value_at_modes(latent)[0]
+
+    def value_at_modes(self, latent: Tensor) -> tuple[float, Tensor]:
+        """The same, and the vector with its rows at their modes.
+
+        Args:
+            latent: ``(D,)``.
+        """
         try:
-            rows = self.rows(self.at_modes(latent))
+            latent = self.at_modes(latent)
+            rows = self.rows(latent)
         except ERRORS:
-            return -math.inf
+            return -math.inf, latent
         terms = [_laplace_terms(precision).double().sum() for precision in rows.precisions]
         value = float(rows.values.double().sum() + torch.stack(terms).sum())
-        return value if math.isfinite(value) else -math.inf
+        return value if math.isfinite(value) else -math.inf, latent
 
     def marginal(self, latent: Tensor) -> Marginal:
         """The density of the globals of a vector, and its gradient; modes are found from its rows.

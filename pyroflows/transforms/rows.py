@@ -238,7 +238,8 @@ class WhitenRows(FlowTransform):
     r"""Fixed Gaussians: globals :math:`y_0 = m + L u`, rows given u around a moving location.
 
     :math:`y_i = m_i + B_i u + L_i (e^{s_i(u)} x_i)` with :math:`s_i(u)` linear in u and bounded
-    softly. What ``Whiten`` is to a full Gaussian, at a cost linear in the number of rows: buffers,
+    softly. What ``Whiten`` is to a full Gaussian, at a cost linear in the number of rows (as the
+    precision of latent Gaussian models, Rue & Held 2005, Gaussian Markov Random Fields): buffers,
     set once (``set``). Its output has the order of the vector that was set, its input globals
     first. Starts as the identity.
 

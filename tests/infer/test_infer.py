@@ -474,7 +474,7 @@ def test_a_guide_of_batches_is_never_far_worse_than_it_began(lr):
         with pyro.plate("rows", 1000, subsample=x):
             pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
-    guide = pf.AutoFlow(model, layers=1, hidden=(8,), family="affine").setup(x)
+    guide = pf.AutoFlow(model, layers=1, hidden=(8,)).setup(x)
     before = pf.report(model, guide, x, num_samples=1000).elbo
     history = pf.fit_guide(model, guide, batches=x.split(100), lr=lr, max_steps=150, progress=False)
     assert not history.val

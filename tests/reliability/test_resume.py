@@ -227,7 +227,7 @@ def test_a_guide_is_measured_on_the_same_batch_again(monkeypatch, tmp_path):
     found, finish = [], plateau.Plateau.finish
 
     def noted(self):
-        found.append(self.task.first[0])
+        found.append(self.task.firsts[0][0])
         finish(self)
 
     monkeypatch.setattr(plateau.Plateau, "finish", noted)

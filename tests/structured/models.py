@@ -5,11 +5,11 @@ import pyro.distributions as dist
 import torch
 
 
-def grouped_data(groups, rows, seed=0):
+def grouped_data(groups, rows, seed=0, slopes=0.3):
     """Group of each row, a covariate and what was seen, rows in no order."""
     generator = torch.Generator().manual_seed(seed)
     intercept = 1 + 0.7 * torch.randn(groups, generator=generator)
-    slope = -0.5 + 0.3 * torch.randn(groups, generator=generator)
+    slope = -0.5 + slopes * torch.randn(groups, generator=generator)
     order = torch.randperm(groups * rows, generator=generator)
     group = torch.arange(groups).repeat_interleave(rows)[order]
     x = torch.randn(groups * rows, generator=generator)

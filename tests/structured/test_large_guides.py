@@ -12,6 +12,7 @@ import models
 import pyroflows as pf
 from pyroflows.structured.integrated import POINTS, integrated_draws
 from pyroflows.structured.structure import structure_of
+from pyroflows.structured.walk import share_beyond_of_globals
 
 GROUPS = 210
 DATA = (*models.grouped_data(GROUPS, 6), GROUPS)
@@ -84,6 +85,28 @@ def test_points_of_a_row_integrate_it_far_better_than_as_many_at_random():
     spread = (found.log_p - found.log_q).std().item()
     # Of one point a row log-weights have a variance of 450 times 0.09.
     assert spread < 0.5 * math.sqrt(450 * 0.09 / POINTS)
+
+
+def test_chains_walk_into_a_tail_that_the_guide_does_not_draw():
+    # Slopes that hardly differ: their scale may be nothing, and its logarithm anything below.
+    group, x, y = models.grouped_data(GROUPS, 6, slopes=0.0)
+    guide = guide_of(models.grouped, group, x, y, GROUPS)
+    log_p = guide.log_density((group, x, y, GROUPS), {})
+    structure = structure_of(log_p, guide.flow.sample((1,))[0])
+    share, points = share_beyond_of_globals(log_p, guide.flow, structure)
+    assert share > 0.05
+    assert points[:, 3].mean() < guide.whiten.loc[3] - guide.whiten.tril[3, 3]
+    found = pf.report(models.grouped, guide, group, x, y, GROUPS, num_samples=300)
+    assert not found.trusted
+    if found.beyond:
+        assert "near scale, number 1" in found.verdict
+
+
+def test_no_chain_leaves_a_guide_that_covers_all():
+    guide = guide_of(models.grouped, *DATA)
+    log_p = guide.log_density(DATA, {})
+    structure = structure_of(log_p, guide.flow.sample((1,))[0])
+    assert share_beyond_of_globals(log_p, guide.flow, structure) is None
 
 
 def test_it_trains():
