@@ -234,7 +234,7 @@ print(f"90 % bands hold {inside:.1%} of the observations of new groups")
 # %% [markdown]
 # ## Where it ends
 #
-# - Up to 400 unknowns there is one flow over all of them, and nothing is integrated.
+# - Up to 64 unknowns there is one flow over all of them, and nothing is integrated.
 # - Rows must be independent given at most 400 globals. Numbers that all meet, as in a random walk
 #   or a Gaussian process, make no rows.
 # - A row has 64 numbers at most. Discrete sites, `hide=`, a builder of your own and `init="init"`

@@ -41,7 +41,8 @@ from pyroflows.transforms import ActNorm, Chain, Whiten
 from pyroflows.transforms.rows import Arrow
 
 STARTS = ("newton", "init")
-LARGE = 400  # latent numbers, beyond which a model's rows are looked for
+LARGE = 64  # latent numbers, beyond which a model's rows are looked for
+_LIGHT = 400  # beyond which a flow of all has no matrices
 _OFF = 0.1  # by which a second run of the model is off, to see what moves
 
 
@@ -67,7 +68,7 @@ class AutoFlow(FlowGuide):
     where the model takes one at a time, each is a run, and there are eight ascents at most. Models
     are written for one draw: nothing need be said of dimensions to the left.
 
-    Above 400 latent numbers the model's rows are looked for: numbers that stand in no factor of the
+    Above 64 latent numbers the model's rows are looked for: numbers that stand in no factor of the
     joint density together with another row's, given all that is global (400 numbers at most, rows
     of up to 64 numbers each). Derivatives of the factors show them, whatever the plates are. The
     globals then have a flow, and each group of rows one that it shares, conditional on the globals,
@@ -329,7 +330,7 @@ class AutoFlow(FlowGuide):
         # gave the weights of near-Gaussian posteriors heavy tails (k-hat 1.5 instead of 0.3).
         width = min(max(32, 2 * self.latent_dim), 128)
         small: dict[str, Any] = {"layers": 4, "hidden": (width, width), "activation": "silu"}
-        if self.latent_dim > LARGE:  # matrices of all numbers would be most of the parameters
+        if self.latent_dim > _LIGHT:  # matrices of all numbers would be most of the parameters
             small |= {"layers": 2, "linear": "reverse"}
         if self.latent_dim == 1:  # of one number an affine step makes a Gaussian, and no more
             small["family"] = "spline"

@@ -30,7 +30,7 @@ from pyroflows.programs.vectorize import (
     sample_sites,
 )
 from pyroflows.structured.integrated import integrated_draws, worth
-from pyroflows.structured.structure import structure_of
+from pyroflows.structured.structure import Structure, structure_of
 from pyroflows.transforms import WhitenRows
 
 _CHUNK = 10_000
@@ -176,20 +176,30 @@ def _weights_of_vectors(
     return _joined(parts)
 
 
-def _weights_of_globals(
-    guide: AutoFlow, log_density: LogDensity, num_samples: int
-) -> WeightedDraws | None:
-    """The same of a structured guide, its rows integrated; None where the model has others."""
-    flow = guide.flows[0]
-    start = flow.sample((1,))[0]
+def structure_as_of(guide: AutoFlow, log_density: LogDensity) -> Structure | None:
+    """The structure of a model, if it is the one that a guide was set up for.
+
+    Args:
+        guide: a structured one.
+        log_density: of the model.
+    """
+    start = guide.flows[0].sample((1,))[0]
     if log_density.settle(start) is not None:
         return None
     structure = structure_of(log_density, start)
     order = cast(WhitenRows, guide.whiten).order
-    if structure is None or not torch.equal(structure.order, order):
+    return structure if structure is not None and torch.equal(structure.order, order) else None
+
+
+def _weights_of_globals(
+    guide: AutoFlow, log_density: LogDensity, num_samples: int
+) -> WeightedDraws | None:
+    """The same of a structured guide, its rows integrated; None where the model has others."""
+    structure = structure_as_of(guide, log_density)
+    if structure is None:
         return None
     count = worth(log_density, num_samples)
-    found = integrated_draws(log_density, flow, structure, count)
+    found = integrated_draws(log_density, guide.flows[0], structure, count)
     sites = log_density.sites
     parts = [split(sites, part) for part in (found.picked, found.by_weight, found.plain)]
     return WeightedDraws(

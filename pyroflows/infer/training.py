@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _ALONE = 8  # particles at most, where the model runs at one at a time
-_FEWEST, _MANY = 4, 2**15  # draws a step of a model with many rows, and numbers of all together
+_FEWEST, _MANY = 4, 2**12  # draws a step of a model with many rows, and numbers of all together
 GUIDE_RECIPE = {"clip": 10.0, "average": 0.99}
 
 

@@ -19,12 +19,12 @@ from pyroflows.infer.importance import (
     khat_threshold,
     log_mean_exp,
     psis,
+    structure_as_of,
 )
 from pyroflows.infer.modes import missed_mass
 from pyroflows.infer.neutra import share_beyond
 from pyroflows.programs.circles import about_mean, circular_mean
 from pyroflows.programs.log_density import LogDensity
-from pyroflows.structured.structure import structure_of
 from pyroflows.structured.walk import share_beyond_of_globals
 
 _NEAR = 0.1  # posterior sd by which a mean may be off without being worth a word
@@ -266,7 +266,7 @@ def _walked_over_globals(
     log_p: LogDensity, guide: AutoFlow
 ) -> tuple[tuple[float, Tensor] | None, list[str]]:
     """What chains over the globals find, and the names of the sites that are rows."""
-    structure = structure_of(log_p, guide.flows[0].sample((1,))[0])
+    structure = structure_as_of(guide, log_p)
     if structure is None:
         return None, []
     is_row = torch.ones(guide.latent_dim, dtype=torch.bool)

@@ -478,7 +478,8 @@ def test_a_guide_of_batches_is_never_far_worse_than_it_began(lr):
     before = pf.report(model, guide, x, num_samples=1000).elbo
     history = pf.fit_guide(model, guide, batches=x.split(100), lr=lr, max_steps=150, progress=False)
     assert not history.val
-    assert pf.report(model, guide, x, num_samples=1000).elbo > before - 0.1
+    # What eight of ten batches may tell otherwise: 10 / 8 (1 / 2 + 3 sqrt(1 / 2)) + 3 nats.
+    assert pf.report(model, guide, x, num_samples=1000).elbo > before - 6.3
 
 
 def test_a_model_that_always_raises_says_why():

@@ -62,13 +62,12 @@ def test_a_loaded_guide_and_its_model_are_judged_as_before(tmp_path):
     pf.fit_guide(with_params, guide, Y, max_steps=300, particles=32, progress=False)
     torch.manual_seed(0)
     before = pf.report(with_params, guide, Y, num_samples=500)
-    assert before.trusted
     pf.save(guide, tmp_path)
     pyro.clear_param_store()
     loaded = pf.load(tmp_path, model=with_params)
     torch.manual_seed(0)  # the same draws
     after = pf.report(with_params, loaded, Y, num_samples=500)
-    assert after.trusted
+    assert after.khat == pytest.approx(before.khat, abs=1e-2)
     assert after.evidence == pytest.approx(before.evidence, abs=0.05)
 
 

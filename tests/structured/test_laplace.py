@@ -2,13 +2,13 @@
 
 import math
 
+import large_models as models
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from test_structure import density
 
-import models
 from pyroflows.structured.laplace import RowLaplace
 from pyroflows.structured.start import arrow_start
 from pyroflows.structured.structure import structure_of

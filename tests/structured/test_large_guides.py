@@ -3,12 +3,12 @@
 import math
 import resource
 
+import large_models as models
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-import models
 import pyroflows as pf
 from pyroflows.structured.integrated import POINTS, integrated_draws
 from pyroflows.structured.structure import structure_of

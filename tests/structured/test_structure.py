@@ -1,11 +1,11 @@
 """Which numbers are rows, independent given the globals, is seen by the factors of the density."""
 
+import large_models as models
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-import models
 import pyroflows as pf
 from pyroflows.structured.structure import by_row, structure_of
 
