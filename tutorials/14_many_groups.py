@@ -241,7 +241,7 @@ print(f"90 % bands hold {inside:.1%} of the observations of new groups")
 #   leave the rows out.
 # - There is one start: a second mode is not looked for.
 # - Were the slopes nearly equal, so that their spread could be 0, the guide of the model as it
-#   stands would miss the mass near 0, and not every report would say so. Written non-centred, as
+#   stands would miss the mass near 0, as the report's chains would find. Written non-centred, as
 #   `mean[1] + spread[1] * z` with a standard normal `z`, it has that mass.
 #
 # ## What to read next

@@ -42,6 +42,7 @@ from pyroflows.transforms.rows import Arrow
 
 STARTS = ("newton", "init")
 LARGE = 64  # latent numbers, beyond which a model's rows are looked for
+_OF_ROWS = frozenset(("layers", "hidden"))  # builder's arguments that a flow of rows has too
 _LIGHT = 400  # beyond which a flow of all has no matrices
 _OFF = 0.1  # by which a second run of the model is off, to see what moves
 
@@ -77,6 +78,7 @@ class AutoFlow(FlowGuide):
     2009), memory grows linearly, and ``report`` integrates the rows one by one. ``learned.groups``
     tells how many rows of how many numbers. Where all is tied up, a full Gaussian is found up to
     4,096 numbers; beyond, each number starts on its own, and ``report`` says what that is worth.
+    A builder of one's own, or arguments other than ``layers`` and ``hidden``, are a flow of all.
 
     Discrete sites of finite support are summed out, by Pyro's enumeration; ``sample_discrete`` and
     ``discrete_probabilities`` give them back. Where a site's support
@@ -240,7 +242,8 @@ class AutoFlow(FlowGuide):
 
     def _by_rows(self, log_p: LogDensity, start: Tensor) -> Flow | None:
         """The flow of a large model, of rows given globals; None where a full Gaussian will do."""
-        if len(start) <= LARGE or self.builder is not None or self.init != "newton":
+        own = self.builder is not None or not _OF_ROWS.issuperset(self.builder_args)
+        if len(start) <= LARGE or own or self.init != "newton":
             return None
         with same_draws():
             arrow = self._rows_of(log_p, start)

@@ -37,6 +37,12 @@ def test_a_small_model_has_a_flow_of_all_numbers():
     assert not guide.structured
 
 
+def test_a_flow_that_is_asked_for_is_of_all_numbers():
+    data = (*models.grouped_data(40, 5), 40)
+    guide = pf.AutoFlow(models.grouped, family="spline", layers=1, hidden=(8,)).setup(*data)
+    assert not guide.structured
+
+
 def test_the_start_is_close_to_the_evidence():
     guide = guide_of(models.grouped, *DATA)
     found = pf.report(models.grouped, guide, *DATA, num_samples=500)
