@@ -71,7 +71,7 @@ def draw(panels: dict[str, Tensor], path: Path) -> None:
     low, high = (bound(list(panels.values())[1]).item() for bound in (torch.min, torch.max))
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
         limits = {} if "deviation" in title else {"vmin": low, "vmax": high}
-        image = ax.imshow(values.T, origin="lower", extent=(0, 1, 0, 1), **limits)
+        image = ax.imshow(values.T.numpy(), origin="lower", extent=(0, 1, 0, 1), **limits)
         ax.set_title(title, fontsize=10)
         fig.colorbar(image, ax=ax, shrink=0.8)
     path.parent.mkdir(parents=True, exist_ok=True)
